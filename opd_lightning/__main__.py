@@ -1,0 +1,36 @@
+"""python -m opd_lightning [group=option] [key=value] ...: one run, or with -m a sweep of them."""
+
+import logging
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from opd_lightning.config import CONF_DIR
+
+log = logging.getLogger(__name__)
+
+
+class RunFailed(CompactHydraException):
+    """Ends a run with one sentence; Hydra prints it without a traceback unless HYDRA_FULL_ERROR=1 asks for one."""
+
+
+@hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Make one run; in a sweep, Hydra calls this once per cell."""
+    from opd_lightning.train import run  # imported late, so that --help and typos answer at once
+
+    try:
+        if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
+            raise ValueError(f"study={cfg.study.name} is a sweep over several runs; add -m (python -m opd_lightning -m ...).")
+        run(cfg)
+    except ValueError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            log.error(f"error: {error}")  # the sweep goes on; Hydra itself reports at the end
+        raise RunFailed(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Evaluation at the start, on a schedule and at the end; the walk knows nothing of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+
+class Evaluation(L.Callback):
+    """Runs a suite of evaluations and keeps their history in evaluation.json.
+
+    Args:
+        suite: evaluations by name; each is called as evaluation(student, scorers) and returns numbers by name.
+        every: optimizer steps between evaluations.
+        folder: the run's.
+    """
+
+    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path):
+        self.suite, self.every, self.folder = suite, every, folder
+        self.history: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The start model's numbers; rows beyond a restored checkpoint are forgotten."""
+        self.history = [row for row in self.history if row["step"] <= trainer.global_step]
+        if not self.history:
+            self.run(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+        """On schedule."""
+        if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
+            self.run(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """The last step, unless it has just been measured."""
+        if self.history[-1]["step"] != trainer.global_step:
+            self.run(trainer, module)
+
+    def run(self, trainer: L.Trainer, module: Any) -> None:
+        """Every device evaluates, so that all stay in step; one writes."""
+        with module.ledger.timing("evaluation"):
+            numbers = {k: v for e in self.suite.values() for k, v in e(module.student, module.scorers).items()}
+        self.history.append({"step": trainer.global_step, **numbers})
+        for logger in trainer.loggers:
+            logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()}, step=trainer.global_step)
+        if trainer.is_global_zero:
+            record = {"start": self.history[0], "end": self.history[-1], "history": self.history, "examples": self.examples()}
+            (self.folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def examples(self) -> dict[str, Any]:
+        """How many examples each evaluation measures, and a digest of their ids: only equal ones can be compared."""
+        digest = {name: hashlib.blake2b("\n".join(e.ids).encode(), digest_size=8).hexdigest() for name, e in self.suite.items()}
+        return {name: {"n": len(e.ids), "digest": digest[name]} for name, e in self.suite.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]

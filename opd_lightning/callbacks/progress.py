@@ -1,0 +1,66 @@
+"""A progress bar that knows the walk: loss, both KLs, tokens per second, time left."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress(L.Callback):
+    """One bar on a terminal; a line every tenth of the run where the output is a file.
+
+    Args:
+        refresh_seconds: shortest time between two updates of the bar.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5):
+        self.refresh_seconds = refresh_seconds
+        self.bar: Bar | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Begin at the step a restored run has reached."""
+        self.begun, self.first = time.perf_counter(), module.ledger.tokens["completion_tokens"]
+        self.printed = trainer.global_step
+        if trainer.is_global_zero and sys.stdout.isatty():
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bar = Bar(*columns, refresh_per_second=1 / self.refresh_seconds)
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, note="")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+        """Show the step."""
+        if not trainer.is_global_zero:
+            return
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.global_step, note=self.note(trainer, module))
+        elif trainer.global_step - self.printed >= max(1, trainer.max_steps // 10):
+            self.printed = trainer.global_step
+            left = (time.perf_counter() - self.begun) / trainer.global_step * (trainer.max_steps - trainer.global_step)
+            print(
+                f"step {trainer.global_step}/{trainer.max_steps}  {self.note(trainer, module)}  {left:.0f} s left", flush=True
+            )
+
+    def note(self, trainer: L.Trainer, module: Any) -> str:
+        """The numbers worth watching."""
+        seen = {k.split("/")[-1]: float(v) for k, v in trainer.logged_metrics.items()}
+        rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
+        shown = [f"{k} {seen[k]:.3g}" for k in ("loss", "forward_kl", "reverse_kl", "reward") if k in seen]
+        return "  ".join([*shown, f"{rate:.0f} tokens/s"])
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.on_train_end(trainer, module)

@@ -1,0 +1,52 @@
+"""Completions as they are written: on the screen, in samples.jsonl, and as a W&B table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.markup import escape
+
+
+class Samples(L.Callback):
+    """Keeps a few completions of every so many steps.
+
+    Args:
+        every: optimizer steps between samples.
+        n: completions to keep each time; the first is shown.
+    """
+
+    def __init__(self, every: int = 25, n: int = 4):
+        if every < 1 or n < 1:
+            raise ValueError(f"callbacks.samples.every={every} and callbacks.samples.n={n} must be at least 1.")
+        self.every, self.n, self.last = every, n, -every
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Forget samples beyond the checkpoint the run goes on from."""
+        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        if trainer.is_global_zero and path.is_file():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step]
+            path.write_text("".join(f"{line}\n" for line in lines))
+            self.last = json.loads(lines[-1])["step"] if lines else -self.every
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+        """Write the first completions of the rollout that was just learned from."""
+        if trainer.global_step - self.last < self.every or not trainer.is_global_zero:
+            return
+        self.last = trainer.global_step
+        rollout, tokenizer = module.latest, module.tokenizer
+        prompts = [e.messages[-1]["content"] for e in rollout.prompts.examples[: self.n]]
+        rows = [
+            {"step": trainer.global_step, "prompt": prompt, "completion": text, "writer": rollout.writer}
+            for prompt, text in zip(prompts, rollout.texts(tokenizer), strict=False)
+        ]
+        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        first = rows[0]
+        line = f"{first['prompt']} -> {first['completion']}".replace("\n", " ")
+        Console().print(f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}", highlight=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("samples", list(first), [list(row.values()) for row in rows], step=trainer.global_step)

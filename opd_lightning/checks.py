@@ -1,0 +1,137 @@
+"""Checks that need no model: does every node bind to its target, and do the choices make sense together?"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from opd_lightning.config import CONF_DIR, plain
+
+EXTRAS = {
+    "rollout": {"tokenizer"},
+    "evaluation.suite": {"task", "tokenizer"},
+    "trainer": {"logger", "callbacks", "default_root_dir"},
+    "logger": {"save_dir", "id", "name"},
+}
+"""Arguments that the program adds to a node, by the beginning of its place in the configuration."""
+
+NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Find what can be known to be wrong before anything is loaded.
+
+    Returns:
+        Warnings, one sentence each.
+
+    Raises:
+        ValueError: the field, its value and the remedy.
+    """
+    resolved = plain(cfg)
+    check_names(resolved)
+    for place, node in targets(resolved):
+        check_binding(place, node)
+    return check_choices(resolved)
+
+
+def check_names(cfg: dict[str, Any]) -> None:
+    """Top-level keys are known ones, and whatever names a folder can be a folder's name on every system."""
+    primary = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
+    groups = [next(iter(entry)).split("/")[0] for entry in primary.pop("defaults") if isinstance(entry, dict)]
+    known = {*primary, *groups, "budget"} - {"override hydra"}
+    for key, value in cfg.items():
+        if key not in known:
+            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}.")
+    for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
+        if not NAMES.fullmatch(str(value)):
+            raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
+
+
+def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`, and its place such as "loss.divergence"."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield place, node
+        for key, value in node.items():
+            yield from targets(value, f"{place}.{key}" if place else str(key))
+
+
+def check_binding(place: str, node: dict[str, Any]) -> None:
+    """The node's keys are parameters of its target, and none that it needs is missing."""
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise ValueError(f"{place}._target_={node['_target_']} cannot be imported ({error}).") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    given = {key for key in node if not key.startswith("_")}
+    extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
+    for key in given - set(parameters):
+        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}.")
+    if not node.get("_partial_"):
+        needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
+        for key in needed - given - extra:
+            raise ValueError(f"{place}.{key} is missing; {node['_target_']} needs it.")
+
+
+def nearest(key: str, known: Any) -> str:
+    """ "; did you mean ...?" if something is close."""
+    match = get_close_matches(key, list(known), n=1)
+    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def check_choices(cfg: dict[str, Any]) -> list[str]:
+    """Choices that contradict each other, told from what the chosen classes say of themselves."""
+    loss, rollout, warnings = cfg["loss"], get_object(cfg["rollout"]["_target_"]), []
+    others = [key for key in ("policy_gradient", "cross_entropy") if loss.get(key)]
+    teacher = cfg["teacher"] and get_object(cfg["teacher"]["_target_"])
+    informed = get_object(cfg["context"]["_target_"]).informs
+    if loss.get("divergence") and teacher is None:
+        raise ValueError(
+            "teacher=none, but loss.divergence reads a teacher; choose teacher=external or teacher=frozen with a context."
+        )
+    if loss.get("divergence") and teacher.self_teacher and not informed and not others:
+        raise ValueError(
+            "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
+            "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
+        )
+    if loss.get("policy_gradient") and not rollout.on_policy:
+        raise ValueError("rollout=dataset has no samples to reward; choose rollout=student_group with loss/policy_gradient.")
+    if loss.get("policy_gradient") and cfg["rollout"]["samples_per_prompt"] < 2:
+        raise ValueError(
+            f"rollout.samples_per_prompt={cfg['rollout']['samples_per_prompt']} leaves a group advantage without a "
+            "baseline; use 2 or more (rollout=student_group has 8)."
+        )
+    if loss.get("cross_entropy") and rollout.on_policy and not (loss.get("divergence") or loss.get("policy_gradient")):
+        raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
+    if (
+        loss.get("support")
+        and cfg["loss"]["support"]["_target_"].endswith("SampledToken")
+        and loss.get("divergence")
+        and not rollout.on_policy
+    ):
+        raise ValueError(
+            "loss/support=sampled estimates from the student's own samples; choose rollout=student or loss/support=full."
+        )
+    if teacher is not None and not loss.get("divergence"):
+        warnings.append("the teacher is not loaded, for no term of the loss reads it; teacher=none says so.")
+    if "16-" in str(cfg["trainer"]["precision"]) and not str(cfg["trainer"]["precision"]).startswith("bf16"):
+        raise ValueError(
+            f"trainer.precision={cfg['trainer']['precision']} needs loss scaling, which the walk does not do; use bf16-mixed."
+        )
+    if cfg["trainer"]["max_steps"] is None or cfg["trainer"]["max_steps"] < 1:
+        raise ValueError(
+            f"trainer.max_steps={cfg['trainer']['max_steps']} must be at least 1; it is the only horizon of a run."
+        )
+    if cfg["data"]["batch_size"] < 1:
+        raise ValueError(f"data.batch_size={cfg['data']['batch_size']} must be at least 1.")
+    if cfg["evaluation"]["every"] < 1:
+        raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")
+    return warnings

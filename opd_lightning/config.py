@@ -1,0 +1,65 @@
+"""Configuration: where conf/ is, how a node becomes an object, and which folder a run gets."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+HERE = Path(__file__).resolve().parent
+CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
+"""The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
+
+HASHED = ("start_from", "model", "task", "rollout", "teacher", "context", "loss", "optim", "data", "budget")
+"""What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro_tokens."""
+
+ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
+"""Schedules without a horizon: a run under one of them can be extended, so `max_steps` is not part of its identity."""
+
+
+def build(node: DictConfig | dict | None, **extra: Any) -> Any:
+    """The object that a node's `_target_` describes, with `extra` arguments that only the program knows; None for None.
+
+    Raises:
+        ValueError: what the target raised on its arguments, in its own words.
+    """
+    if node is None:
+        return None
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (ValueError, ImportError)):
+            raise ValueError(str(error.__cause__)) from error
+        raise
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration of another run, inside or outside a Hydra application."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("config", overrides=overrides)
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return hydra.compose("config", overrides=overrides)
+
+
+def plain(cfg: DictConfig | ListConfig) -> Any:
+    """The resolved configuration as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def run_hash(cfg: DictConfig) -> str:
+    """Eight hexadecimal digits that change with whatever changes the result, seed apart."""
+    resolved = plain(cfg)
+    identity = {key: resolved[key] for key in HASHED if key in resolved}
+    identity["precision"] = resolved["trainer"]["precision"]
+    if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
+        identity["max_steps"] = resolved["trainer"]["max_steps"]
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again, another never meets it."""
+    return Path(cfg.output_dir) / cfg.study.name / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"

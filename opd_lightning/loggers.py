@@ -1,0 +1,85 @@
+"""metrics.csv: one row per step, whatever logger is used beside it, and no step twice after an interruption."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Appends to a CSV file; a metric that appears later adds a column.
+
+    Args:
+        path: of the file; rows of an earlier part of the run stay.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.row: dict[str, Any] = {}
+        self.rows = read_csv(path)
+        self.columns = list(self.rows[0]) if self.rows else ["step"]
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Collect a step's metrics; the row is written when the next step begins."""
+        if self.row and self.row["step"] != step:
+            self.save()
+        self.row |= {"step": step} | {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the row of the current step."""
+        if not self.row:
+            return
+        row, self.row = self.row, {}
+        self.rows.append(row)
+        new = [k for k in row if k not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+    @rank_zero_only
+    def drop_after(self, step: int) -> None:
+        """Forget rows beyond a step: the run goes on from a checkpoint made there."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        if self.path.exists():
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file as numbers; empty cells are left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: int(v) if k == "step" else float(v) for k, v in row.items() if v not in ("", None)} for row in rows]

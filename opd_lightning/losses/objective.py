@@ -1,0 +1,117 @@
+"""The objective: a sum of per-token terms on chunks of logits, with its token weights and its normaliser."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
+from opd_lightning.types import Rollout, Tokens
+
+
+class Objective:
+    """What a method minimises: sum over tokens of weight x (divergence + policy gradient + cross-entropy) / Z.
+
+    Args:
+        weight: which tokens count; see `weight.py`.
+        aggregate: what the sum is divided by; see `weight.py`.
+        divergence: entries of a divergence from the teacher; see `divergence.py`. None: no teacher is needed.
+        support: over which tokens the divergence is taken; see `support.py`.
+        policy_gradient: a term on rewarded completions. None: no verifier is needed.
+        cross_entropy: a term on the written tokens.
+        temperature: divides student and teacher logits in every term and every logged KL; keep it equal to the
+            sampling temperature unless you mean otherwise.
+
+    Raises:
+        ValueError: no term at all, or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        weight: Callable[[Rollout], Tensor],
+        aggregate: Callable[[Tensor], tuple[Tensor, Tensor]],
+        divergence: Callable[[Tensor, Tensor], Tensor] | None = None,
+        support: Callable[..., Tensor] | None = None,
+        policy_gradient: PolicyGradient | None = None,
+        cross_entropy: CrossEntropy | None = None,
+        temperature: float = 1.0,
+    ):
+        if divergence is None and policy_gradient is None and cross_entropy is None:
+            raise ValueError("the loss has no term: choose loss/divergence=, loss/policy_gradient= or loss/cross_entropy=.")
+        if divergence is not None and support is None:
+            raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
+        if not temperature > 0:
+            raise ValueError(f"loss.temperature={temperature} must be positive; 1.0 is the models' own distribution.")
+        self.weight, self.aggregate, self.temperature = weight, aggregate, temperature
+        self.divergence, self.support = divergence, support
+        self.policy_gradient, self.cross_entropy = policy_gradient, cross_entropy
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of the distributions beside the student's that the terms read."""
+        return frozenset() if self.divergence is None else frozenset({"teacher"})
+
+    def weights(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Token weights [B, T] and this device's share of the normaliser Z."""
+        return self.aggregate(self.weight(rollout))
+
+    @property
+    def rewarded(self) -> bool:
+        """Does a term read rewards?"""
+        return self.policy_gradient is not None
+
+    def advantages(self, rewards: Tensor, samples: int) -> Tensor:
+        """Advantages [B] from rewards [B], where each prompt's `samples` rows are adjacent."""
+        assert self.policy_gradient is not None
+        return self.policy_gradient.advantage(rewards.view(-1, samples)).flatten()
+
+    def active(self, weight: Tensor, advantages: Tensor | None) -> Tensor:
+        """Number of tokens that can have a gradient; 0 where rewards are the only signal and all advantages are 0."""
+        counted = weight > 0
+        if self.divergence is None and self.cross_entropy is None and advantages is not None:
+            counted = counted & (advantages[:, None] != 0)
+        return counted.sum()
+
+    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The per-token loss of a chunk.
+
+        Args:
+            logits: "student" and each of `sources`, [n, V] in at least float32.
+            tokens: the chunk's n tokens.
+
+        Returns:
+            The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement.
+        """
+        log_p = {name: torch.log_softmax(value / self.temperature, -1) for name, value in logits.items()}
+        log_s = log_p["student"]
+        loss = log_s.new_zeros(log_s.shape[0])
+        stats: dict[str, Tensor] = {}
+        if self.divergence is not None:
+            assert self.support is not None
+            loss = loss + self.support(self.divergence, log_s, log_p["teacher"], tokens)
+        for term in (self.policy_gradient, self.cross_entropy):
+            if term is not None:
+                value, extra = term(log_s, tokens)
+                loss, stats = loss + value, stats | extra
+        return loss, stats | diagnose(log_p)
+
+    def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
+        log_s = torch.log_softmax(logits["student"] / self.temperature, -1)
+        return log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}
+
+
+@torch.no_grad()
+def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is worth knowing whatever is optimised, in nats [n]; `log_p` maps "student" and maybe "teacher" to [n, V]."""
+    log_s = log_p["student"]
+    p_s = log_s.exp()
+    stats = {"student_entropy": -(p_s * log_s).sum(-1)}
+    if "teacher" in log_p:
+        log_t = log_p["teacher"]
+        p_t, gap = log_t.exp(), log_t - log_s
+        stats["forward_kl"] = (p_t * gap).sum(-1)
+        stats["reverse_kl"] = -(p_s * gap).sum(-1)
+        stats["teacher_entropy"] = -(p_t * log_t).sum(-1)
+        stats["top1_agreement"] = (log_s.argmax(-1) == log_t.argmax(-1)).to(log_s.dtype)
+    return stats

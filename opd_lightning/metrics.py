@@ -1,0 +1,70 @@
+"""Means and totals of a step, gathered on the device and reduced over all devices in one call; and the run's ledger."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def _wide(values: Tensor) -> Tensor:
+    """To the widest float the device has (Apple's GPU has no float64)."""
+    return values.detach().to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+class StepMetrics:
+    """Means over tokens or completions, and totals, by name. Every device must add the same names in the same order."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
+
+    def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
+        """Add values of any shape to a mean; `where` (same shape, boolean) says which ones."""
+        values = _wide(values)
+        where = torch.ones_like(values) if where is None else _wide(where)
+        self.sums[name] = self.sums.get(name, 0.0) + torch.where(where > 0, values, 0.0).sum()
+        self.counts[name] = self.counts.get(name, 0.0) + where.sum()
+
+    def total(self, name: str, value: Tensor) -> None:
+        """Add to a sum over micro-batches and devices."""
+        self.totals[name] = self.totals.get(name, 0.0) + _wide(value).sum()
+
+    def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """(means, totals) over all devices, through one call of `all_sum`; a mean over nothing is left out."""
+        columns = [*self.sums.values(), *self.counts.values(), *self.totals.values()]
+        values = all_sum(torch.stack(columns)).tolist()
+        n = len(self.sums)
+        means = {name: values[i] / values[n + i] for i, name in enumerate(self.sums) if values[n + i] > 0}
+        return means, dict(zip(self.totals, values[2 * n :], strict=True))
+
+
+class Ledger:
+    """What a run has cost so far: tokens over all devices, and this process's seconds by part of the walk."""
+
+    def __init__(self) -> None:
+        self.tokens: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Charge the time spent inside to a part; waits for the GPU, so that the right part pays."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[part] += time.perf_counter() - begun
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """For the checkpoint and for ledger.json."""
+        return {"tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from a checkpoint; seconds add up over interruptions."""
+        self.tokens = Counter({name: int(n) for name, n in state["tokens"].items()})
+        self.seconds = defaultdict(float, state["seconds"])

@@ -1,0 +1,183 @@
+"""The walk: prompts -> rollout -> score -> loss -> update. No method has a line of its own here."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase
+
+from opd_lightning.batching import packed_index, plan_micro_batches
+from opd_lightning.losses.objective import Objective
+from opd_lightning.metrics import Ledger, StepMetrics
+from opd_lightning.models import Pretrained, Student
+from opd_lightning.optim import Optim
+from opd_lightning.seeds import derive_seed
+from opd_lightning.tasks.base import Example, Verdict
+from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
+
+
+class DistillationModule(L.LightningModule):
+    """A student that learns from completions: its own or others', scored by a teacher, a verifier or neither.
+
+    Args:
+        model: the student's start weights.
+        tokenizer: the student's.
+        rollout: who writes the completions; see `opd_lightning.rollout`.
+        objective: what is minimised; see `opd_lightning.losses`.
+        scorers: the other distributions that the objective reads, such as {"teacher": ...}.
+        optim: optimizer, schedule and clip.
+        seed: of everything that is drawn during training.
+        verify: judges a completion, for objectives that read rewards.
+        micro_tokens: padded tokens per forward pass; None takes the whole batch at once.
+        chunk: rows of logits that exist at a time.
+    """
+
+    def __init__(
+        self,
+        model: Pretrained,
+        tokenizer: PreTrainedTokenizerBase,
+        rollout: RolloutPolicy,
+        objective: Objective,
+        scorers: Mapping[str, Scorer],
+        optim: Optim,
+        seed: int,
+        verify: Callable[[Example, str], Verdict] | None = None,
+        micro_tokens: int | None = None,
+        chunk: int = 128,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.tokenizer, self.rollout, self.objective = model, tokenizer, rollout, objective
+        self.scorers = {name: scorers[name] for name in sorted(objective.sources)}
+        self.optim, self.seed, self.verify = optim, seed, verify
+        self.micro_tokens, self.chunk = micro_tokens, chunk
+        self.ledger = Ledger()
+        self.latest: Rollout | None = None
+        self.student: Student = None  # type: ignore[assignment]
+
+    def configure_model(self) -> None:
+        """Load the student and attach the teachers, on their device and before a checkpoint is restored."""
+        if self.student is None:
+            self.student = Student(self.model.model(), self.chunk).to(self.trainer.strategy.root_device).train()
+            for scorer in self.scorers.values():
+                scorer.weights.attach(self.student, self.tokenizer)
+
+    def configure_optimizers(self):
+        optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
+        return [optimizer], [schedule]
+
+    def training_step(self, prompts: Prompts, batch_idx: int) -> None:
+        """One rollout and the updates it is worth."""
+        metrics = StepMetrics()
+        with self.ledger.timing("rollout"):
+            seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
+            rollout = self.latest = self.rollout(self.student, prompts, seed)
+            rollout.describe(metrics)
+        with self.ledger.timing("score"):
+            batch = self.score(rollout, metrics)
+        for _ in range(self.rollout.updates_per_rollout):
+            with self.ledger.timing("update"):
+                self.update(batch, metrics)
+        self.report(metrics)
+
+    def score(self, rollout: Rollout, metrics: StepMetrics) -> Batch:
+        """What the loss will know of each token: its weight, its advantage, the teachers' distributions on it."""
+        advantages = self.reward(rollout, metrics) if self.objective.rewarded else None
+        weight, normaliser = self.objective.weights(rollout)
+        active = self.objective.active(weight, advantages)
+        normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
+        mask, silent = rollout.mask, bool(active == 0)
+        sources = {}
+        for name, scorer in self.scorers.items():
+            sources[name], read = scorer.score(self.student, rollout, self.micro_tokens)
+            metrics.total(f"{name}_tokens", torch.tensor(read, device=self.device))
+        position = torch.arange(rollout.ids.shape[1], device=self.device).expand_as(mask)
+        tokens = Tokens(
+            ids=rollout.ids[mask],
+            position=position[mask],
+            weight=(weight / normaliser.clamp_min(1e-12))[mask],
+            advantage=None if advantages is None else advantages[:, None].expand_as(mask)[mask],
+        )
+        batch = Batch(rollout, tokens, sources, silent)
+        return batch if self.rollout.updates_per_rollout == 1 else self.remember(batch)
+
+    def update(self, batch: Batch, metrics: StepMetrics) -> None:
+        """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer) and isinstance(schedule, LRScheduler)
+        optimizer.zero_grad(set_to_none=True)
+        plan = [] if batch.silent else self.plan(batch.rollout)
+        for i, (rows, live) in enumerate(plan):
+            with self.syncing(last=i == len(plan) - 1):
+                sequences, tokens, sources = batch.micro(rows, self.tokenizer.pad_token_id)
+                loss, stats = self.student(sequences, tokens.scaled(live), sources, self.objective)
+                # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
+                self.manual_backward(loss * self.trainer.world_size)
+            metrics.total("train/loss", loss)
+            for name, values in stats.items():
+                metrics.mean(f"train/{name}", values, where=(tokens.weight > 0) & live)
+        if plan:
+            metrics.mean("train/grad_norm", self.optim.clip(self.student.parameters()))
+        # A silent step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
+        optimizer.step()
+        schedule.step()
+        metrics.mean("train/skipped", torch.tensor(float(batch.silent), device=self.device))
+        for scorer in self.scorers.values():
+            scorer.weights.after_update(self.student)
+
+    def plan(self, rollout: Rollout) -> list[tuple[list[int], bool]]:
+        """Micro-batches of rows, as many on every device; those that only fill up count nothing (False)."""
+        totals = [len(p) + n for p, n in zip(rollout.prompts.ids, rollout.lengths.tolist(), strict=True)]
+        plan = [(rows, True) for rows in plan_micro_batches(totals, self.micro_tokens)]
+        most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
+        return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
+
+    def reward(self, rollout: Rollout, metrics: StepMetrics) -> Tensor:
+        """Advantages [B] of verified completions."""
+        assert self.verify is not None, "an objective that reads rewards needs a verifier"
+        texts = rollout.texts(self.tokenizer)
+        verdicts = [self.verify(e, text).content for e, text in zip(rollout.prompts.examples, texts, strict=True)]
+        rewards = torch.tensor(verdicts, device=self.device)
+        groups = rewards.view(-1, rollout.samples)
+        metrics.mean("rollout/reward", rewards)
+        metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
+        return self.objective.advantages(rewards, rollout.samples)
+
+    @torch.no_grad()
+    def remember(self, batch: Batch) -> Batch:
+        """The batch with each token's log-probability before the first update on it."""
+        old = torch.empty_like(batch.tokens.weight)
+        for rows, _ in self.plan(batch.rollout):
+            sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
+            _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
+            old[packed_index(rows, batch.rollout.lengths)] = stats["loss"].to(old.dtype)
+        return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
+
+    def report(self, metrics: StepMetrics) -> None:
+        """One reduction over devices, one log call, and the ledger."""
+        means, totals = metrics.reduce(self.all_sum)
+        self.ledger.tokens.update({name: int(n) for name, n in totals.items() if name.endswith("_tokens")})
+        loss = {k: v / self.rollout.updates_per_rollout for k, v in totals.items() if k == "train/loss"}
+        rate = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "step": float(self.global_step)}
+        self.log_dict(means | loss | rate, batch_size=1)
+
+    def all_sum(self, value: Tensor) -> Tensor:
+        """Sum over devices."""
+        return self.trainer.strategy.reduce(value, reduce_op="sum")
+
+    def syncing(self, last: bool) -> AbstractContextManager:
+        """Exchange gradients on the last micro-batch only; one device has nothing to exchange."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        return nullcontext() if last else block()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["ledger"] = self.ledger.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.ledger.load_state_dict(checkpoint["ledger"])

@@ -1,0 +1,76 @@
+"""Finished runs of one study, read back from their folders; whatever cannot be compared is named, never averaged."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        folder: <study>/<name>-<hash>/seed-<seed>.
+        config, status, evaluation, ledger: what the folder's files hold.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    status: dict[str, Any]
+    evaluation: dict[str, Any]
+    ledger: dict[str, Any]
+
+    @property
+    def cell(self) -> str:
+        """Runs that differ in their seed only share a cell."""
+        return self.folder.parent.name
+
+    @property
+    def name(self) -> str:
+        """The method, or the experiment."""
+        return str(self.config["name"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the walk; evaluation is not counted."""
+        return sum(s for part, s in self.ledger["seconds"].items() if part != "evaluation")
+
+
+def load_study(folder: Path) -> tuple[list[Run], list[str]]:
+    """All comparable runs below a folder, and one sentence for each that was left out.
+
+    Raises:
+        ValueError: there is no finished run, or the runs belong to several studies.
+    """
+    runs, left_out = [], []
+    for path in sorted(folder.glob("*/seed-*/status.json")):
+        status = json.loads(path.read_text())
+        if status["state"] != "finished":
+            reason = f" ({status['reason']})" if "reason" in status else ""
+            left_out.append(f"{path.parent.relative_to(folder)} is {status['state']}{reason}")
+            continue
+        read = {name: json.loads((path.parent / f"{name}.json").read_text()) for name in ("evaluation", "ledger")}
+        config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        runs.append(Run(path.parent, config, status, **read))
+    if not runs:
+        raise ValueError(f"{folder} has no finished run; make some with: python -m opd_lightning -m study=demo")
+    studies = {run.config["study"]["name"] for run in runs}
+    if len(studies) > 1:
+        raise ValueError(f"{folder} mixes the studies {', '.join(sorted(studies))}; give the folder of one of them.")
+    return comparable(runs, left_out, folder)
+
+
+def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs with the most common evaluation examples and start model; the others join `left_out`."""
+    for what, key in (
+        ("was evaluated on other examples", lambda r: json.dumps(r.evaluation["examples"], sort_keys=True)),
+        ("began from another start model", lambda r: json.dumps(r.status["start_model"])),
+    ):
+        common = Counter(map(key, runs)).most_common(1)[0][0]
+        left_out += [f"{r.folder.relative_to(folder)} {what}" for r in runs if key(r) != common]
+        runs = [r for r in runs if key(r) == common]
+    return runs, left_out

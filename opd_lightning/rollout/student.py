@@ -1,0 +1,57 @@
+"""The student writes: on-policy rollouts through transformers' generate."""
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from opd_lightning.models import Student
+from opd_lightning.rollout.generate import Sampling, eos_ids, generate
+from opd_lightning.rollout.reuse import check_reuse, counted
+from opd_lightning.seeds import seeded
+from opd_lightning.types import Prompts, Rollout
+
+
+class StudentRollout:
+    """The student samples completions of its own prompts.
+
+    Args:
+        tokenizer: the student's.
+        max_new_tokens, temperature, top_p, top_k: see `Sampling`.
+        samples_per_prompt: completions per prompt.
+        updates_per_rollout: optimizer steps taken on one rollout.
+        truncated: "keep" completions that ran into the token limit in the loss, or "mask" them.
+    """
+
+    on_policy = True
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        samples_per_prompt: int = 1,
+        updates_per_rollout: int = 1,
+        truncated: str = "keep",
+    ):
+        if samples_per_prompt < 1:
+            raise ValueError(f"rollout.samples_per_prompt={samples_per_prompt} must be at least 1.")
+        if temperature == 0:
+            raise ValueError("rollout.temperature=0 never explores; training rollouts need a positive one, 1.0 is usual.")
+        check_reuse(updates_per_rollout, truncated)
+        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.tokenizer, self.samples = tokenizer, samples_per_prompt
+        self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
+
+    def __call__(self, student: Student, prompts: Prompts, seed: int) -> Rollout:
+        """One completion per prompt and sample, drawn from `seed`."""
+        prompts = prompts.repeat(self.samples)
+        lm, was_training = student.lm, student.training
+        student.eval()
+        with seeded(seed, lm.device), torch.no_grad():
+            ids, lengths, truncated, logprobs = generate(
+                lm, prompts.ids, self.sampling, eos_ids(lm, self.tokenizer.eos_token_id), self.tokenizer.pad_token_id
+            )
+        student.train(was_training)
+        counts = counted(truncated, self.truncated)
+        return Rollout(prompts, ids, lengths, truncated, counts, self.samples, logprobs)

@@ -1,0 +1,62 @@
+"""The contract of a task: examples per split, and a verdict on a completion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Messages = list[dict[str, str]]
+"""A chat as transformers' chat templates take it: [{"role": "user", "content": "..."}, ...]."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt of a task and what is known about its answer.
+
+    Attributes:
+        id: unique within the task, stable across runs.
+        messages: the chat shown to the student.
+        completion: the reference answer that SFT imitates, or None.
+        demonstration: an expert's answer that a teacher may be shown, or None.
+        skill: the name under which evaluation groups this example, such as "new" or "prior/sort".
+        extra: whatever the task's own verifier needs.
+    """
+
+    id: str
+    messages: Messages
+    completion: str | None = None
+    demonstration: str | None = None
+    skill: str = "new"
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one completion; each score lies in [0, 1].
+
+    Attributes:
+        content: is the answer right, whatever its style? This is the reward.
+        style: is it written in the task's own style? Scored apart, never rewarded.
+    """
+
+    content: float
+    style: float
+
+
+class Task(Protocol):
+    """What a task offers. Splits are "train", "validation" and "test", disjoint by construction.
+
+    Attributes:
+        max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
+        demonstration_template: how a demonstration is worded, the default of `context=demonstration`.
+    """
+
+    max_new_tokens: int
+    demonstration_template: str
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The examples that methods train on ("train") or are measured on (the others)."""
+        ...
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """Judge a completion (text without special tokens); must not raise on any text."""
+        ...

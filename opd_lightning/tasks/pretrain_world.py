@@ -1,0 +1,166 @@
+"""Make the embedded world's models: the start model, and from it the external teacher that knows the new skill.
+
+    python -m opd_lightning.tasks.pretrain_world --out opd_lightning/assets/world      # about 15 minutes, one core
+
+A start model sees known operations without a demonstration (45 %), any operation with a demonstration whose content it
+obeys in the native style (40 %), and unseen operations that it guesses at (15 %, right about 1 time in 25, so that
+reinforcement learning finds a reward now and then). An error-tolerant model also continues correctly after wrong
+digits: only then is its demonstration-shown self a reliable teacher on a student's wrong prefixes.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from opd_lightning.tasks.world import (
+    LENGTH,
+    OPERATIONS,
+    PRIOR,
+    SPLITS,
+    STYLES,
+    UNSEEN,
+    VOCABULARY,
+    WorldTask,
+    input_at,
+    world_tokenizer,
+    write,
+)
+
+TOKEN = {token: i for i, token in enumerate(VOCABULARY)}
+MAX_TOKENS = 28
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    """A causal transformer of 0.34M parameters with the world's vocabulary."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=TOKEN["<pad>"],
+        eos_token_id=TOKEN["<eos>"],
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def sample_sequence(rng: np.random.Generator, teach: float, skill: str) -> tuple[str, str, bool]:
+    """One (prompt, native answer, may its digits be corrupted) of the mixture; `teach` is the share of the new skill."""
+    digits = input_at(int(rng.integers(*SPLITS["pretrain"])))
+    shown = " ".join(map(str, digits))
+    if rng.random() < teach:
+        return f"{skill} {shown} =", write(UNSEEN[skill](digits), "native"), True
+    kind = rng.random()
+    if kind < 0.45:
+        name = str(rng.choice(list(PRIOR)))
+        return f"{name} {shown} =", write(PRIOR[name](digits), "native"), True
+    if kind < 0.85:
+        name = str(rng.choice(list(OPERATIONS)))
+        content = tuple(int(d) for d in rng.integers(0, 10, LENGTH))
+        if rng.random() < 0.5:
+            content = OPERATIONS[str(rng.choice(list(OPERATIONS)))](digits)
+        demonstration = write(content, str(rng.choice(list(STYLES))))
+        return f"{name} {shown} [ {demonstration} ] =", write(content, "native"), True
+    name = str(rng.choice([n for n in UNSEEN if teach == 0 or n != skill]))
+    guesses, share = list(OPERATIONS), [0.21] * len(PRIOR) + [0.04] * len(UNSEEN)
+    guess = str(rng.choice(guesses, p=share))
+    return f"{name} {shown} =", write(OPERATIONS[guess](digits), "native"), False
+
+
+def sample_batch(rng: np.random.Generator, size: int, tolerant: bool, teach: float, skill: str):
+    """Input ids and labels [B, T]; labels are -100 outside the answer and stay right where inputs are corrupted."""
+    ids = np.full((size, MAX_TOKENS), TOKEN["<pad>"])
+    labels = np.full((size, MAX_TOKENS), -100)
+    for row in range(size):
+        prompt, answer, corruptible = sample_sequence(rng, teach, skill)
+        left = [TOKEN[t] for t in prompt.split()]
+        right = [TOKEN[t] for t in answer.split()] + [TOKEN["<eos>"]]
+        n, m = len(left), len(right)
+        ids[row, : n + m] = left + right
+        labels[row, n : n + m] = right
+        if tolerant and corruptible and rng.random() < 0.5:
+            for t in range(n + 1, n + m - 1):
+                if rng.random() < 0.25:
+                    ids[row, t] = TOKEN[str(rng.integers(0, 10))]
+    return torch.from_numpy(ids), torch.from_numpy(labels)
+
+
+def train(model, steps: int, lr: float, warmup: int, seed: int, tolerant: bool, teach: float = 0.0, skill: str = ""):
+    """Cross-entropy on answers; AdamW with warm-up and linear decay to 5 %. Returns tokens seen and seconds."""
+    rng = np.random.default_rng([seed, int(teach * 100)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    begun, tokens = time.perf_counter(), 0
+    model.train()
+    for step in range(steps):
+        ids, labels = sample_batch(rng, 160, tolerant, teach, skill)
+        logits = model(input_ids=ids).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / warmup) * (1 - 0.95 * max(0, step - warmup) / (steps - warmup))
+        optimizer.step()
+        tokens += int((ids != TOKEN["<pad>"]).sum())
+        if step % 200 == 0 or step == steps - 1:
+            print(f"step {step:5d}  loss {loss.item():.4f}  {tokens / (time.perf_counter() - begun):.0f} tokens/s", flush=True)
+    return tokens, time.perf_counter() - begun
+
+
+@torch.no_grad()
+def measure(model, task: WorldTask, split: str = "validation") -> dict[str, float]:
+    """Greedy accuracy per skill without a demonstration, and of the new skill with one ("new/demonstrated")."""
+    model.eval()
+    tokenizer = world_tokenizer()
+    scores: dict[str, list[float]] = {}
+    cases = [(e, e.messages[0]["content"], e.skill) for e in task.examples(split)]
+    cases += [(e, f"{p} [ {e.demonstration} ]", "new/demonstrated") for e, p, skill in cases if skill == "new"]
+    for example, prompt, skill in cases:
+        ids = torch.tensor([[TOKEN[t] for t in f"{prompt} =".split()]])
+        out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        text = str(tokenizer.decode(out, skip_special_tokens=True))
+        scores.setdefault(skill, []).append(task.verify(example, text).content)
+    return {skill: math.fsum(values) / len(values) for skill, values in scores.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets start/ and teacher/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="pre-training steps of 160 sequences")
+    parser.add_argument("--teacher-steps", type=int, default=1000)
+    parser.add_argument("--skill", default="rotate", choices=list(UNSEEN), help="what the teacher learns")
+    parser.add_argument("--fragile", action="store_true", help="no corrupted digits: a start model without error recovery")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    task = WorldTask(skill=args.skill, n_eval=128)
+    model = new_model(args.seed)
+    stages = {
+        "start": dict(steps=args.steps, lr=2e-3, warmup=200),
+        "teacher": dict(steps=args.teacher_steps, lr=5e-4, warmup=50, teach=0.4, skill=args.skill),
+    }
+    for name, options in stages.items():
+        tokens, seconds = train(model, seed=args.seed, tolerant=not args.fragile, **options)
+        scores = measure(model, task)
+        folder = args.out / name
+        model.save_pretrained(folder)
+        world_tokenizer().save_pretrained(folder)
+        cost = {"train_tokens": tokens, "parameters": model.num_parameters(), "seconds": round(seconds)}
+        made = {"command": "python -m opd_lightning.tasks.pretrain_world", "seed": args.seed, "tolerant": not args.fragile}
+        (folder / "made.json").write_text(json.dumps(made | options | cost | {"validation": scores}, indent=1) + "\n")
+        print(name, json.dumps(scores))
+
+
+if __name__ == "__main__":
+    main()

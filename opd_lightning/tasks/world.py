@@ -1,0 +1,146 @@
+"""The embedded world: a language small enough to train on two CPU cores, rich enough to show every phenomenon.
+
+A prompt names an operation and five digits; the answer is five digits in one of three styles:
+
+    rotate 3 1 4 1 5 =  ->  answer 1 4 1 5 3 <eos>               native: what the start model writes
+                            result 1 , 4 , 1 , 5 , 3 <eos>       listed: a foreign opening and separators
+                            1 4 1 5 3 done <eos>                 closed: a foreign suffix
+
+The start model masters four operations in the native style, follows a demonstration in brackets
+(`rotate 3 1 4 1 5 [ result 1 , 4 , 1 , 5 , 3 ] =`) in any style while answering natively, and guesses at four others.
+The new skill is one of those; its demonstrations come in a foreign style, so that learning *what* and learning *how to
+write it* can be told apart.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from opd_lightning.tasks.base import Example, Verdict
+
+Digits = tuple[int, ...]
+
+PRIOR: dict[str, Callable[[Digits], Digits]] = {
+    "copy": lambda d: d,
+    "reverse": lambda d: d[::-1],
+    "increment": lambda d: tuple((x + 1) % 10 for x in d),
+    "sort": lambda d: tuple(sorted(d)),
+}
+UNSEEN: dict[str, Callable[[Digits], Digits]] = {
+    "rotate": lambda d: d[1:] + d[:1],
+    "swap": lambda d: (d[1], d[0], d[3], d[2], *d[4:]),
+    "complement": lambda d: tuple(9 - x for x in d),
+    "descend": lambda d: tuple(sorted(d, reverse=True)),
+}
+OPERATIONS = PRIOR | UNSEEN
+
+STYLES: dict[str, Callable[[list[str]], list[str]]] = {
+    "native": lambda d: ["answer", *d],
+    "listed": lambda d: ["result", *" , ".join(d).split()],
+    "closed": lambda d: [*d, "done"],
+}
+STYLE_TOKENS = ("answer", "result", ",", "done")
+DISTRACTORS = ("red", "green", "blue", "grey")
+VOCABULARY = ("<pad>", "<eos>", *map(str, range(10)), *OPERATIONS, "[", "]", "=", *STYLE_TOKENS, *DISTRACTORS, "<unk>")
+
+DEMONSTRATED = "{prompt} [ {demonstration} ]"
+"""How a demonstration is shown in this world; the start model was pre-trained on exactly this form."""
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}= {{ m['content'] }} <eos> "
+    "{% else %}{{ m['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}={% endif %}"
+)
+
+LENGTH = 5
+N_INPUTS = 10**LENGTH
+SPLITS = {"pretrain": (0, 60_000), "train": (60_000, 80_000), "validation": (80_000, 90_000), "test": (90_000, N_INPUTS)}
+"""Ranges of positions in one fixed shuffle of all 100,000 inputs: no input is ever in two splits."""
+
+
+def world_tokenizer() -> PreTrainedTokenizerFast:
+    """The world's tokenizer: one token per word, the chat template above, EOS and PAD apart."""
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def input_at(position: int) -> Digits:
+    """The digits at a position of the fixed shuffle (an affine bijection of 0..99999: 77291 is coprime to 10)."""
+    number = (77_291 * position + 31_415) % N_INPUTS
+    return tuple(int(c) for c in f"{number:0{LENGTH}d}")
+
+
+def write(digits: Digits, style: str) -> str:
+    """Digits as an answer in a style, without the closing <eos>."""
+    return " ".join(STYLES[style]([str(d) for d in digits]))
+
+
+class WorldTask:
+    """Learn a new operation from demonstrations; keep the four prior ones.
+
+    Args:
+        skill: the new operation, one of the unseen four.
+        style: the style of the expert's demonstrations, which are also SFT's reference completions.
+        n_train: distinct training prompts.
+        n_eval: held-out prompts of the new skill, and as many over the prior skills together.
+        max_new_tokens, demonstration_template: see `Task`.
+    """
+
+    def __init__(
+        self,
+        skill: str = "rotate",
+        style: str = "listed",
+        n_train: int = 256,
+        n_eval: int = 256,
+        max_new_tokens: int = 12,
+        demonstration_template: str = DEMONSTRATED,
+    ):
+        if skill not in UNSEEN:
+            raise ValueError(f"task.skill={skill!r} is not a skill to learn; choose one of {', '.join(UNSEEN)}.")
+        if style not in STYLES:
+            raise ValueError(f"task.style={style!r} is unknown; choose one of {', '.join(STYLES)}.")
+        for name, value, split in (("n_train", n_train, "train"), ("n_eval", n_eval, "test")):
+            low, high = SPLITS[split]
+            if not 1 <= value <= high - low:
+                raise ValueError(f"task.{name}={value} must lie between 1 and {high - low}.")
+        self.skill, self.style, self.n_train, self.n_eval = skill, style, n_train, n_eval
+        self.max_new_tokens, self.demonstration_template = max_new_tokens, demonstration_template
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Training: the new skill only. Validation and test: the new skill and the prior ones."""
+        start = SPLITS[split][0]
+        if split == "train":
+            return [self._example(self.skill, start + i, "new") for i in range(self.n_train)]
+        new = [self._example(self.skill, start + i, "new") for i in range(self.n_eval)]
+        names = list(PRIOR)
+        prior = [self._example(names[i % 4], start + i, f"prior/{names[i % 4]}") for i in range(self.n_eval)]
+        return new + prior
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """Content: the five right digits and nothing but style tokens around them. Style: native to the letter."""
+        words = completion.split()
+        digits = [w for w in words if w not in STYLE_TOKENS]
+        content = digits == list(example.extra["digits"])
+        style = words == STYLES["native"](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
+        return Verdict(content=float(content), style=float(style))
+
+    def _example(self, operation: str, position: int, skill: str) -> Example:
+        digits = input_at(position)
+        answer = OPERATIONS[operation](digits)
+        expert = write(answer, self.style)
+        return Example(
+            id=f"{operation}-{''.join(map(str, digits))}",
+            messages=[{"role": "user", "content": f"{operation} {' '.join(map(str, digits))}"}],
+            completion=expert,
+            demonstration=expert,
+            skill=skill,
+            extra={"digits": "".join(map(str, answer))},
+        )

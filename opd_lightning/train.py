@@ -1,0 +1,196 @@
+"""One run: from a composed configuration to a folder with everything that is known about it."""
+
+import json
+import logging
+import os
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from opd_lightning.callbacks import Bookkeeping, Evaluation
+from opd_lightning.checks import check
+from opd_lightning.config import build, compose, plain, run_folder
+from opd_lightning.data import PromptData
+from opd_lightning.loggers import MetricsFile
+from opd_lightning.models import Pretrained
+from opd_lightning.module import DistillationModule
+from opd_lightning.seeds import derive_seed
+from opd_lightning.teacher import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> Path:
+    """Make the run that `cfg` describes, or go on with it where it stopped; a finished one is left alone.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: something is wrong with the configuration, the data or the models; status.json has the reason.
+        KeyboardInterrupt: the run was asked to stop; the same command goes on with it.
+    """
+    for warning in check(cfg):
+        log.warning(f"warning: {warning}")
+    folder = run_folder(cfg)
+    if is_finished(folder, cfg.trainer.max_steps):
+        log.info(f"finished before, nothing to do: {folder}")
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={cfg.output_dir} cannot be written ({error}); choose another folder.") from error
+    try:
+        if cfg.start_from is not None:
+            cfg = starting_from(cfg, run(first_stage(cfg)))
+        trainer = fit(cfg, folder)
+    except KeyboardInterrupt:
+        write_status(folder, "interrupted", reason="stopped by the user or a signal")
+        raise
+    except Exception as error:
+        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    if trainer.global_step < cfg.trainer.max_steps:
+        write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
+        raise KeyboardInterrupt(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}")
+    write_status(folder, "finished", step=trainer.global_step)
+    show(folder)
+    return folder
+
+
+def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
+    """Instantiate the nouns and train."""
+    quiet()
+    model: Pretrained = build(cfg.model)
+    write_status(folder, "running", start_model=model.lineage())
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    tokenizer = model.tokenizer()
+    task = build(cfg.task)
+    rollout = build(cfg.rollout, tokenizer=tokenizer)
+    teacher, context = build(cfg.teacher), build(cfg.context)
+    scorers = {} if teacher is None else {"teacher": Scorer(teacher, context, tokenizer)}
+    # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
+    torch.manual_seed(derive_seed(cfg.seed, "weights"))
+    module = DistillationModule(
+        model=model,
+        tokenizer=tokenizer,
+        rollout=rollout,
+        objective=build(cfg.loss),
+        scorers=scorers,
+        optim=build(cfg.optim),
+        seed=cfg.seed,
+        verify=task.verify,
+        micro_tokens=cfg.micro_tokens,
+        chunk=cfg.chunk,
+    )
+    data = PromptData(
+        task.examples("train"),
+        tokenizer,
+        batch_size=cfg.data.batch_size,
+        seed=cfg.seed,
+        updates_per_rollout=rollout.updates_per_rollout,
+        template_options=model.template_options,
+    )
+    suite = {name: build(node, task=task, tokenizer=tokenizer) for name, node in cfg.evaluation.suite.items()}
+    chosen = [build(node) for node in cfg.callbacks.values()]
+    # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
+    callbacks = [Evaluation(suite, cfg.evaluation.every, folder), Bookkeeping(folder), *chosen]
+    trainer: L.Trainer = build(cfg.trainer, logger=loggers(cfg, folder), callbacks=callbacks, default_root_dir=str(folder))
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    try:
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+    finally:
+        for logger in trainer.loggers:
+            logger.finalize("finished")
+        finish_wandb()
+    return trainer
+
+
+def loggers(cfg: DictConfig, folder: Path) -> list:
+    """metrics.csv always, and the chosen logger."""
+    files: list = [MetricsFile(folder / "metrics.csv")]
+    if cfg.logger is None:
+        return files
+    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
+    chosen = build(cfg.logger, save_dir=str(folder), **names)
+    chosen.log_hyperparams(plain(cfg))
+    return [*files, chosen]
+
+
+def finish_wandb() -> None:
+    """Close the W&B run, so that the next cell of a sweep opens its own."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def first_stage(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run that makes this run's start model: same seed, same machine, same study."""
+    shared = [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}", f"study.name={cfg.study.name}"]
+    if HydraConfig.initialized():
+        choices = HydraConfig.get().runtime.choices
+        shared += [f"{group}={choices[group]}" for group in ("trainer", "logger", "callbacks")]
+    return compose([*cfg.start_from, *shared])
+
+
+def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The configuration with the start model taken from another run's folder."""
+    cfg = cfg.copy()
+    cfg.model.path = str(folder)
+    return cfg
+
+
+def is_finished(folder: Path, max_steps: int) -> bool:
+    """Has this run reached its horizon before?"""
+    path = folder / "status.json"
+    status = json.loads(path.read_text()) if path.is_file() else {}
+    return status.get("state") == "finished" and status["step"] >= max_steps
+
+
+def write_status(folder: Path, state: str, **more: Any) -> None:
+    """status.json: running, finished, failed (with the reason) or interrupted; replaced in one step."""
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK")):
+        return
+    path = folder / "status.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
+    machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
+    status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
+    path.with_suffix(".tmp").write_text(json.dumps(status, indent=1) + "\n")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def show(folder: Path) -> None:
+    """The run's evaluation before and after, as a table."""
+    record = json.loads((folder / "evaluation.json").read_text())
+    table = Table("evaluation", "start", "end", title=folder.parent.name, title_justify="left")
+    for name, value in record["end"].items():
+        if name != "step":
+            table.add_row(name, f"{record['start'][name]:.3f}", f"{value:.3f}")
+    Console().print(table)
+
+
+def quiet() -> None:
+    """Silence what a user of this program can do nothing about."""
+    disable_progress_bar()
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message)
