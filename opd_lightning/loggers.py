@@ -19,9 +19,9 @@ class MetricsFile(Logger):
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
-        self.row: dict[str, Any] = {}
         self.rows = read_csv(path)
-        self.columns = list(self.rows[0]) if self.rows else ["step"]
+        self.written, self.last = len(self.rows), [dict(row) for row in self.rows[-1:]]
+        self.columns = list(dict.fromkeys(["step", *(name for row in self.rows for name in row)]))
 
     @property
     def name(self) -> str:
@@ -33,10 +33,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Collect a step's metrics; the row is written when the next step begins."""
-        if self.row and self.row["step"] != step:
-            self.save()
-        self.row |= {"step": step} | {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
+        """Collect a step's metrics; what the step has been given before stays."""
+        metrics = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step})
+        self.rows[-1] |= metrics
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -44,18 +45,15 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row of the current step."""
-        if not self.row:
-            return
-        row, self.row = self.row, {}
-        self.rows.append(row)
-        new = [k for k in row if k not in self.columns]
-        if new or not self.path.exists():
-            self.columns += new
+        """Bring the file up to date: append new steps, or write it anew where a column or a written step has changed."""
+        columns = list(dict.fromkeys([*self.columns, *(k for row in self.rows[max(0, self.written - 1) :] for k in row)]))
+        if columns != self.columns or self.rows[: self.written][-1:] != self.last:
+            self.columns = columns
             self._rewrite()
-        else:
+        elif len(self.rows) > self.written:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+                csv.DictWriter(file, self.columns).writerows(self.rows[self.written :])
+        self.written, self.last = len(self.rows), [dict(row) for row in self.rows[-1:]]
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -68,6 +66,7 @@ class MetricsFile(Logger):
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
         if self.path.exists():
             self._rewrite()
+        self.written, self.last = len(self.rows), [dict(row) for row in self.rows[-1:]]
 
     def _rewrite(self) -> None:
         with self.path.open("w", newline="") as file:

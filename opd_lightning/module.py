@@ -152,11 +152,12 @@ class DistillationModule(L.LightningModule):
     @torch.no_grad()
     def remember(self, batch: Batch) -> Batch:
         """The batch with each token's log-probability before the first update on it."""
-        old = torch.empty_like(batch.tokens.weight)
+        old: Tensor | None = None
         for rows, _ in self.plan(batch.rollout):
             sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
             _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
-            old[packed_index(rows, batch.rollout.lengths)] = stats["loss"].to(old.dtype)
+            old = stats["loss"].new_empty(batch.tokens.ids.shape) if old is None else old
+            old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
     def report(self, metrics: StepMetrics) -> None:

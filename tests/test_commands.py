@@ -1,0 +1,134 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
+
+
+def start(*arguments: str, module: str = "opd_lightning") -> subprocess.Popen:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+
+def call(*arguments: str, module: str = "opd_lightning") -> tuple[int, str]:
+    process = start(*arguments, module=module)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.fixture
+def tiny_run(tiny, other, tmp_path) -> list[str]:
+    """Overrides of a run that takes a second, landing in tmp_path."""
+    return [
+        f"model.path={tiny}",
+        f"model.teacher={other}",
+        f"output_dir={tmp_path}",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=2",
+        "data.batch_size=4",
+        "task.n_train=16",
+        "task.n_eval=8",
+    ]
+
+
+def states(folder: Path) -> dict[str, str]:
+    files = folder.glob("*/seed-*/status.json")
+    return {str(f.parent.relative_to(folder)): json.loads(f.read_text())["state"] for f in files}
+
+
+def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(tiny_run, tmp_path):
+    """Four good cells, with W&B offline, beside one that cannot work; the second call makes nothing again."""
+    sweep = ["-m", *tiny_run, "study.name=sweep", "method=sft,opd", "seed=0,1", "data.batch_size=4,0"]
+    code, output = call(*sweep)
+    assert code != 0 and output.count("data.batch_size=0 must be at least 1") >= 4 and "Traceback" not in output
+    found = states(tmp_path / "sweep")
+    assert sorted(found.values()) == ["finished"] * 4 and {name.split("/")[1] for name in found} == {"seed-0", "seed-1"}
+    assert list((tmp_path / "sweep").glob("*/seed-0/wandb/offline-run-*"))
+    code, output = call(*sweep)
+    assert output.count("finished before, nothing to do") == 4
+    assert not Path("multirun").exists() and (tmp_path / "sweep" / "multirun.yaml").exists()
+
+
+def test_a_mistake_is_one_sentence_and_an_exit_code(tiny_run):
+    code, output = call(*tiny_run, "logger=none", "method=sdft", "context=none")
+    assert code == 1 and "choose context=demonstration" in output and "Traceback" not in output
+    code, output = call(*tiny_run, "study=demo")
+    assert code == 1 and "add -m" in output and "Traceback" not in output
+    code, output = call("method=nope")
+    assert code == 1 and "Available options" in output
+
+
+def test_a_report_is_written_from_the_runs_alone(tiny_run, tmp_path):
+    sweep = ["logger=none", "study.name=s", "method=sft,sdft,grpo", "seed=0,1"]
+    assert call("-m", *tiny_run, *sweep)[0] == 0
+    assert call(*tiny_run, "logger=none", "study.name=s", "task.n_eval=4")[0] == 0
+    code, output = call(str(tmp_path / "s"), module="opd_lightning.study")
+    assert code == 0 and "was evaluated on other examples" in output
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page.split("<body>")[1].split("<pre>")[0]
+    rows = (tmp_path / "s" / "results.csv").read_text().splitlines()
+    assert len(rows) == 7 and rows[0].startswith("cell,method,seed,new/accuracy")
+    code, output = call(str(tmp_path), module="opd_lightning.study")
+    assert code == 1 and "no finished run" in output and "Traceback" not in output
+
+
+def test_a_run_can_start_from_another_and_says_so(tiny_run, tmp_path):
+    first = ["method=sft", "data.batch_size=4", "task.n_train=16", "task.n_eval=8", "trainer.max_steps=1", *tiny_run[:2]]
+    first = f"start_from={json.dumps(first)}"
+    code, output = call(*tiny_run, "logger=none", "method=opd", first)
+    assert code == 0, output
+    folder = next(tmp_path.glob("default/opd-*/seed-0"))
+    lineage = json.loads((folder / "status.json").read_text())["start_model"]
+    assert "/sft-" in lineage[0] and lineage[1] == tiny_run[0].split("=")[1]
+    assert "/sft-" in yaml.safe_load((folder / "config.yaml").read_text())["model"]["path"]
+
+
+def test_an_interrupt_saves_and_the_same_command_goes_on(tiny_run, tmp_path):
+    """SIGTERM in the middle; the weights end up equal to those of an unbroken run."""
+    long = [*[o for o in tiny_run if "max_steps" not in o], "logger=none", "trainer.max_steps=60", "evaluation.every=60"]
+    process = start(*long, "study.name=broken")
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("broken/*/seed-0/metrics.csv")) and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    folder = next(tmp_path.glob("broken/*/seed-0"))
+    status = json.loads((folder / "status.json").read_text())
+    assert process.returncode != 0 and status["state"] == "interrupted" and 0 < status["step"] < 60, output
+    assert call(*long, "study.name=broken")[0] == 0
+    assert call(*long, "study.name=whole")[0] == 0
+    files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("broken", "whole")]
+    a, b = (torch.load(f, weights_only=True)["state_dict"] for f in files)
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_two_devices_train_like_one(tiny_run, tmp_path, method):
+    """DDP over gloo, with micro-batches of few rows so that the devices' counts differ.
+
+    SFT must give the weights of one device. GRPO draws by rank, so it must only go through, silent steps included.
+    """
+    ddp = ["trainer=ddp", "trainer.devices=2", "micro_tokens=40", f"method={method}", "logger=none", "trainer.max_steps=4"]
+    base = [o for o in tiny_run if "max_steps" not in o]
+    code, output = call(*base, *ddp, "study.name=two")
+    assert code == 0, output
+    if method == "grpo":
+        return
+    assert call(*base, "logger=none", "trainer.max_steps=4", "method=sft", "study.name=one")[0] == 0
+    files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("one", "two")]
+    a, b = (torch.load(f, weights_only=True) for f in files)
+    assert a["ledger"]["tokens"] == b["ledger"]["tokens"]
+    start_weights = torch.cat([v.flatten() for v in a["state_dict"].values()])
+    other_weights = torch.cat([v.flatten() for v in b["state_dict"].values()])
+    assert (start_weights - other_weights).abs().max() < 2e-6

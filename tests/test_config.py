@@ -1,0 +1,164 @@
+"""Configuration: every option composes and binds, choices that contradict each other are refused with a remedy."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from opd_lightning.checks import check
+from opd_lightning.config import CONF_DIR, compose, plain, run_folder, run_hash
+from opd_lightning.train import run
+
+CONF = Path(CONF_DIR)
+METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+STUDIES = sorted(p.stem for p in (CONF / "study").glob("*.yaml"))
+OPTIONS = sorted(
+    f"{p.parent.relative_to(CONF)}={p.stem}"
+    for p in CONF.glob("*/**/*.yaml")
+    if p.parent.name not in ("method", "experiment", "study")
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_composes_and_binds(option):
+    """Beside the default choices, or refused with a remedy."""
+    companions = {
+        "rollout=dataset": ["method=sft"],
+        "teacher=none": ["method=sft"],
+        "teacher=frozen": ["context=demonstration"],
+        "teacher=live": ["context=demonstration"],
+        "loss/divergence=none": ["method=grpo"],
+        "loss/policy_gradient=grpo": ["rollout=student_group"],
+    }
+    check(compose([*companions.get(option, []), option]))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_binds(name):
+    check(compose([f"experiment={name}"]))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_composes(name):
+    cfg = compose([f"study={name}"])
+    assert cfg.study.name == name and cfg.study.sweep
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_file_says_what_it_is_and_its_command(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ") and (path.name == "config.yaml" or "python -m opd_lightning" in lines[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_two_steps(small, method):
+    folder = run(small(f"method={method}"))
+    assert {"config.yaml", "evaluation.json", "ledger.json", "metrics.csv", "status.json"} <= {p.name for p in folder.iterdir()}
+    assert folder.parent.name.startswith(f"{method}-")
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "context"), product(METHODS, ["none", "external", "frozen", "live"], ["none", "demonstration"])
+)
+def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(method, teacher, context):
+    cfg = compose([f"method={method}", f"teacher={teacher}", f"context={context}"])
+    reads_teacher = cfg.loss.divergence is not None
+    if reads_teacher and teacher == "none":
+        with pytest.raises(ValueError, match=r"teacher=none, but loss\.divergence reads a teacher; choose teacher="):
+            check(cfg)
+    elif reads_teacher and teacher in ("frozen", "live") and context == "none":
+        with pytest.raises(ValueError, match=r"gradient is zero by construction; choose context="):
+            check(cfg)
+    else:
+        warned = any("teacher is not loaded" in w for w in check(cfg))
+        assert warned == (teacher != "none" and not reads_teacher)
+
+
+def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
+    cfg = compose(["method=sdft", "teacher=live"])
+    assert cfg.teacher._target_.endswith("Live") and cfg.context._target_.endswith("Demonstration")
+    assert cfg.loss.divergence._target_.endswith("forward_kl")
+    assert compose(["teacher=live", "method=sdft"]) == cfg
+    assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3
+
+
+def test_runs_land_where_they_can_be_found_again():
+    folder = run_folder(compose(["method=sft", "seed=3", "study.name=mine"]))
+    assert folder.parts[:2] == ("outputs", "mine") and folder.parts[3] == "seed-3"
+    assert not any(c in str(folder) for c in "=, :")
+
+
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ("optim.lr=1e-3", True),
+        ("task.skill=swap", True),
+        ("rollout.temperature=0.7", True),
+        ("data.batch_size=32", True),
+        ("trainer.precision=bf16-mixed", True),
+        ("seed=7", False),
+        ("output_dir=elsewhere", False),
+        ("study.name=other", False),
+        ("logger=none", False),
+        ("micro_tokens=512", False),
+        ("trainer.max_steps=500", False),
+        ("trainer.devices=2", False),
+    ],
+)
+def test_the_hash_covers_what_changes_the_result(override, changes):
+    assert (run_hash(compose([override])) != run_hash(compose([]))) == changes
+
+
+def test_the_horizon_belongs_to_a_run_whose_schedule_depends_on_it():
+    cosine = ["optim.schedule=cosine"]
+    assert run_hash(compose(cosine)) != run_hash(compose([*cosine, "trainer.max_steps=500"]))
+
+
+BAD = {
+    "no_such_option": (["+optim.learning_rate=1"], r"optim\.learning_rate=1 is no option of .*Optim"),
+    "typo_with_a_neighbour": (["+rollout.temprature=1"], r"rollout\.temprature=1 .*did you mean temperature\?"),
+    "unknown_key": (["+sede=1"], r"sede=1 is no key of a run; did you mean seed\?"),
+    "name_of_a_folder": (["name='a=b'"], r"name='a=b' names a folder"),
+    "unimportable": (["task._target_=opd_lightning.tasks.Nope"], r"task\._target_=.* cannot be imported"),
+    "missing": (["~task.skill", "~optim.lr"], r"optim\.lr is missing"),
+    "group_of_one": (["method=grpo", "rollout.samples_per_prompt=1"], r"rollout\.samples_per_prompt=1 .*use 2 or more"),
+    "rl_on_data": (["method=grpo", "rollout=dataset"], r"rollout=dataset has no samples to reward; choose"),
+    "sampled_from_data": (["method=opd_sampled", "rollout=dataset"], r"loss/support=sampled .*choose rollout=student"),
+    "imitating_itself": (["method=sft", "rollout=student"], r"imitates the student's own samples; choose rollout=dataset"),
+    "fp16": (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed .*use bf16-mixed"),
+    "no_steps": (["trainer.max_steps=-1"], r"trainer\.max_steps=-1 must be at least 1"),
+    "no_prompts": (["data.batch_size=0"], r"data\.batch_size=0 must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_before_anything_is_loaded(overrides, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check(compose(overrides))
+
+
+RUNTIME = {
+    "no_model": (["model.path=no/such/folder"], r"model\.path=no/such/folder could not be loaded"),
+    "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
+    "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
+    "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
+    "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),
+    "bad_template": (["method=sdft", "context.template='{prompt}'"], r"context\.template="),
+    "bad_beta": (["loss/divergence=jsd", "loss.divergence.beta=2"], r"loss\.divergence\.beta=2"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), RUNTIME.values(), ids=RUNTIME.keys())
+def test_bad_values_end_a_run_with_a_sentence_and_a_status(small, overrides, sentence):
+    cfg = small(*overrides)
+    with pytest.raises(ValueError, match=sentence):
+        run(cfg)
+    assert '"failed"' in (run_folder(cfg) / "status.json").read_text()
+
+
+def test_no_configuration_names_this_machine():
+    text = "".join(p.read_text() for p in CONF.rglob("*.yaml"))
+    assert "/home/" not in text and "/tmp/" not in text
+    assert OmegaConf.is_config(compose([])) and plain(compose([]))["name"] == "opd"

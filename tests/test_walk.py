@@ -1,0 +1,227 @@
+"""The walk: gradients that do not depend on how a batch is cut, zero where there is nothing to learn, exact resume."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from opd_lightning.context import NoContext
+from opd_lightning.data import PromptData, encode_chat
+from opd_lightning.losses import Objective
+from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.support import FullVocabulary, SampledToken
+from opd_lightning.losses.terms import CrossEntropy, PolicyGradient, group_relative
+from opd_lightning.losses.weight import completion_mask, sequence_mean, token_mean
+from opd_lightning.models import Pretrained
+from opd_lightning.module import DistillationModule
+from opd_lightning.optim import Optim
+from opd_lightning.tasks.base import Verdict
+from opd_lightning.tasks.world import WorldTask
+from opd_lightning.teacher import External, FrozenStart, Scorer
+from opd_lightning.train import run
+from opd_lightning.types import Rollout
+
+LENGTHS = (2, 12, 3, 9, 1, 5)
+
+
+class Ragged:
+    """Completions of fixed random tokens whose lengths vary twelvefold."""
+
+    on_policy = False
+
+    def __init__(self, updates_per_rollout: int = 1, samples: int = 1):
+        self.updates_per_rollout, self.samples = updates_per_rollout, samples
+
+    def __call__(self, student, prompts, seed):
+        generator = torch.Generator().manual_seed(7)
+        lengths = torch.tensor(LENGTHS)
+        ids = torch.randint(2, 30, (len(LENGTHS), max(LENGTHS)), generator=generator)
+        none = torch.zeros(len(LENGTHS), dtype=torch.bool)
+        return Rollout(prompts.repeat(self.samples), ids, lengths, none, ~none, self.samples)
+
+
+def step(tiny, objective, *, teacher=None, dtype="float32", micro_tokens=None, rollout=None, verify=None, clip_norm=None):
+    """One SGD step at rate 1 from the tiny model: (the module, its gradient as one vector, the step's metrics)."""
+    model = Pretrained(tiny, dtype=dtype)
+    tokenizer = model.tokenizer()
+    rollout = rollout or Ragged()
+    scorers = {} if teacher is None else {"teacher": Scorer(teacher, NoContext(), tokenizer)}
+    optim = Optim(torch.optim.SGD, lr=1.0, clip_norm=clip_norm, schedule="constant")
+    module = DistillationModule(model, tokenizer, rollout, objective, scorers, optim, 0, verify, micro_tokens, chunk=5)
+    data = PromptData(WorldTask().examples("train"), tokenizer, len(LENGTHS) // rollout.samples, 0, rollout.updates_per_rollout)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=rollout.updates_per_rollout,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    before = torch.cat([p.detach().flatten() for p in model.model().parameters()])
+    trainer.fit(module, data)
+    after = torch.cat([p.detach().flatten() for p in module.student.lm.parameters()])
+    return module, before - after, trainer.logged_metrics
+
+
+def distil(divergence=reverse_kl, support=None, aggregate=token_mean) -> Objective:
+    return Objective(completion_mask, aggregate, divergence=divergence, support=support or FullVocabulary())
+
+
+OBJECTIVES = {
+    "sft": lambda: Objective(completion_mask, token_mean, cross_entropy=CrossEntropy()),
+    "opd": distil,
+    "opd_sequence_mean": lambda: distil(aggregate=sequence_mean),
+    "opd_sampled": lambda: distil(support=SampledToken()),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, tolerance):
+    """All at once, about three rows at a time, one row at a time; lengths vary twelvefold."""
+    gradients = []
+    for budget in (None, 45, 1):
+        objective = OBJECTIVES[name]()
+        teacher = External(other, dtype=dtype) if objective.sources else None
+        gradients.append(step(tiny, objective, teacher=teacher, dtype=dtype, micro_tokens=budget)[1])
+    whole = gradients[0]
+    assert whole.norm() > 1e-2
+    for cut in gradients[1:]:
+        assert (cut - whole).norm() / whole.norm() < tolerance
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jsd])
+@pytest.mark.parametrize("support", [FullVocabulary(), SampledToken()])
+def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, divergence, support):
+    _, gradient, metrics = step(tiny, distil(divergence, support), teacher=FrozenStart(), dtype="float64")
+    assert abs(float(metrics["train/loss"])) < 1e-12 and gradient.norm() < 1e-12
+    assert float(metrics["train/reverse_kl"]) < 1e-12 and float(metrics["train/top1_agreement"]) == 1.0
+
+
+def test_the_gradient_is_that_of_the_plain_loss(tiny, other):
+    """Against full logits of both models on the joined sequences, without any of the walk's machinery."""
+    _, gradient, metrics = step(tiny, distil(), teacher=External(other, dtype="float64"), dtype="float64")
+    student, teacher, tokenizer = (
+        Pretrained(tiny, "float64").model(),
+        Pretrained(other, "float64").model(),
+        Pretrained(tiny).tokenizer(),
+    )
+    examples = WorldTask().examples("train")
+    data = PromptData(examples, tokenizer, len(LENGTHS), 0)
+    from opd_lightning.data import PromptStream
+
+    prompts = data.collate(next(iter(PromptStream(len(examples), len(LENGTHS), 0))))
+    rollout = Ragged()(None, prompts, 0)
+    total = torch.zeros((), dtype=torch.float64)
+    for prompt, row, n in zip(prompts.ids, rollout.ids.tolist(), LENGTHS, strict=True):
+        ids = torch.tensor([[*prompt, *row[:n]]])
+        here = slice(len(prompt) - 1, len(prompt) - 1 + n)
+        s, t = student(ids).logits[0, here].log_softmax(-1), teacher(ids).logits[0, here].detach().log_softmax(-1)
+        total = total + (s.exp() * (s - t)).sum()
+    loss = total / sum(LENGTHS)
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in student.parameters()])
+    assert abs(float(metrics["train/loss"]) - loss.item()) < 1e-6
+    assert (gradient - expected).norm() / expected.norm() < 1e-6  # the weights 1/Z are float32
+
+
+def reward_some(example, text):
+    return Verdict(float(len(text) % 3 == 0), 0.0)
+
+
+def grpo(**options) -> Objective:
+    return Objective(completion_mask, token_mean, policy_gradient=PolicyGradient(group_relative, **options))
+
+
+@pytest.mark.parametrize("micro_tokens", [None, 1])
+def test_equal_rewards_are_a_silent_step_that_is_counted(tiny, micro_tokens):
+    """No gradient rather than a zero gradient: AdamW would move weights on the latter."""
+    module, gradient, metrics = step(
+        tiny, grpo(), rollout=Ragged(samples=3), verify=lambda e, t: Verdict(1.0, 1.0), micro_tokens=micro_tokens
+    )
+    assert gradient.abs().max() == 0 and float(metrics["train/skipped"]) == 1.0
+    assert module.trainer.global_step == 1 and all(p.grad is None for p in module.student.parameters())
+    assert float(metrics["rollout/dead_groups"]) == 1.0
+
+
+def test_the_policy_ratio_starts_at_one_and_moves_with_updates(tiny):
+    """The ratio is taken to the policy before the first update on a rollout."""
+    options = dict(rollout=Ragged(samples=3), verify=reward_some, clip_norm=0.5)
+    _, _, first = step(tiny, grpo(), **options)
+    assert float(first["train/ratio"]) == 1.0 and float(first["train/clip_fraction"]) == 0.0
+    _, _, fourth = step(tiny, grpo(), **{**options, "rollout": Ragged(updates_per_rollout=4, samples=3)})
+    assert float(fourth["train/ratio"]) != 1.0 and float(fourth["train/clip_fraction"]) > 0.0
+
+
+def test_the_first_of_several_updates_equals_a_single_one(tiny):
+    """Recorded log-probabilities change nothing where the policy has not moved."""
+    options = dict(verify=reward_some, dtype="float64")
+    _, single, _ = step(tiny, grpo(), rollout=Ragged(samples=3), **options)
+    module, _, _ = step(tiny, grpo(), rollout=Ragged(samples=3), **options)
+    tokens = module.score(module.latest, _Nothing()).tokens
+    batch = module.remember(replace(module.score(module.latest, _Nothing()), tokens=tokens))
+    rows, some, _ = batch.micro(range(len(LENGTHS)), 0)
+    ratio = module.student(rows, some, {}, module.objective)[1]["ratio"]
+    torch.testing.assert_close(ratio, torch.ones_like(ratio))
+    assert single.norm() > 0
+
+
+class _Nothing:
+    """Metrics that nobody reads."""
+
+    def mean(self, *_):
+        pass
+
+    total = mean
+
+
+def test_a_seed_decides_everything(small):
+    """Two runs of one configuration in two folders end with equal bits."""
+    weights = []
+    for study in ("a", "b"):
+        folder = run(small("method=opd", f"study.name={study}"))
+        weights.append(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("method", ["sft", "opd", "grpo", "sdft"])
+def test_a_run_that_is_extended_equals_one_that_was_never_stopped(small, method):
+    """Bit-equal weights, optimizer and token counts; metrics and evaluations hold each step once."""
+    parts = (f"method={method}", "evaluation.every=2")
+    folder = run(small(*parts, "study.name=parts", "trainer.max_steps=3"))
+    assert run(small(*parts, "study.name=parts", "trainer.max_steps=5")) == folder
+    whole = run(small(*parts, "study.name=whole", "trainer.max_steps=5"))
+    a, b = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (folder, whole))
+    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in b["state_dict"])
+    states = [c["optimizer_states"][0]["state"] for c in (a, b)]
+    assert all(torch.equal(states[0][i][k], states[1][i][k]) for i in states[1] for k in ("exp_avg", "exp_avg_sq"))
+    assert a["ledger"]["tokens"] == b["ledger"]["tokens"]
+    steps = [[line.split(",")[0] for line in (f / "metrics.csv").read_text().splitlines()[1:]] for f in (folder, whole)]
+    assert steps[0] == ["0", "1", "2", "3", "4", "5"] == steps[1]
+    ends = [json.loads((f / "evaluation.json").read_text())["end"] for f in (folder, whole)]
+    assert ends[0] == ends[1]
+
+
+def test_the_checkpoint_holds_the_student_only(small):
+    folder = run(small("method=sdft"))
+    checkpoint = torch.load(Path(folder) / "checkpoints/last.ckpt", weights_only=True)
+    assert all(name.startswith("student.lm.") for name in checkpoint["state_dict"])
+
+
+def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
+    """SDFT's teacher reads the demonstration; the completion ids are the student's."""
+    from opd_lightning.context import Demonstration
+
+    tokenizer = Pretrained(tiny).tokenizer()
+    examples = WorldTask().examples("train")[:2]
+    data = PromptData(examples, tokenizer, 2, 0)
+    rollout = Ragged()(None, data.collate([0, 1, 0, 1, 0, 1]), 0)
+    ids = Scorer(FrozenStart(), Demonstration("{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout)
+    shown = tokenizer.decode(ids[0])
+    assert examples[0].demonstration in shown and shown.endswith("] =")
+    assert encode_chat(tokenizer, examples[0].messages) != ids[0]
