@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Idle threads of one process must not take the core of another.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test test-slow check smollm2 clean
 help:  ## this list

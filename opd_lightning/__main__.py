@@ -1,6 +1,7 @@
 """python -m opd_lightning [group=option] [key=value] ...: one run, or with -m a sweep of them."""
 
 import logging
+import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,9 @@ def main(cfg: DictConfig) -> None:
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
             raise ValueError(f"study={cfg.study.name} is a sweep over several runs; add -m (python -m opd_lightning -m ...).")
         run(cfg)
+    except KeyboardInterrupt as stop:
+        log.error(str(stop) or "interrupted; the same command goes on with the run")
+        sys.exit(130)  # ends a sweep, as the user asked; an error in one cell does not
     except ValueError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {error}")  # the sweep goes on; Hydra itself reports at the end

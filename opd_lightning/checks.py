@@ -15,7 +15,7 @@ from opd_lightning.config import CONF_DIR, plain
 
 EXTRAS = {
     "rollout": {"tokenizer"},
-    "evaluation.suite": {"task", "tokenizer"},
+    "evaluation": {"task", "tokenizer"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }
@@ -89,49 +89,62 @@ def nearest(key: str, known: Any) -> str:
 
 def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, told from what the chosen classes say of themselves."""
-    loss, rollout, warnings = cfg["loss"], get_object(cfg["rollout"]["_target_"]), []
-    others = [key for key in ("policy_gradient", "cross_entropy") if loss.get(key)]
-    teacher = cfg["teacher"] and get_object(cfg["teacher"]["_target_"])
-    informed = get_object(cfg["context"]["_target_"]).informs
-    if loss.get("divergence") and teacher is None:
+    check_teacher(cfg)
+    check_rollout(cfg)
+    check_numbers(cfg)
+    if cfg["teacher"] and not cfg["loss"]["divergence"]:
+        return ["the teacher is not loaded, for no term of the loss reads it; teacher=none says so."]
+    return []
+
+
+def check_teacher(cfg: dict[str, Any]) -> None:
+    """A divergence has a teacher, and the teacher knows something that the student does not."""
+    loss = cfg["loss"]
+    if not loss["divergence"]:
+        return
+    if not cfg["teacher"]:
         raise ValueError(
-            "teacher=none, but loss.divergence reads a teacher; choose teacher=external or teacher=frozen with a context."
+            "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
-    if loss.get("divergence") and teacher.self_teacher and not informed and not others:
+    informed = get_object(cfg["context"]["_target_"]).informs
+    other_signal = loss["policy_gradient"] or loss["cross_entropy"]
+    if get_object(cfg["teacher"]["_target_"]).self_teacher and not informed and not other_signal:
         raise ValueError(
             "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
             "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
         )
-    if loss.get("policy_gradient") and not rollout.on_policy:
+
+
+def check_rollout(cfg: dict[str, Any]) -> None:
+    """The completions are such that the loss's terms can learn from them."""
+    loss, samples = cfg["loss"], cfg["rollout"]["samples_per_prompt"]
+    on_policy = get_object(cfg["rollout"]["_target_"]).on_policy
+    if loss["policy_gradient"] and not on_policy:
         raise ValueError("rollout=dataset has no samples to reward; choose rollout=student_group with loss/policy_gradient.")
-    if loss.get("policy_gradient") and cfg["rollout"]["samples_per_prompt"] < 2:
+    if loss["policy_gradient"] and samples < 2:
         raise ValueError(
-            f"rollout.samples_per_prompt={cfg['rollout']['samples_per_prompt']} leaves a group advantage without a "
-            "baseline; use 2 or more (rollout=student_group has 8)."
+            f"rollout.samples_per_prompt={samples} leaves a group advantage without a baseline; use 2 or more "
+            "(rollout=student_group has 8)."
         )
-    if loss.get("cross_entropy") and rollout.on_policy and not (loss.get("divergence") or loss.get("policy_gradient")):
+    if loss["cross_entropy"] and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if (
-        loss.get("support")
-        and cfg["loss"]["support"]["_target_"].endswith("SampledToken")
-        and loss.get("divergence")
-        and not rollout.on_policy
-    ):
+    if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not on_policy:
         raise ValueError(
             "loss/support=sampled estimates from the student's own samples; choose rollout=student or loss/support=full."
         )
-    if teacher is not None and not loss.get("divergence"):
-        warnings.append("the teacher is not loaded, for no term of the loss reads it; teacher=none says so.")
-    if "16-" in str(cfg["trainer"]["precision"]) and not str(cfg["trainer"]["precision"]).startswith("bf16"):
-        raise ValueError(
-            f"trainer.precision={cfg['trainer']['precision']} needs loss scaling, which the walk does not do; use bf16-mixed."
-        )
-    if cfg["trainer"]["max_steps"] is None or cfg["trainer"]["max_steps"] < 1:
-        raise ValueError(
-            f"trainer.max_steps={cfg['trainer']['max_steps']} must be at least 1; it is the only horizon of a run."
-        )
-    if cfg["data"]["batch_size"] < 1:
-        raise ValueError(f"data.batch_size={cfg['data']['batch_size']} must be at least 1.")
+
+
+def check_numbers(cfg: dict[str, Any]) -> None:
+    """Numbers that no constructor sees."""
+    precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
+    if precision.startswith("16"):
+        raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
+    if steps is None or steps < 1:
+        raise ValueError(f"trainer.max_steps={steps} must be at least 1; it is the only horizon of a run.")
+    for key, value in (("data.batch_size", cfg["data"]["batch_size"]), ("chunk", cfg["chunk"])):
+        if value < 1:
+            raise ValueError(f"{key}={value} must be at least 1.")
+    if cfg["micro_tokens"] is not None and cfg["micro_tokens"] < 1:
+        raise ValueError(f"micro_tokens={cfg['micro_tokens']} must be at least 1; null takes the whole batch at once.")
     if cfg["evaluation"]["every"] < 1:
         raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")
-    return warnings

@@ -63,6 +63,9 @@ class Pretrained:
             model = AutoModelForCausalLM.from_pretrained(
                 locate(self.path), dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
             )
+        # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -104,7 +105,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     suite = {name: build(node, task=task, tokenizer=tokenizer) for name, node in cfg.evaluation.suite.items()}
     chosen = [build(node) for node in cfg.callbacks.values()]
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    callbacks = [Evaluation(suite, cfg.evaluation.every, folder), Bookkeeping(folder), *chosen]
+    answers = build(cfg.evaluation.answers, task=task, tokenizer=tokenizer)
+    callbacks = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), *chosen]
     trainer: L.Trainer = build(cfg.trainer, logger=loggers(cfg, folder), callbacks=callbacks, default_root_dir=str(folder))
     checkpoint = folder / "checkpoints" / "last.ckpt"
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
@@ -130,15 +132,15 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
 
 def finish_wandb() -> None:
     """Close the W&B run, so that the next cell of a sweep opens its own."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
         wandb.finish()
 
 
 def first_stage(cfg: DictConfig) -> DictConfig:
-    """The configuration of the run that makes this run's start model: same seed, same machine, same study."""
-    shared = [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}", f"study.name={cfg.study.name}"]
+    """The configuration of the run that makes this run's start model: same seed, same machine."""
+    # Not in the study itself, whose runs are compared with each other.
+    shared = [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}", f"study.name={cfg.study.name}.stages"]
     if HydraConfig.initialized():
         choices = HydraConfig.get().runtime.choices
         shared += [f"{group}={choices[group]}" for group in ("trainer", "logger", "callbacks")]

@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from opd_lightning.evaluation import GreedyAnswers
+
 
 class Evaluation(L.Callback):
     """Runs a suite of evaluations and keeps their history in evaluation.json.
@@ -16,10 +18,11 @@ class Evaluation(L.Callback):
         suite: evaluations by name; each is called as evaluation(student, scorers) and returns numbers by name.
         every: optimizer steps between evaluations.
         folder: the run's.
+        answers: written to answers.json before and after training; None writes none.
     """
 
-    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path):
-        self.suite, self.every, self.folder = suite, every, folder
+    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path, answers: GreedyAnswers | None = None):
+        self.suite, self.every, self.folder, self.answers = suite, every, folder, answers
         self.history: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -27,6 +30,7 @@ class Evaluation(L.Callback):
         self.history = [row for row in self.history if row["step"] <= trainer.global_step]
         if not self.history:
             self.run(trainer, module)
+            self.ask(trainer, module, "start")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """On schedule."""
@@ -34,9 +38,12 @@ class Evaluation(L.Callback):
             self.run(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """The last step, unless it has just been measured."""
+        """The last step, unless it has just been measured; a run that was interrupted will measure it when it ends."""
+        if trainer.global_step < trainer.max_steps:
+            return
         if self.history[-1]["step"] != trainer.global_step:
             self.run(trainer, module)
+        self.ask(trainer, module, "end")
 
     def run(self, trainer: L.Trainer, module: Any) -> None:
         """Every device evaluates, so that all stay in step; one writes."""
@@ -48,6 +55,17 @@ class Evaluation(L.Callback):
         if trainer.is_global_zero:
             record = {"start": self.history[0], "end": self.history[-1], "history": self.history, "examples": self.examples()}
             (self.folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def ask(self, trainer: L.Trainer, module: Any, when: str) -> None:
+        """Keep the answers of now beside those of before."""
+        if self.answers is None:
+            return
+        with module.ledger.timing("evaluation"):
+            texts = self.answers(module.student)
+        path = self.folder / "answers.json"
+        if trainer.is_global_zero:
+            known = json.loads(path.read_text()) if when == "end" and path.is_file() else {"prompts": self.answers.prompts}
+            path.write_text(json.dumps(known | {when: texts}, indent=1) + "\n")
 
     def examples(self) -> dict[str, Any]:
         """How many examples each evaluation measures, and a digest of their ids: only equal ones can be compared."""

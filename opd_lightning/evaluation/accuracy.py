@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data import encode_chat
 from opd_lightning.models import Student
-from opd_lightning.rollout.generate import Sampling, eos_ids, generate
+from opd_lightning.rollout.generate import Sampling, decode
 from opd_lightning.tasks.base import Task
 from opd_lightning.teacher.scorer import Scorer
 
@@ -45,20 +45,14 @@ class GreedyAccuracy:
 
     def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, float]:
         """`<skill>/accuracy` and `<skill>/style` for each skill and for each group of skills ("prior" of "prior/sort")."""
-        was_training = student.training
-        student.eval()
-        eos, pad = eos_ids(student.lm, self.tokenizer.eos_token_id), self.tokenizer.pad_token_id
         content, style = defaultdict(list), defaultdict(list)
         for start in range(0, len(self.prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            ids, lengths, _, _ = generate(student.lm, self.prompts[rows], self.sampling, eos, pad)
-            written = [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
-            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            texts = decode(student, self.prompts[rows], self.sampling, self.tokenizer)
             for example, text in zip(self.examples[rows], texts, strict=True):
                 verdict = self.task.verify(example, text)
                 for name in {example.skill, example.skill.split("/")[0]}:
                     content[name].append(verdict.content)
                     style[name].append(verdict.style)
-        student.train(was_training)
         scores = {f"{name}/accuracy": sum(v) / len(v) for name, v in content.items()}
         return scores | {f"{name}/style": sum(v) / len(v) for name, v in style.items()}

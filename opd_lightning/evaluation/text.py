@@ -36,7 +36,7 @@ class TeacherDivergence:
         split: str = "test",
         n: int = 48,
         seed: int = 0,
-        batch_size: int = 16,
+        batch_size: int = 48,
         template_options: dict | None = None,
     ):
         self.examples = list(task.examples(split))[:n]

@@ -11,6 +11,8 @@ from opd_lightning.types import Tokens
 class FullVocabulary:
     """The exact divergence: the sum of its entries over the whole vocabulary."""
 
+    needs_own_samples = False
+
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
         """log_s, log_t: [n, V] log-probabilities. Returns the divergence [n]."""
         return divergence(log_s, log_t).sum(-1)
@@ -24,6 +26,8 @@ class SampledToken:
     unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. The value of the loss is no
     estimate of the divergence; read the logged KLs instead.
     """
+
+    needs_own_samples = True
 
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
         """log_s, log_t: [n, V] log-probabilities. Returns the surrogate [n], whose gradient is the estimate's."""

@@ -42,6 +42,8 @@ def write_html(runs: list[Run], left_out: list[str], figures: list[tuple[Path, s
         *(f"<p>Left out: {escape(sentence)}.</p>" for sentence in left_out),
         "<h2>Figures</h2>",
         *(html_figure(file, caption) for file, caption in figures),
+        "<h2>The same held-out prompts, before and after</h2>",
+        html_table(["prompt", "start", *(cell[0].name for cell in by_cell(runs).values())], answers(runs), text_from=1),
         "<h2>What was written during training</h2>",
         html_table(["method", "step", "prompt", "completion"], samples(runs), text_from=2),
         "<h2>How each run was configured</h2>",
@@ -73,6 +75,16 @@ def html_config(run: Run) -> str:
     """The resolved configuration, folded."""
     text = escape(yaml.safe_dump(run.config, sort_keys=False))
     return f"<details><summary><code>{escape(run.cell)}</code></summary><pre>{text}</pre></details>"
+
+
+def answers(runs: list[Run]) -> list[list[str]]:
+    """Each held-out prompt with the start model's answer and that of the first seed of each cell."""
+    files = [cell[0].folder / "answers.json" for cell in by_cell(runs).values()]
+    read = [json.loads(file.read_text()) for file in files if file.is_file()]
+    if not read:
+        return []
+    columns = [read[0]["prompts"], read[0]["start"], *(r["end"] for r in read)]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def samples(runs: list[Run]) -> list[list[str]]:

@@ -10,10 +10,13 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from opd_lightning.models import Student
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,17 @@ def generate(
     recorder.record(out[:, -1])
     inside = torch.arange(ids.shape[1], device=device) < lengths[:, None]
     return ids, lengths, ~ended, torch.stack(recorder.columns, 1).masked_fill(~inside, 0.0)
+
+
+def decode(
+    student: Student, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """Completions as text without special tokens, in eval mode; the student's mode is given back."""
+    was_training = student.training
+    student.eval()
+    eos = eos_ids(student.lm, tokenizer.eos_token_id)
+    ids, lengths, _, _ = generate(student.lm, prompt_ids, sampling, eos, tokenizer.pad_token_id)
+    student.train(was_training)
+    return tokenizer.batch_decode(
+        [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)], skip_special_tokens=True
+    )

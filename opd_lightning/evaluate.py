@@ -1,0 +1,63 @@
+"""python -m opd_lightning.evaluate run=<run folder> | [group=option] [key=value] ...: the evaluation suite, without training.
+
+python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0                 # a run, as it was configured
+python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 task.n_eval=1024   # on more prompts
+python -m opd_lightning.evaluate model.path=<folder or hub id> task=world             # any model
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from opd_lightning.checks import check
+from opd_lightning.config import build, compose
+from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.teacher import Scorer
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """The numbers of the configured suite for the model at `model.path`.
+
+    Raises:
+        ValueError: something is wrong with the configuration or the model.
+    """
+    check(cfg)
+    model: Pretrained = build(cfg.model)
+    tokenizer, task = model.tokenizer(), build(cfg.task)
+    student = Student(model.model(), cfg.chunk).to("cuda" if torch.cuda.is_available() else "cpu")
+    scorers = {}
+    if cfg.teacher is not None and cfg.loss.divergence is not None:
+        scorers["teacher"] = Scorer(build(cfg.teacher), build(cfg.context), tokenizer)
+        scorers["teacher"].weights.attach(student, tokenizer)
+    suite = [build(node, task=task, tokenizer=tokenizer) for node in cfg.evaluation.suite.values()]
+    return {name: value for evaluation in suite for name, value in evaluation(student, scorers).items()}
+
+
+def configuration(arguments: list[str]) -> DictConfig:
+    """The configuration of a run with its result as the model, or one composed from overrides."""
+    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    if not runs:
+        return compose(arguments)
+    if not is_run(runs[0]):
+        raise ValueError(f"run={runs[0]} is no run folder with config.yaml and checkpoints/last.ckpt.")
+    others = OmegaConf.from_dotlist([a for a in arguments if not a.startswith("run=")])
+    cfg = OmegaConf.merge(OmegaConf.load(Path(runs[0]) / "config.yaml"), others)
+    assert isinstance(cfg, DictConfig)
+    cfg.model.path = runs[0]
+    return cfg
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
+    try:
+        print(json.dumps(evaluate(configuration(sys.argv[1:])), indent=1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""python -m opd_lightning.export run=<run folder> [to=<folder>]: the student as a plain Hugging Face folder.
+
+The folder (by default the run's own model/) holds safetensors, the tokenizer with its chat template, and a model card;
+`from_pretrained`, vLLM and every other tool read it without this package.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from omegaconf import OmegaConf
+
+from opd_lightning.models import Pretrained, is_run
+
+
+def export(run: Path, to: Path) -> Path:
+    """Write the folder.
+
+    Raises:
+        ValueError: `run` is no run folder with a checkpoint, or `to` holds something else.
+    """
+    if not is_run(str(run)):
+        raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
+    if to.exists() and any(to.iterdir()):
+        raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
+    source = Pretrained(str(run), **{"dtype": yaml.safe_load((run / "config.yaml").read_text())["model"]["dtype"]})
+    source.model().save_pretrained(to)
+    source.tokenizer().save_pretrained(to)
+    (to / "README.md").write_text(card(run, source.lineage()))
+    return to
+
+
+def card(run: Path, lineage: list[str]) -> str:
+    """A model card: how the model was made and what was measured, from the run's files."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text()) if (run / "evaluation.json").is_file() else {}
+    start, end = evaluation.get("start", {}), evaluation.get("end", {})
+    rows = [f"| {name} | {start[name]:.4f} | {value:.4f} |" for name, value in end.items() if name != "step"]
+    table = ["", "| evaluation | start | end |", "|---|---|---|", *rows] if rows else []
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {lineage[-1]}",
+            "library_name: transformers",
+            "tags: [on-policy-distillation, opd-lightning]",
+            "---",
+            f"# {config['name']}, seed {config['seed']}",
+            "",
+            f"Trained with OPD-Lightning, method `{config['name']}`, {end.get('step', 'an unknown number of')} updates, "
+            f"from `{' < '.join(lineage[1:])}`. The resolved configuration is in the run's config.yaml.",
+            *table,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    arguments = OmegaConf.from_cli(sys.argv[1:])
+    if "run" not in arguments or set(arguments) - {"run", "to"}:
+        sys.exit(__doc__)
+    run = Path(arguments.run)
+    try:
+        print(f"exported: {export(run, Path(arguments.get('to', run / 'model')))}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
