@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"output_dir={cfg.output_dir} cannot be written ({error}); choose another folder.") from error
     try:
         if cfg.start_from is not None:
-            cfg = starting_from(cfg, run(first_stage(cfg)))
+            cfg = starting_from(cfg, run_first_stage(cfg))
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
@@ -105,7 +105,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     suite = {name: build(node, task=task, tokenizer=tokenizer) for name, node in cfg.evaluation.suite.items()}
     chosen = [build(node) for node in cfg.callbacks.values()]
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    answers = build(cfg.evaluation.answers, task=task, tokenizer=tokenizer)
+    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer)
     callbacks = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), *chosen]
     trainer: L.Trainer = build(cfg.trainer, logger=loggers(cfg, folder), callbacks=callbacks, default_root_dir=str(folder))
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -135,6 +135,22 @@ def finish_wandb() -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+
+
+def run_first_stage(cfg: DictConfig) -> Path:
+    """Make the run that makes this run's start model, or find it; returns its folder.
+
+    Raises:
+        ValueError: it is not there and several devices are asked for, whose processes are launched once per command.
+    """
+    stage = first_stage(cfg)
+    if cfg.trainer.devices != 1 and not is_finished(run_folder(stage), stage.trainer.max_steps):
+        command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
+            f"python -m opd_lightning {command}"
+        )
+    return run(stage)
 
 
 def first_stage(cfg: DictConfig) -> DictConfig:

@@ -1,0 +1,124 @@
+"""Small parts by hand: advantages, weights, aggregates, the optimizer's noun, step metrics, metrics.csv."""
+
+import pytest
+import torch
+
+from opd_lightning.context import Demonstration
+from opd_lightning.loggers import MetricsFile, read_csv
+from opd_lightning.losses.terms import PolicyGradient, group_relative
+from opd_lightning.losses.weight import completion_mask, constant, sequence_mean, skip_first, token_mean
+from opd_lightning.metrics import StepMetrics
+from opd_lightning.optim import Optim
+from opd_lightning.types import Prompts, Rollout, Tokens
+
+
+def rollout(lengths=(3, 1), counts=(True, True)) -> Rollout:
+    n = len(lengths)
+    prompts = Prompts([None] * n, [[5]] * n)
+    return Rollout(
+        prompts, torch.zeros(n, 4, dtype=torch.long), torch.tensor(lengths), torch.zeros(n).bool(), torch.tensor(counts)
+    )
+
+
+def test_group_advantages_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    std = torch.tensor([1.0, 0.0, 0.0, 1.0]).std()
+    expected = torch.tensor([[0.5, -0.5, -0.5, 0.5], [0.0] * 4]) / torch.tensor([[std + 1e-4], [1.0]])
+    torch.testing.assert_close(group_relative(rewards), expected)
+    torch.testing.assert_close(group_relative(rewards, scale_by_std=False)[0], torch.tensor([0.5, -0.5, -0.5, 0.5]))
+    with pytest.raises(ValueError, match="samples_per_prompt=1"):
+        group_relative(rewards[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "active"), [(1.0, 1.5, True), (1.0, 0.5, False), (-1.0, 0.5, True), (-1.0, 1.5, False)]
+)
+def test_the_clip_stops_gains_and_never_losses(advantage, ratio, active):
+    """PPO's min: a step that has gone far enough in the good direction has no gradient left."""
+    log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
+    old = log_s.detach()[0, :1] - torch.log(torch.tensor(ratio))
+    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([advantage]), old)
+    loss, stats = PolicyGradient(group_relative, clip=0.2)(log_s, tokens)
+    (slope,) = torch.autograd.grad(loss.sum(), log_s)
+    assert bool(stats["clip_fraction"]) == active and (slope.abs().max() == 0) == active
+    higher = PolicyGradient(group_relative, clip=0.2, clip_high=0.6)(log_s, tokens)[1]
+    assert bool(higher["clip_fraction"]) == (active and advantage < 0)
+
+
+def test_weights_and_aggregates_by_hand():
+    mask = completion_mask(rollout())
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert skip_first(rollout(), 2).tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+    assert completion_mask(rollout(counts=(False, True))).tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
+    assert token_mean(mask)[1] == 4 and constant(mask, 10)[1] == 20
+    weight, z = sequence_mean(mask)
+    torch.testing.assert_close(weight.sum(1), torch.ones(2))
+    assert z == 2 and sequence_mean(skip_first(rollout(), 2))[1] == 1
+    with pytest.raises(ValueError, match=r"loss\.weight\.n=-1"):
+        skip_first(rollout(), -1)
+    with pytest.raises(ValueError, match=r"loss\.aggregate\.tokens=0"):
+        constant(mask, 0)
+
+
+def test_the_schedule_is_that_of_transformers():
+    layer = torch.nn.Linear(2, 2)
+    optimizer, schedule = Optim(torch.optim.SGD, lr=1.0, schedule="linear", warmup_steps=2).build(layer.parameters(), 6)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_the_clip_reports_the_norm_before():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    for clip, after in ((1.0, 1.0), (None, 3.0)):
+        layer.weight.grad = torch.full((1, 1), 3.0)
+        assert Optim(torch.optim.SGD, lr=1.0, clip_norm=clip).clip(layer.parameters()) == 3.0
+        assert layer.weight.grad.item() == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"lr": 0}, "lr"), ({"lr": 1, "clip_norm": 0}, "clip_norm"), ({"lr": 1, "warmup_steps": -1}, "warmup_steps")],
+)
+def test_bad_optimizer_options_are_refused_by_name(options, field):
+    with pytest.raises(ValueError, match=rf"optim\.{field}="):
+        Optim(torch.optim.SGD, **options)
+
+
+def test_step_metrics_are_means_over_what_counts_on_all_devices():
+    metrics = StepMetrics()
+    metrics.mean("a", torch.tensor([1.0, 5.0]), torch.tensor([True, False]))
+    metrics.mean("a", torch.tensor(4.0))
+    metrics.mean("none", torch.ones(2), torch.zeros(2).bool())
+    metrics.total("n", torch.tensor([1, 2]))
+    assert metrics.reduce(lambda x: 2 * x) == ({"a": 2.5}, {"n": 6.0})
+
+
+def test_a_nan_outside_the_mask_does_not_reach_the_mean():
+    metrics = StepMetrics()
+    metrics.mean("a", torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+    assert metrics.reduce(lambda x: x)[0] == {"a": 1.0}
+
+
+def test_metrics_csv_holds_each_step_once_and_takes_new_columns(tmp_path):
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    for step in (1, 2, 3):
+        file.log_metrics({"loss": 1.0 / step, "epoch": 0}, step)
+        file.save()
+    file.log_metrics({"eval": 0.5}, 3)
+    file.save()
+    again = MetricsFile(path)
+    again.drop_after(2)
+    again.log_metrics({"loss": 9.0, "new": 1.0}, 3)
+    again.finalize("finished")
+    assert read_csv(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 9.0, "new": 1.0}]
+
+
+@pytest.mark.parametrize("template", ["{prompt}", "{prompt} {demonstration} {solution}", "{prompt} {demonstration"])
+def test_bad_templates_are_refused(template):
+    with pytest.raises(ValueError, match=r"context\.template="):
+        Demonstration(template)
