@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
 
@@ -26,11 +27,16 @@ def main(cfg: DictConfig) -> None:
     try:
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
             raise ValueError(f"study={cfg.study.name} is a sweep over several runs; add -m (python -m opd_lightning -m ...).")
+        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1:
+            raise ValueError(
+                f"trainer.devices={cfg.trainer.devices} with -m: each process would repeat the whole sweep; run one command "
+                "per cell, or a Hydra launcher that starts one job per cell."
+            )
         run(cfg)
     except KeyboardInterrupt as stop:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(130)  # ends a sweep, as the user asked; an error in one cell does not
-    except ValueError as error:
+    except (ValueError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {error}")  # the sweep goes on; Hydra itself reports at the end
         raise RunFailed(str(error)) from error

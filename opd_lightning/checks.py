@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig
+from transformers import SchedulerType
 
 from opd_lightning.config import CONF_DIR, plain
 
@@ -92,9 +93,20 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     check_teacher(cfg)
     check_rollout(cfg)
     check_numbers(cfg)
+    warnings = []
     if cfg["teacher"] and not cfg["loss"]["divergence"]:
-        return ["the teacher is not loaded, for no term of the loss reads it; teacher=none says so."]
-    return []
+        warnings.append("the teacher is not loaded, for no term of the loss reads it; teacher=none says so.")
+    sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    estimates = cfg["loss"]["policy_gradient"] or get_object(cfg["loss"]["support"]["_target_"]).needs_own_samples
+    if estimates and sampling not in (
+        {"temperature": cfg["loss"]["temperature"], "top_p": 1.0, "top_k": 0},
+        dict.fromkeys(sampling),
+    ):
+        warnings.append(
+            f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
+            f"{cfg['loss']['temperature']} over the whole vocabulary: the estimate is biased where the two differ."
+        )
+    return warnings
 
 
 def check_teacher(cfg: dict[str, Any]) -> None:
@@ -108,6 +120,11 @@ def check_teacher(cfg: dict[str, Any]) -> None:
         )
     informed = get_object(cfg["context"]["_target_"]).informs
     other_signal = loss["policy_gradient"] or loss["cross_entropy"]
+    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed and not other_signal:
+        raise ValueError(
+            f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "
+            "construction; choose another teacher.path, or context=demonstration."
+        )
     if get_object(cfg["teacher"]["_target_"]).self_teacher and not informed and not other_signal:
         raise ValueError(
             "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
@@ -141,7 +158,14 @@ def check_numbers(cfg: dict[str, Any]) -> None:
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
     if steps is None or steps < 1:
         raise ValueError(f"trainer.max_steps={steps} must be at least 1; it is the only horizon of a run.")
-    for key, value in (("data.batch_size", cfg["data"]["batch_size"]), ("chunk", cfg["chunk"])):
+    updates = cfg["rollout"]["updates_per_rollout"]
+    if updates >= 1 and steps % updates:
+        raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.updates_per_rollout={updates}; make it one.")
+    schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
+    if schedule not in schedules:
+        raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}.")
+    counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
+    for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1.")
     if cfg["micro_tokens"] is not None and cfg["micro_tokens"] < 1:

@@ -50,10 +50,34 @@ def plain(cfg: DictConfig | ListConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
+def first_stage(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run that makes this run's start model, itself from `model.path`; in `<study>.stages`.
+
+    It has a study of its own because the runs of a study are compared with each other.
+    """
+    passed = (
+        "model.path",
+        "seed",
+        "output_dir",
+        "micro_tokens",
+        "chunk",
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.precision",
+    )
+    shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]
+    shared += [f"trainer.strategy={cfg.trainer.strategy}", f"study.name={cfg.study.name}.stages"]
+    return compose([*cfg.start_from, *shared, *(["logger=none"] if cfg.logger is None else [])])
+
+
 def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits that change with whatever changes the result, seed apart."""
     resolved = plain(cfg)
     identity = {key: resolved[key] for key in HASHED if key in resolved}
+    if cfg.start_from is not None:
+        # What the first stage *is*, not how it was asked for; its horizon decides this run's start model too.
+        stage = first_stage(cfg)
+        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps]
     identity["precision"] = resolved["trainer"]["precision"]
     if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
         identity["max_steps"] = resolved["trainer"]["max_steps"]
@@ -62,4 +86,4 @@ def run_hash(cfg: DictConfig) -> str:
 
 def run_folder(cfg: DictConfig) -> Path:
     """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again, another never meets it."""
-    return Path(cfg.output_dir) / cfg.study.name / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"
+    return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"

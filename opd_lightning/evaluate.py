@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.checks import check
 from opd_lightning.config import build, compose
@@ -27,11 +29,15 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     check(cfg)
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
-    student = Student(model.model(), cfg.chunk).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student = Student(model.model(), cfg.chunk).to(device)
+    student.verify_head(f"model.path={model.path}")
     scorers = {}
     if cfg.teacher is not None and cfg.loss.divergence is not None:
         scorers["teacher"] = Scorer(build(cfg.teacher), build(cfg.context), tokenizer)
-        scorers["teacher"].weights.attach(student, tokenizer)
+        # A teacher that is the student's start model is what the run started from, not what it became.
+        start = Student(model.start().model(), cfg.chunk).to(device)
+        scorers["teacher"].weights.attach(start, tokenizer)
     suite = [build(node, task=task, tokenizer=tokenizer) for node in cfg.evaluation.suite.values()]
     return {name: value for evaluation in suite for name, value in evaluation(student, scorers).items()}
 
@@ -43,7 +49,14 @@ def configuration(arguments: list[str]) -> DictConfig:
         return compose(arguments)
     if not is_run(runs[0]):
         raise ValueError(f"run={runs[0]} is no run folder with config.yaml and checkpoints/last.ckpt.")
-    others = OmegaConf.from_dotlist([a for a in arguments if not a.startswith("run=")])
+    dotted = [a for a in arguments if not a.startswith("run=")]
+    for argument in dotted:
+        key = argument.split("=")[0]
+        if "." not in key:
+            raise ValueError(
+                f"{argument}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups."
+            )
+    others = OmegaConf.from_dotlist(dotted)
     cfg = OmegaConf.merge(OmegaConf.load(Path(runs[0]) / "config.yaml"), others)
     assert isinstance(cfg, DictConfig)
     cfg.model.path = runs[0]
@@ -55,7 +68,7 @@ def main() -> None:
         sys.exit(__doc__)
     try:
         print(json.dumps(evaluate(configuration(sys.argv[1:])), indent=1))
-    except ValueError as error:
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 
 

@@ -5,6 +5,7 @@ The folder (by default the run's own model/) holds safetensors, the tokenizer wi
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,10 +25,14 @@ def export(run: Path, to: Path) -> Path:
         raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
-    source = Pretrained(str(run), **{"dtype": yaml.safe_load((run / "config.yaml").read_text())["model"]["dtype"]})
-    source.model().save_pretrained(to)
-    source.tokenizer().save_pretrained(to)
-    (to / "README.md").write_text(card(run, source.lineage()))
+    source = Pretrained(str(run), dtype=yaml.safe_load((run / "config.yaml").read_text())["model"]["dtype"])
+    partial = to.with_name(f"{to.name}.partial")
+    source.model().save_pretrained(partial)
+    source.tokenizer().save_pretrained(partial)
+    (partial / "README.md").write_text(card(run, source.lineage()))
+    if to.exists():
+        to.rmdir()
+    os.replace(partial, to)
     return to
 
 

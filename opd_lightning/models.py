@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,12 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def locate(path: str) -> str:
-    """A folder for `pkg://package/folder` (as Hydra writes it), a run's `model/` if exported, else the path unchanged."""
+    """A folder for `pkg://package/folder` (as Hydra writes it), else the path unchanged."""
     if path.startswith("pkg://"):
         package, _, inside = path.removeprefix("pkg://").partition("/")
         return str(importlib.resources.files(package).joinpath(inside))
-    exported = Path(path) / "model" / "config.json"
-    return str(exported.parent) if exported.is_file() else path
+    return path
 
 
 def is_run(path: str) -> bool:
@@ -57,7 +57,7 @@ class Pretrained:
 
     def model(self) -> PreTrainedModel:
         """Load the weights, in eval mode."""
-        if is_run(self.path) and locate(self.path) == self.path:
+        if is_run(self.path):
             return self._from_run()
         with self._explained():
             model = AutoModelForCausalLM.from_pretrained(
@@ -70,7 +70,7 @@ class Pretrained:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer; it must have an EOS token and a chat template, and borrows EOS as PAD if it has none."""
-        if is_run(self.path) and locate(self.path) == self.path:
+        if is_run(self.path):
             return self._base().tokenizer()
         with self._explained():
             tokenizer = AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False)
@@ -85,6 +85,10 @@ class Pretrained:
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
         return [self.path, *(self._base().lineage() if is_run(self.path) else [])]
+
+    def start(self) -> "Pretrained":
+        """What the run at `path` started from; any other model is its own start."""
+        return self._base() if is_run(self.path) else self
 
     def _base(self) -> "Pretrained":
         """What the run at `path` started from."""
@@ -139,6 +143,25 @@ class Student(nn.Module):
         """The weighted loss of a micro-batch (a scalar) and statistics [N] of its completion tokens."""
         return head_loss(self.hidden(sequences), self.head, tokens, sources, loss, self.chunk)
 
+    @torch.no_grad()
+    def verify_head(self, name: str) -> None:
+        """Make sure that backbone and head together are the model; some models scale or cap their logits in between.
+
+        Raises:
+            ValueError: they are not; `name` is the field to blame.
+        """
+        was_training = self.training
+        self.eval()
+        ids = torch.arange(4, device=self.lm.device)[None]
+        expected = self.lm(input_ids=ids).logits.float()
+        found = self.head.project(self.lm.base_model(input_ids=ids).last_hidden_state[0]).float()
+        self.train(was_training)
+        if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
+            raise ValueError(
+                f"{name}: {type(self.lm).__name__} changes its logits behind the output layer (scaling or soft-capping), "
+                "which losses do not reproduce yet; choose another model."
+            )
+
     def hidden(self, sequences: Sequences) -> Tensor:
         """Hidden states [N, H] at the positions that predict the completion tokens; prompts are never projected."""
         backbone = self.lm.base_model
@@ -146,10 +169,17 @@ class Student(nn.Module):
         return out.last_hidden_state[sequences.row, sequences.column]
 
     @torch.no_grad()
-    def read(self, sequences: Sequences) -> LogitSource:
-        """This model's next-token distributions on the completions, without gradient and in eval mode."""
+    def read(self, sequences: Sequences, snapshot: bool = False) -> LogitSource:
+        """This model's next-token distributions on the completions, without gradient and in eval mode.
+
+        Args:
+            snapshot: copy the head's weights, so that the source stays what it is when the model is updated.
+        """
         was_training = self.training
         self.eval()
-        source = LogitSource(self.hidden(sequences), self.head.project)
+        hidden = self.hidden(sequences)
+        # The dtype is settled here: where a chunk is projected later, autocast is off.
+        head = replace(self.head, dtype=self.head.compute_dtype(hidden))
+        source = LogitSource(hidden, (head.copy() if snapshot else head).project)
         self.train(was_training)
         return source

@@ -16,7 +16,7 @@ from opd_lightning.losses.objective import Objective
 from opd_lightning.metrics import Ledger, StepMetrics
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.optim import Optim
-from opd_lightning.seeds import derive_seed
+from opd_lightning.seeds import derive_seed, seeded
 from opd_lightning.tasks.base import Example, Verdict
 from opd_lightning.teacher.scorer import Scorer
 from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
@@ -65,6 +65,7 @@ class DistillationModule(L.LightningModule):
         """Load the student and attach the teachers, on their device and before a checkpoint is restored."""
         if self.student is None:
             self.student = Student(self.model.model(), self.chunk).to(self.trainer.strategy.root_device).train()
+            self.student.verify_head(f"model.path={self.model.path}")
             for scorer in self.scorers.values():
                 scorer.weights.attach(self.student, self.tokenizer)
 
@@ -82,7 +83,8 @@ class DistillationModule(L.LightningModule):
         with self.ledger.timing("score"):
             batch = self.score(rollout, metrics)
         for _ in range(self.rollout.updates_per_rollout):
-            with self.ledger.timing("update"):
+            dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
+            with self.ledger.timing("update"), seeded(dropout, self.device):
                 self.update(batch, metrics)
         self.report(metrics)
 
@@ -105,7 +107,8 @@ class DistillationModule(L.LightningModule):
             advantage=None if advantages is None else advantages[:, None].expand_as(mask)[mask],
         )
         batch = Batch(rollout, tokens, sources, silent)
-        return batch if self.rollout.updates_per_rollout == 1 else self.remember(batch)
+        repeated = self.rollout.updates_per_rollout > 1 and self.objective.compares_updates and not silent
+        return self.remember(batch) if repeated else batch
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
@@ -123,7 +126,13 @@ class DistillationModule(L.LightningModule):
             for name, values in stats.items():
                 metrics.mean(f"train/{name}", values, where=(tokens.weight > 0) & live)
         if plan:
-            metrics.mean("train/grad_norm", self.optim.clip(self.student.parameters()))
+            norm = self.optim.clip(self.student.parameters())
+            if not torch.isfinite(norm):
+                raise ValueError(
+                    f"the gradient of update {self.global_step + 1} is not finite; the weights are still those before it. "
+                    "Lower optim.lr or optim.clip_norm, and look at the last rows of metrics.csv."
+                )
+            metrics.mean("train/grad_norm", norm)
         # A silent step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
         optimizer.step()
         schedule.step()
@@ -153,11 +162,13 @@ class DistillationModule(L.LightningModule):
     def remember(self, batch: Batch) -> Batch:
         """The batch with each token's log-probability before the first update on it."""
         old: Tensor | None = None
+        self.student.eval()  # the ratio is between policies, not between draws of dropout
         for rows, _ in self.plan(batch.rollout):
             sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
             _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
             old = stats["loss"].new_empty(batch.tokens.ids.shape) if old is None else old
             old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
+        self.student.train()
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
     def report(self, metrics: StepMetrics) -> None:

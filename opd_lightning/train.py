@@ -1,5 +1,6 @@
 """One run: from a composed configuration to a folder with everything that is known about it."""
 
+import inspect
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd_lightning.callbacks import Bookkeeping, Evaluation
 from opd_lightning.checks import check
-from opd_lightning.config import build, compose, plain, run_folder
+from opd_lightning.config import build, first_stage, plain, run_folder
 from opd_lightning.data import PromptData
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.models import Pretrained
@@ -45,7 +46,9 @@ def run(cfg: DictConfig) -> Path:
         log.warning(f"warning: {warning}")
     folder = run_folder(cfg)
     if is_finished(folder, cfg.trainer.max_steps):
-        log.info(f"finished before, nothing to do: {folder}")
+        more = steps_of(folder) > cfg.trainer.max_steps
+        hint = f" (at {steps_of(folder)} updates; for a shorter run choose another study.name)" if more else ""
+        log.info(f"finished before, nothing to do: {folder}{hint}")
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,19 +77,21 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     model: Pretrained = build(cfg.model)
     write_status(folder, "running", start_model=model.lineage())
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+    if not is_worker():
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
     tokenizer = model.tokenizer()
     task = build(cfg.task)
     rollout = build(cfg.rollout, tokenizer=tokenizer)
     teacher, context = build(cfg.teacher), build(cfg.context)
     scorers = {} if teacher is None else {"teacher": Scorer(teacher, context, tokenizer)}
+    objective = build(cfg.loss)
     # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
     module = DistillationModule(
         model=model,
         tokenizer=tokenizer,
         rollout=rollout,
-        objective=build(cfg.loss),
+        objective=objective,
         scorers=scorers,
         optim=build(cfg.optim),
         seed=cfg.seed,
@@ -107,11 +112,15 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer)
     callbacks = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), *chosen]
+    if objective.rewarded and not task.verifies:
+        raise ValueError(f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone.")
     trainer: L.Trainer = build(cfg.trainer, logger=loggers(cfg, folder), callbacks=callbacks, default_root_dir=str(folder))
     checkpoint = folder / "checkpoints" / "last.ckpt"
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of a second CTRL-C
+        raise KeyboardInterrupt from stop
     finally:
         for logger in trainer.loggers:
             logger.finalize("finished")
@@ -125,7 +134,8 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
     if cfg.logger is None:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
+    accepted = inspect.signature(get_object(cfg.logger._target_)).parameters
+    chosen = build(cfg.logger, save_dir=str(folder), **{k: v for k, v in names.items() if k in accepted})
     chosen.log_hyperparams(plain(cfg))
     return [*files, chosen]
 
@@ -153,16 +163,6 @@ def run_first_stage(cfg: DictConfig) -> Path:
     return run(stage)
 
 
-def first_stage(cfg: DictConfig) -> DictConfig:
-    """The configuration of the run that makes this run's start model: same seed, same machine."""
-    # Not in the study itself, whose runs are compared with each other.
-    shared = [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}", f"study.name={cfg.study.name}.stages"]
-    if HydraConfig.initialized():
-        choices = HydraConfig.get().runtime.choices
-        shared += [f"{group}={choices[group]}" for group in ("trainer", "logger", "callbacks")]
-    return compose([*cfg.start_from, *shared])
-
-
 def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with the start model taken from another run's folder."""
     cfg = cfg.copy()
@@ -172,14 +172,24 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 
 def is_finished(folder: Path, max_steps: int) -> bool:
     """Has this run reached its horizon before?"""
+    return steps_of(folder) >= max_steps
+
+
+def steps_of(folder: Path) -> int:
+    """Updates of the finished run in this folder; 0 where there is none."""
     path = folder / "status.json"
     status = json.loads(path.read_text()) if path.is_file() else {}
-    return status.get("state") == "finished" and status["step"] >= max_steps
+    return status["step"] if status.get("state") == "finished" else 0
+
+
+def is_worker() -> bool:
+    """Is this a process beside the first one of a run on several devices? Known before a Trainer exists."""
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:
     """status.json: running, finished, failed (with the reason) or interrupted; replaced in one step."""
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK")):
+    if is_worker():
         return
     path = folder / "status.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -196,7 +206,8 @@ def show(folder: Path) -> None:
     table = Table("evaluation", "start", "end", title=folder.parent.name, title_justify="left")
     for name, value in record["end"].items():
         if name != "step":
-            table.add_row(name, f"{record['start'][name]:.3f}", f"{value:.3f}")
+            start = record["start"].get(name)
+            table.add_row(name, "" if start is None else f"{start:.3f}", f"{value:.3f}")
     Console().print(table)
 
 

@@ -52,7 +52,7 @@ def small(tiny, other, tmp_path):
     """Composes a configuration of a run that takes a second: tiny models, two steps, few prompts, no W&B."""
 
     def make(*overrides: str):
-        given = {o.split("=")[0].lstrip("+") for o in overrides}
+        given = {o.split("=")[0].lstrip("+~") for o in overrides}
         defaults = {
             "model.path": tiny,
             "model.teacher": other,
@@ -64,6 +64,7 @@ def small(tiny, other, tmp_path):
             "task.n_train": 16,
             "task.n_eval": 8,
         }
-        return compose([*(f"{k}={v}" for k, v in defaults.items() if k not in given), *overrides])
+        kept = [o for o in overrides if not o.startswith("~")]  # "~key" leaves a default out
+        return compose([*(f"{k}={v}" for k, v in defaults.items() if k not in given), *kept])
 
     return make

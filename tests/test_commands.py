@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from opd_lightning.loggers import read_csv
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
 
@@ -129,25 +131,9 @@ def test_two_devices_train_like_one(tiny_run, tmp_path, method):
     files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("one", "two")]
     a, b = (torch.load(f, weights_only=True) for f in files)
     assert a["ledger"]["tokens"] == b["ledger"]["tokens"]
-    start_weights = torch.cat([v.flatten() for v in a["state_dict"].values()])
-    other_weights = torch.cat([v.flatten() for v in b["state_dict"].values()])
-    assert (start_weights - other_weights).abs().max() < 2e-6
-
-
-def test_a_run_is_exported_and_evaluated_alike(tiny_run, tmp_path):
-    """The exported folder is a plain transformers model that scores what the run scored."""
-    assert call(*tiny_run, "logger=none", "method=sft")[0] == 0
-    folder = next(tmp_path.glob("default/sft-*/seed-0"))
-    expected = {k: v for k, v in json.loads((folder / "evaluation.json").read_text())["end"].items() if k != "step"}
-    code, output = call(f"run={folder}", module="opd_lightning.evaluate")
-    assert code == 0 and json.loads(output[output.index("{") :]) == expected
-    out = tmp_path / "exported"
-    assert call(f"run={folder}", f"to={out}", module="opd_lightning.export")[0] == 0
-    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= {p.name for p in out.iterdir()}
-    arguments = [f"model.path={out}", "method=sft", *(o for o in tiny_run if o.startswith("task."))]
-    code, output = call(*arguments, module="opd_lightning.evaluate")
-    assert code == 0 and json.loads(output[output.index("{") :]) == expected
-    code, output = call(f"run={folder}", f"to={out}", module="opd_lightning.export")
-    assert code == 1 and "is not empty" in output
-    code, output = call("run=nowhere", module="opd_lightning.evaluate")
-    assert code == 1 and "no run folder" in output and "Traceback" not in output
+    one, two = (torch.cat([v.flatten() for v in c["state_dict"].values()]) for c in (a, b))
+    assert (one - two).abs().max() < 2e-6
+    # AdamW hides the scale of a gradient; its norm and the loss do not.
+    rows = [read_csv(f.parents[1] / "metrics.csv") for f in files]
+    for name in ("train/grad_norm", "train/loss"):
+        assert [r[name] for r in rows[0][1:]] == pytest.approx([r[name] for r in rows[1][1:]], rel=1e-4)

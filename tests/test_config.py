@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from opd_lightning.checks import check
-from opd_lightning.config import CONF_DIR, compose, plain, run_folder, run_hash
+from opd_lightning.config import CONF_DIR, compose, first_stage, plain, run_folder, run_hash
 from opd_lightning.train import run
 
 CONF = Path(CONF_DIR)
@@ -25,6 +25,7 @@ OPTIONS = sorted(
 def test_every_option_of_every_group_composes_and_binds(option):
     """Beside the default choices, or refused with a remedy."""
     companions = {
+        "model=smollm2": ["teacher.path=another"],
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
@@ -84,6 +85,23 @@ def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
     assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3
 
 
+def test_the_first_stage_is_part_of_a_runs_identity():
+    base = ["experiment=smollm2_opd"]
+    changed = compose([*base, "start_from=['experiment=smollm2_narrow','optim.lr=1e-3']"])
+    same = compose([*base, "start_from=['task=instructions_narrow','experiment=smollm2_narrow']"])
+    assert run_hash(changed) != run_hash(compose(base)) == run_hash(same)
+    longer = compose([*base, "start_from=['experiment=smollm2_narrow','trainer.max_steps=26']"])
+    assert run_hash(longer) != run_hash(compose(base))
+    stage = first_stage(compose([*base, "model.path=mine", "trainer.precision=bf16-mixed", "seed=5"]))
+    assert (stage.model.path, stage.trainer.precision, stage.seed) == ("mine", "bf16-mixed", 5)
+
+
+def test_sampling_away_from_the_losss_distribution_is_warned_of():
+    assert any("biased" in w for w in check(compose(["method=grpo", "rollout.temperature=0.5"])))
+    assert any("biased" in w for w in check(compose(["method=opd_sampled", "rollout.top_p=0.9"])))
+    assert check(compose(["method=opd", "rollout.temperature=0.5"])) == []
+
+
 def test_runs_land_where_they_can_be_found_again():
     folder = run_folder(compose(["method=sft", "seed=3", "study.name=mine"]))
     assert folder.parts[:2] == ("outputs", "mine") and folder.parts[3] == "seed-3"
@@ -129,6 +147,16 @@ BAD = {
     "imitating_itself": (["method=sft", "rollout=student"], r"imitates the student's own samples; choose rollout=dataset"),
     "fp16": (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed .*use bf16-mixed"),
     "no_steps": (["trainer.max_steps=-1"], r"trainer\.max_steps=-1 must be at least 1"),
+    "its_own_start": (
+        ["model=smollm2", "task=instructions"],
+        r"teacher\.path=.* is the student's own start model.*choose another",
+    ),
+    "odd_horizon": (
+        ["rollout.updates_per_rollout=3"],
+        r"trainer\.max_steps=100 is no multiple of rollout\.updates_per_rollout=3",
+    ),
+    "no_schedule": (["optim.schedule=cosin"], r"optim\.schedule=cosin .*did you mean cosine\?"),
+    "no_tokens": (["rollout.max_new_tokens=0"], r"rollout\.max_new_tokens=0 must be at least 1"),
     "no_prompts": (["data.batch_size=0"], r"data\.batch_size=0 must be at least 1"),
 }
 
@@ -142,6 +170,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(overrides, sentence):
 RUNTIME = {
     "no_model": (["model.path=no/such/folder"], r"model\.path=no/such/folder could not be loaded"),
     "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
+    "no_verifier": (["method=grpo", "task=instructions", "~task.n_eval"], "has no verifier"),
+    "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"the gradient of update \d is not finite"),
     "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
     "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
     "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),

@@ -25,11 +25,20 @@ class Checkpoint(L.Callback):
         self.asked: int | None = None
         self.handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Listen for signals; Lightning's own handlers would save in the middle of a step."""
-        self.asked, self.saved = None, trainer.global_step
+        self.asked = None
+        self.listen()
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The step of the checkpoint that there is; and listen again, for Lightning has registered its own meanwhile."""
+        self.saved = trainer.global_step
+        self.listen()
+
+    def listen(self) -> None:
+        """Take signals, and remember who had them first."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self._ask)
+            self.handlers.setdefault(number, signal.signal(number, self._ask))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
@@ -38,9 +47,11 @@ class Checkpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """Save when it is time or when asked to stop."""
-        if self.asked is not None:
+        # One device may have been asked a step before the others; all must stop, and save, at the same one.
+        asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
+        if asked:
             trainer.should_stop = True
-        if self.asked is not None or trainer.global_step - self.saved >= self.every:
+        if asked or trainer.global_step - self.saved >= self.every:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:

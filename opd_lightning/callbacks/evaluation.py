@@ -28,6 +28,11 @@ class Evaluation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """The start model's numbers; rows beyond a restored checkpoint are forgotten."""
         self.history = [row for row in self.history if row["step"] <= trainer.global_step]
+        if self.history and self.measured != self.examples():
+            raise ValueError(
+                "evaluation.suite differs from the one this run began with, so its numbers could not be compared; go back "
+                "to it, or choose another study.name."
+            )
         if not self.history:
             self.run(trainer, module)
             self.ask(trainer, module, "start")
@@ -73,7 +78,7 @@ class Evaluation(L.Callback):
         return {name: {"n": len(e.ids), "digest": digest[name]} for name, e in self.suite.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "measured": self.examples()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = state["history"]
+        self.history, self.measured = state["history"], state["measured"]

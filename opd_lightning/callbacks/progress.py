@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import lightning as L
+import rich
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -23,7 +24,7 @@ class Progress(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Begin at the step a restored run has reached."""
         self.begun, self.first = time.perf_counter(), module.ledger.tokens["completion_tokens"]
-        self.printed = trainer.global_step
+        self.start = self.printed = trainer.global_step
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (
                 "{task.description}",
@@ -32,7 +33,7 @@ class Progress(L.Callback):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
-            self.bar = Bar(*columns, refresh_per_second=1 / self.refresh_seconds)
+            self.bar = Bar(*columns, console=rich.get_console(), refresh_per_second=1 / self.refresh_seconds)
             self.bar.start()
             self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, note="")
 
@@ -44,7 +45,8 @@ class Progress(L.Callback):
             self.bar.update(self.task, completed=trainer.global_step, note=self.note(trainer, module))
         elif trainer.global_step - self.printed >= max(1, trainer.max_steps // 10):
             self.printed = trainer.global_step
-            left = (time.perf_counter() - self.begun) / trainer.global_step * (trainer.max_steps - trainer.global_step)
+            pace = (time.perf_counter() - self.begun) / (trainer.global_step - self.start)
+            left = pace * (trainer.max_steps - trainer.global_step)
             print(
                 f"step {trainer.global_step}/{trainer.max_steps}  {self.note(trainer, module)}  {left:.0f} s left", flush=True
             )

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
 from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
 from rich.markup import escape
 
 
@@ -46,7 +46,9 @@ class Samples(L.Callback):
             file.writelines(json.dumps(row) + "\n" for row in rows)
         first = rows[0]
         line = f"{first['prompt']} -> {first['completion']}".replace("\n", " ")
-        Console().print(f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}", highlight=False)
+        rich.get_console().print(
+            f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}", highlight=False
+        )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("samples", list(first), [list(row.values()) for row in rows], step=trainer.global_step)

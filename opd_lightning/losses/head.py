@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from opd_lightning.types import LogitSource, Tokens
@@ -29,6 +30,10 @@ class Head:
     weight: Tensor
     bias: Tensor | None = None
     dtype: torch.dtype | None = None
+
+    def copy(self) -> "Head":
+        """The same layer with weights of its own."""
+        return Head(self.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone(), self.dtype)
 
     def compute_dtype(self, hidden: Tensor) -> torch.dtype:
         """The dtype of the matrix product for these hidden states."""
@@ -111,6 +116,7 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_total):
         grads = [None if g is None else (g * grad_total).to(t) for g, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None)

@@ -1,6 +1,7 @@
 """The objective: a sum of per-token terms on chunks of logits, with its token weights and its normaliser."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Objective:
         weight: Callable[[Rollout], Tensor],
         aggregate: Callable[[Tensor], tuple[Tensor, Tensor]],
         divergence: Callable[[Tensor, Tensor], Tensor] | None = None,
-        support: Callable[..., Tensor] | None = None,
+        support: Any = None,
         policy_gradient: PolicyGradient | None = None,
         cross_entropy: CrossEntropy | None = None,
         temperature: float = 1.0,
@@ -59,6 +60,11 @@ class Objective:
     def rewarded(self) -> bool:
         """Does a term read rewards?"""
         return self.policy_gradient is not None
+
+    @property
+    def compares_updates(self) -> bool:
+        """Does a term read log-probabilities of before the first update on a rollout?"""
+        return self.rewarded or (self.divergence is not None and self.support.needs_own_samples)
 
     def advantages(self, rewards: Tensor, samples: int) -> Tensor:
         """Advantages [B] from rewards [B], where each prompt's `samples` rows are adjacent."""
@@ -110,8 +116,8 @@ def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "teacher" in log_p:
         log_t = log_p["teacher"]
         p_t, gap = log_t.exp(), log_t - log_s
-        stats["forward_kl"] = (p_t * gap).sum(-1)
-        stats["reverse_kl"] = -(p_s * gap).sum(-1)
-        stats["teacher_entropy"] = -(p_t * log_t).sum(-1)
+        stats["forward_kl"] = torch.where(p_t == 0, 0.0, p_t * gap).sum(-1)
+        stats["reverse_kl"] = -torch.where(p_s == 0, 0.0, p_s * gap).sum(-1)
+        stats["teacher_entropy"] = -torch.where(p_t == 0, 0.0, p_t * log_t).sum(-1)
         stats["top1_agreement"] = (log_s.argmax(-1) == log_t.argmax(-1)).to(log_s.dtype)
     return stats

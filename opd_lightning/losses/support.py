@@ -23,8 +23,9 @@ class SampledToken:
 
     For any D = sum_v f(log S, log T) the gradient is E_{y~S}[ c(y) grad log S(y) ] with c = (df / dlog S) / S, so the
     per-token loss is sg[c(y)] log S(y). c is shifted to 0 at S = T, a constant baseline that keeps the gradient
-    unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. The value of the loss is no
-    estimate of the divergence; read the logged KLs instead.
+    unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. From the second update on one
+    rollout the tokens are samples of an older policy, which the importance ratio S / S_old corrects per token. The value
+    of the loss is no estimate of the divergence; read the logged KLs instead.
     """
 
     needs_own_samples = True
@@ -34,7 +35,8 @@ class SampledToken:
         token = tokens.ids[:, None]
         log_s, log_t = log_s.gather(-1, token).squeeze(-1), log_t.gather(-1, token).squeeze(-1)
         cost = self.coefficient(divergence, log_s, log_t) - self.coefficient(divergence, log_s, log_s)
-        return cost * log_s
+        ratio = 1.0 if tokens.old_logprob is None else (log_s.detach() - tokens.old_logprob).exp()
+        return ratio * cost * log_s
 
     @staticmethod
     def coefficient(divergence, log_s: Tensor, log_t: Tensor) -> Tensor:

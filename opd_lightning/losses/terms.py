@@ -30,6 +30,8 @@ class PolicyGradient:
     def __init__(self, advantage: Callable[[Tensor], Tensor], clip: float = 0.2, clip_high: float | None = None):
         if not 0 < clip < 1:
             raise ValueError(f"loss.policy_gradient.clip={clip} must lie between 0 and 1.")
+        if clip_high is not None and not clip_high > 0:
+            raise ValueError(f"loss.policy_gradient.clip_high={clip_high} must be positive; null takes clip.")
         self.advantage, self.clip, self.clip_high = advantage, clip, clip if clip_high is None else clip_high
 
     def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Finished runs of one study, read back from their folders; whatever cannot be compared is named, never averaged."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,14 @@ def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list
     """The runs with the most common evaluation examples and start model; the others join `left_out`."""
     for what, key in (
         ("was evaluated on other examples", lambda r: json.dumps(r.evaluation["examples"], sort_keys=True)),
-        ("began from another start model", lambda r: json.dumps(r.status["start_model"])),
+        ("began from another start model", lambda r: re.sub(r"seed-\d+", "seed-*", json.dumps(r.status["start_model"]))),
     ):
         common = Counter(map(key, runs)).most_common(1)[0][0]
         left_out += [f"{r.folder.relative_to(folder)} {what}" for r in runs if key(r) != common]
         runs = [r for r in runs if key(r) == common]
+    for cell in {r.cell for r in runs}:
+        common = Counter(r.ledger["steps"] for r in runs if r.cell == cell).most_common(1)[0][0]
+        odd = [r for r in runs if r.cell == cell and r.ledger["steps"] != common]
+        left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its cell {common}" for r in odd]
+        runs = [r for r in runs if r not in odd]
     return runs, left_out

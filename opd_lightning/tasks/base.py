@@ -46,10 +46,12 @@ class Task(Protocol):
     """What a task offers. Splits are "train", "validation" and "test", disjoint by construction.
 
     Attributes:
+        verifies: do verdicts mean anything? False refuses objectives that learn from rewards.
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
         demonstration_template: how a demonstration is worded, the default of `context=demonstration`.
     """
 
+    verifies: bool
     max_new_tokens: int
     demonstration_template: str
 

@@ -26,6 +26,8 @@ class InstructionTask:
         max_new_tokens, demonstration_template: see `Task`.
     """
 
+    verifies = False
+
     def __init__(
         self,
         folder: str | None = None,
@@ -33,7 +35,7 @@ class InstructionTask:
         first: int = 0,
         narrow: bool = False,
         max_new_tokens: int = 40,
-        demonstration_template: str = "{prompt}\n\nA good answer:\n{demonstration}\n\nNow answer in your own words.",
+        demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
     ):
         shipped = importlib.resources.files("opd_lightning").joinpath("assets/instructions")
         self.folder = Path(str(shipped)) if folder is None else Path(folder)

@@ -94,6 +94,8 @@ class WorldTask:
         max_new_tokens, demonstration_template: see `Task`.
     """
 
+    verifies = True
+
     def __init__(
         self,
         skill: str = "rotate",

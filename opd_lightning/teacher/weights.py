@@ -56,6 +56,7 @@ class External:
         if self.source.tokenizer().get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"{name} has another tokenizer than the student; token ids would mean different texts.")
         self.model = Student(self.source.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
+        self.model.verify_head(name)
         theirs, ours = self.model.head.weight.shape[0], student.head.weight.shape[0]
         if theirs != ours:
             raise ValueError(f"{name} predicts {theirs} tokens, the student {ours}; choose models of one family and size.")
@@ -77,8 +78,8 @@ class Live:
         """Nothing to load."""
 
     def read(self, student: Student, sequences: Sequences) -> LogitSource:
-        """The student's own distributions, behind the teacher's prompt."""
-        return student.read(sequences)
+        """The student's own distributions as they are now, whatever updates follow on the same rollout."""
+        return student.read(sequences, snapshot=True)
 
     def after_update(self, student: Student) -> None:
         """The weights are the student's."""

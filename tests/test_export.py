@@ -1,0 +1,65 @@
+"""What a run leaves can be evaluated, exported and started from, and says the same everywhere."""
+
+import json
+
+import pytest
+import torch
+
+from opd_lightning.evaluate import configuration, evaluate
+from opd_lightning.export import export
+from opd_lightning.models import Pretrained
+from opd_lightning.train import run
+
+
+def end(folder) -> dict[str, float]:
+    """The run's own last evaluation."""
+    numbers = json.loads((folder / "evaluation.json").read_text())["end"]
+    return {name: value for name, value in numbers.items() if name != "step"}
+
+
+def test_a_run_and_its_exported_folder_score_what_the_run_scored(small, tmp_path):
+    folder = run(small("method=sft"))
+    out = export(folder, tmp_path / "exported")
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= {p.name for p in out.iterdir()}
+    assert evaluate(configuration([f"run={folder}"])) == end(folder)
+    plain = [f"model.path={out}", "method=sft", "task.n_train=16", "task.n_eval=8"]
+    assert evaluate(configuration(plain)) == end(folder)
+    with pytest.raises(ValueError, match="is not empty"):
+        export(folder, out)
+
+
+def test_a_self_teacher_is_evaluated_as_what_the_run_started_from(small):
+    folder = run(small("method=sdft", "evaluation=text", "optim.lr=1e-2"))
+    assert end(folder)["heldout/reverse_kl"] > 1e-3
+    assert evaluate(configuration([f"run={folder}"])) == pytest.approx(end(folder), rel=1e-5)
+
+
+def test_an_exported_folder_does_not_hide_what_the_run_learns_later(small):
+    folder = run(small("method=sft", "trainer.max_steps=1"))
+    assert export(folder, folder / "model") == folder / "model"
+    assert run(small("method=sft", "trainer.max_steps=3")) == folder
+    latest = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    loaded = Pretrained(str(folder)).model().state_dict()
+    assert all(torch.equal(loaded[name.removeprefix("student.lm.")], value) for name, value in latest.items())
+
+
+def test_lineage_names_every_ancestor(small, tiny):
+    first = run(small("method=sft"))
+    second = run(small("method=opd", f"model.path={first}"))
+    assert Pretrained(str(second)).lineage() == [str(second), str(first), tiny]
+
+
+def test_a_changed_evaluation_is_refused_rather_than_mixed(small):
+    run(small("method=sft", "trainer.max_steps=1"))
+    with pytest.raises(ValueError, match=r"evaluation\.suite differs"):
+        run(small("method=sft", "trainer.max_steps=2", "evaluation=none"))
+
+
+def test_bad_requests_are_refused(small, tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match="no run folder"):
+        configuration(["run=nowhere"])
+    folder = run(small("method=sft"))
+    with pytest.raises(ValueError, match="not whole groups"):
+        configuration([f"run={folder}", "evaluation=text"])
