@@ -90,13 +90,13 @@ def recovery(runs: list[Run], path: Path) -> None:
     """Distance to the teacher and likelihood of ordinary answers against updates."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     lines(left, runs, lambda row: row["step"], "heldout/reverse_kl")
-    left.set(xlabel="optimizer updates", ylabel="KL(student || teacher), nats per token", yscale="log")
+    left.set(xlabel="optimizer updates", ylabel="KL(student || teacher),\nnats per token", yscale="log")
     left.legend(frameon=False)
     lines(right, runs, lambda row: row["step"], "heldout/log_likelihood")
     teacher = runs[0].evaluation["end"].get("heldout/teacher_log_likelihood")
     if teacher is not None:
         right.axhline(teacher, color="#555555", linestyle="--", linewidth=1)
-    right.set(xlabel="optimizer updates", ylabel="log-likelihood of ordinary answers, nats per token")
+    right.set(xlabel="optimizer updates", ylabel="log-likelihood of ordinary\nanswers, nats per token")
     save(figure, path)
 
 

@@ -48,11 +48,13 @@ def shown(values: list[float], name: str) -> str:
 
 
 def print_table(runs: list[Run]) -> None:
-    """The table on the terminal."""
+    """The table on the terminal, a column per method: metrics are many, methods few."""
     header, rows = summarise(runs)
-    table = Table(*header, title=f"study {runs[0].config['study']['name']}: mean [range over seeds]", title_justify="left")
-    for row in rows:
-        table.add_row(*row)
+    table = Table(title=f"study {runs[0].config['study']['name']}: mean [range over seeds]", title_justify="left")
+    for name, *_ in [header, *rows]:
+        table.add_column(name, justify="left" if name == header[0] else "right")
+    for line in list(zip(header, *rows, strict=True))[1:]:
+        table.add_row(*line)
     Console().print(table)
 
 
