@@ -37,9 +37,9 @@ def write_html(runs: list[Run], left_out: list[str], figures: list[tuple[Path, s
         f"measured: {escape(measured)}.</p>",
         "<h2>Results after the last update</h2>",
         html_table(header, rows),
-        "<p>Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are all that a teacher read, "
-        "prompts included. Seconds are this machine's and leave evaluation out; compare them "
-        "within this report only. No method is called better here: that takes several seeds and an interval.</p>",
+        "<p>Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are "
+        "all that a teacher read, prompts included. Seconds are this machine's and leave evaluation out; compare them within "
+        "this report only. No method is called better here: that takes several seeds and an interval.</p>",
         *(f"<p>Left out: {escape(sentence)}.</p>" for sentence in left_out),
         "<h2>Figures</h2>",
         *(html_figure(file, caption) for file, caption in figures),
