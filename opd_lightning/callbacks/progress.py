@@ -28,7 +28,7 @@ class Progress(L.Callback):
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (
                 "{task.description}",
-                BarColumn(),
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -55,7 +55,8 @@ class Progress(L.Callback):
         """The numbers worth watching."""
         seen = {k.split("/")[-1]: float(v) for k, v in trainer.logged_metrics.items()}
         rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
-        shown = [f"{k} {seen[k]:.3g}" for k in ("loss", "forward_kl", "reverse_kl", "reward") if k in seen]
+        names = {"loss": "loss", "forward_kl": "KL fwd", "reverse_kl": "rev", "reward": "reward"}
+        shown = [f"{short} {seen[name]:.3g}" for name, short in names.items() if name in seen]
         return "  ".join([*shown, f"{rate:.0f} tokens/s"])
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
