@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
+from opd_lightning.overrides import explain
 
 log = logging.getLogger(__name__)
 
@@ -42,5 +43,12 @@ def main(cfg: DictConfig) -> None:
         raise RunFailed(str(error)) from error
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """`main`, after a look at the names on the command line."""
+    if problem := explain(sys.argv[1:]):
+        sys.exit(f"error: {problem}")
     main()
+
+
+if __name__ == "__main__":
+    entry()

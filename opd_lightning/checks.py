@@ -3,19 +3,22 @@
 import inspect
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import SchedulerType
 
-from opd_lightning.config import CONF_DIR, plain
+from opd_lightning.config import CONF_DIR, ENDLESS_SCHEDULES, build, plain
+from opd_lightning.names import find, nearest
 
 EXTRAS = {
-    "rollout": {"tokenizer"},
+    "rollout": {"tokenizer", "folder"},
+    "teacher": {"tokenizer"},
+    "reference": {"tokenizer"},
     "evaluation": {"task", "tokenizer"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
@@ -34,6 +37,8 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: the field, its value and the remedy.
     """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{missing[0]} has no default; give it ({missing[0]}=...).")
     resolved = plain(cfg)
     check_names(resolved)
     for place, node in targets(resolved):
@@ -45,10 +50,10 @@ def check_names(cfg: dict[str, Any]) -> None:
     """Top-level keys are known ones, and whatever names a folder can be a folder's name on every system."""
     primary = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
     groups = [next(iter(entry)).split("/")[0] for entry in primary.pop("defaults") if isinstance(entry, dict)]
-    known = {*primary, *groups, "budget"} - {"override hydra"}
+    known = {*primary, *groups} - {"override hydra"}
     for key, value in cfg.items():
         if key not in known:
-            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}.")
+            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}")
     for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
         if not NAMES.fullmatch(str(value)):
             raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
@@ -66,8 +71,8 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 def check_binding(place: str, node: dict[str, Any]) -> None:
     """The node's keys are parameters of its target, and none that it needs is missing."""
     try:
-        target = get_object(node["_target_"])
-    except Exception as error:
+        target = find(node["_target_"])
+    except ValueError as error:
         raise ValueError(f"{place}._target_={node['_target_']} cannot be imported ({error}).") from error
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -75,17 +80,11 @@ def check_binding(place: str, node: dict[str, Any]) -> None:
     given = {key for key in node if not key.startswith("_")}
     extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
     for key in given - set(parameters):
-        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}.")
+        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}")
     if not node.get("_partial_"):
         needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
         for key in needed - given - extra:
             raise ValueError(f"{place}.{key} is missing; {node['_target_']} needs it.")
-
-
-def nearest(key: str, known: Any) -> str:
-    """ "; did you mean ...?" if something is close."""
-    match = get_close_matches(key, list(known), n=1)
-    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(sorted(known))}"
 
 
 def check_choices(cfg: dict[str, Any]) -> list[str]:
@@ -94,24 +93,34 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     check_rollout(cfg)
     check_numbers(cfg)
     warnings = []
-    if cfg["teacher"] and not cfg["loss"]["divergence"]:
-        warnings.append("the teacher is not loaded, for no term of the loss reads it; teacher=none says so.")
+    loss, policies = cfg["loss"], parts(cfg["rollout"])
+    if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
+        warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
     sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
-    estimates = cfg["loss"]["policy_gradient"] or get_object(cfg["loss"]["support"]["_target_"]).needs_own_samples
-    if estimates and sampling not in (
-        {"temperature": cfg["loss"]["temperature"], "top_p": 1.0, "top_k": 0},
+    sampled = loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples
+    estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]
+    if any(term["sampler_cap"] is None for term in estimates) and sampling not in (
+        {"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0},
         dict.fromkeys(sampling),
     ):
         warnings.append(
             f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
-            f"{cfg['loss']['temperature']} over the whole vocabulary: the estimate is biased where the two differ."
+            f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. A sampler_cap "
+            "(2.0, say) in loss.policy_gradient or loss.support corrects for it."
         )
     return warnings
+
+
+def parts(node: dict[str, Any]) -> list[Any]:
+    """The classes of a node and of the nodes inside it, such as a mixture's two writers."""
+    return [get_object(inner["_target_"]) for _, inner in targets(node)]
 
 
 def check_teacher(cfg: dict[str, Any]) -> None:
     """A divergence has a teacher, and the teacher knows something that the student does not."""
     loss = cfg["loss"]
+    if not cfg["teacher"] and any("teacher" in part.sources for part in parts(cfg["rollout"])):
+        raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
     if not loss["divergence"]:
         return
     if not cfg["teacher"]:
@@ -135,19 +144,28 @@ def check_teacher(cfg: dict[str, Any]) -> None:
 def check_rollout(cfg: dict[str, Any]) -> None:
     """The completions are such that the loss's terms can learn from them."""
     loss, samples = cfg["loss"], cfg["rollout"]["samples_per_prompt"]
-    on_policy = get_object(cfg["rollout"]["_target_"]).on_policy
-    if loss["policy_gradient"] and not on_policy:
-        raise ValueError("rollout=dataset has no samples to reward; choose rollout=student_group with loss/policy_gradient.")
-    if loss["policy_gradient"] and samples < 2:
+    policies = parts(cfg["rollout"])
+    own = policies[0].on_policy
+    chosen = cfg["rollout"]["_target_"].rsplit(".", 1)[-1]
+    if loss["policy_gradient"] and not own:
         raise ValueError(
-            f"rollout.samples_per_prompt={samples} leaves a group advantage without a baseline; use 2 or more "
-            "(rollout=student_group has 8)."
+            f"rollout={chosen} has no samples of the student's own to reward; choose rollout=student_group with "
+            "loss/policy_gradient."
         )
-    if loss["cross_entropy"] and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
+    if loss["policy_gradient"] and samples >= 1:
+        build(loss["policy_gradient"]).advantage(torch.zeros(2, samples))
+    if loss["cross_entropy"] and own and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not on_policy:
+    if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not own:
         raise ValueError(
-            "loss/support=sampled estimates from the student's own samples; choose rollout=student or loss/support=full."
+            f"loss/support=sampled estimates from the student's own samples, and rollout={chosen} has others; choose "
+            "rollout=student or loss/support=full."
+        )
+    budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
+    if budget is not None and not any(part.student_writes for part in policies) and (steps is None or steps < 1):
+        raise ValueError(
+            f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
+            "trainer.max_steps beside it."
         )
 
 
@@ -156,14 +174,20 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
     if precision.startswith("16"):
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
-    if steps is None or steps < 1:
-        raise ValueError(f"trainer.max_steps={steps} must be at least 1; it is the only horizon of a run.")
+    endless = cfg["budget"]["student_tokens"] is not None and steps == -1
+    if steps is None or (steps < 1 and not endless):
+        raise ValueError(f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens ends the run.")
     updates = cfg["rollout"]["updates_per_rollout"]
-    if updates >= 1 and steps % updates:
+    if updates >= 1 and steps > 0 and steps % updates:
         raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.updates_per_rollout={updates}; make it one.")
     schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
     if schedule not in schedules:
-        raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}.")
+        raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
+    if endless and schedule not in ENDLESS_SCHEDULES:
+        raise ValueError(
+            f"optim.schedule={schedule} needs to know its end, and budget.student_tokens leaves it open; choose "
+            "constant_with_warmup, or set trainer.max_steps too."
+        )
     counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
     for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
         if value < 1:

@@ -1,6 +1,7 @@
 """Configuration: where conf/ is, how a node becomes an object, and which folder a run gets."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,29 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
 
-HASHED = ("start_from", "model", "task", "rollout", "teacher", "context", "loss", "optim", "data", "budget")
+OmegaConf.register_new_resolver("horizon", lambda budget: 100 if budget is None else -1, replace=True)
+"""The default of trainer.max_steps: 100, or open (-1) where a budget ends the run."""
+
+HASHED = ("start_from", "model", "task", "rollout", "teacher", "context", "reference", "loss", "optim", "data", "budget")
 """What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro_tokens."""
 
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 """Schedules without a horizon: a run under one of them can be extended, so `max_steps` is not part of its identity."""
 
 
-def build(node: DictConfig | dict | None, **extra: Any) -> Any:
-    """The object that a node's `_target_` describes, with `extra` arguments that only the program knows; None for None.
+def build(node: DictConfig | dict | None, **offers: Any) -> Any:
+    """The object that a node's `_target_` describes; None for None.
+
+    Args:
+        offers: arguments that only the program knows, such as the tokenizer. The target and the targets inside it take
+            those that they name.
 
     Raises:
         ValueError: what the target raised on its arguments, in its own words.
@@ -30,11 +39,23 @@ def build(node: DictConfig | dict | None, **extra: Any) -> Any:
     if node is None:
         return None
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **extra)
+        return hydra.utils.instantiate(node, _convert_="all", **accepted(node, offers))
     except InstantiationException as error:
         if isinstance(error.__cause__, (ValueError, ImportError)):
             raise ValueError(str(error.__cause__)) from error
         raise
+
+
+def accepted(node: DictConfig | dict, offers: dict[str, Any]) -> dict[str, Any]:
+    """The offers that a node's target names and the configuration does not give, and within it those of its parts."""
+    taken: dict[str, Any] = {}
+    if "_target_" in node and not node.get("_partial_"):
+        names = inspect.signature(get_object(node["_target_"])).parameters
+        taken = {name: value for name, value in offers.items() if name in names and name not in node}
+    for key, part in node.items():
+        if isinstance(part, (dict, DictConfig)) and (inside := accepted(part, offers)):
+            taken[str(key)] = inside
+    return taken
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -7,6 +7,7 @@ python -m opd_lightning.evaluate model.path=<folder or hub id> task=world       
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.checks import check
 from opd_lightning.config import build, compose
+from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.overrides import explain
 from opd_lightning.teacher import Scorer
 
 
-def evaluate(cfg: DictConfig) -> dict[str, float]:
+def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     """The numbers of the configured suite for the model at `model.path`.
 
     Raises:
@@ -34,10 +37,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     student.verify_head(f"model.path={model.path}")
     scorers = {}
     if cfg.teacher is not None and cfg.loss.divergence is not None:
-        scorers["teacher"] = Scorer(build(cfg.teacher), build(cfg.context), tokenizer)
+        scorers["teacher"] = Scorer(build(cfg.teacher, tokenizer=tokenizer), build(cfg.context), tokenizer)
         # A teacher that is the student's start model is what the run started from, not what it became.
         start = Student(model.start().model(), cfg.chunk).to(device)
-        scorers["teacher"].weights.attach(start, tokenizer)
+        scorers["teacher"].weights.attach(start)
     suite = [build(node, task=task, tokenizer=tokenizer) for node in cfg.evaluation.suite.values()]
     return {name: value for evaluation in suite for name, value in evaluation(student, scorers).items()}
 
@@ -46,6 +49,8 @@ def configuration(arguments: list[str]) -> DictConfig:
     """The configuration of a run with its result as the model, or one composed from overrides."""
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
     if not runs:
+        if problem := explain(arguments):
+            raise ValueError(problem)
         return compose(arguments)
     if not is_run(runs[0]):
         raise ValueError(f"run={runs[0]} is no run folder with config.yaml and checkpoints/last.ckpt.")
@@ -67,7 +72,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.exit(__doc__)
     try:
-        print(json.dumps(evaluate(configuration(sys.argv[1:])), indent=1))
+        found = evaluate(configuration(sys.argv[1:]))
+        told = {name: {k: v for k, v in asdict(estimate).items() if v is not None} for name, estimate in found.items()}
+        print(json.dumps(told, indent=1))
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

@@ -3,14 +3,16 @@
 import importlib.resources
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.types import LogitSource, Sequences, Tokens
@@ -40,6 +42,8 @@ class Pretrained:
         attention: transformers' `attn_implementation`.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
         teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
+        chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
+        field: of the configuration, to name in errors.
     """
 
     def __init__(
@@ -49,11 +53,14 @@ class Pretrained:
         attention: str = "sdpa",
         template_options: dict | None = None,
         teacher: str | None = None,
+        chat_template: str | None = None,
+        field: str = "model.path",
     ):
         if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
         self.path, self.dtype, self.attention = path, getattr(torch, dtype), attention
         self.template_options, self.teacher = template_options or {}, teacher
+        self.chat_template, self.field = chat_template, field
 
     def model(self) -> PreTrainedModel:
         """Load the weights, in eval mode."""
@@ -74,13 +81,35 @@ class Pretrained:
             return self._base().tokenizer()
         with self._explained():
             tokenizer = AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self._template(self.chat_template)
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"model.path={self.path}: its tokenizer has no EOS token, so completions would never end.")
+            raise ValueError(f"{self.field}={self.path}: its tokenizer has no EOS token, so completions would never end.")
         if tokenizer.chat_template is None:
-            raise ValueError(f"model.path={self.path}: its tokenizer has no chat template; use an instruction-tuned model.")
+            raise ValueError(
+                f"{self.field}={self.path}: its tokenizer has no chat template; use an instruction-tuned model, or "
+                "model.chat_template=<file>."
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @staticmethod
+    def _template(given: str) -> str:
+        """Jinja text as it is; anything without braces names a file."""
+        if "{" in given:
+            return given
+        if not Path(given).is_file():
+            raise ValueError(f"model.chat_template={given} does not exist; give a file, or the template itself.")
+        return Path(given).read_text()
+
+    def window(self) -> int:
+        """Tokens that the model can read at once, prompt and completion together."""
+        if is_run(self.path):
+            return self._base().window()
+        with self._explained():
+            config = AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False)
+        return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize)
 
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
@@ -93,7 +122,8 @@ class Pretrained:
     def _base(self) -> "Pretrained":
         """What the run at `path` started from."""
         start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]["path"]
-        return Pretrained(start, str(self.dtype).removeprefix("torch."), self.attention, self.template_options)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Pretrained(start, dtype, self.attention, self.template_options, None, self.chat_template, self.field)
 
     def _from_run(self) -> PreTrainedModel:
         student = Student(self._base().model())
@@ -102,7 +132,7 @@ class Pretrained:
         return student.lm
 
     def _explained(self):
-        return _Explained(f"model.path={self.path} could not be loaded; give a folder, a hub id or the folder of a run")
+        return _Explained(f"{self.field}={self.path} could not be loaded; give a folder, a hub id or the folder of a run")
 
 
 class _Explained:
@@ -143,19 +173,25 @@ class Student(nn.Module):
         """The weighted loss of a micro-batch (a scalar) and statistics [N] of its completion tokens."""
         return head_loss(self.hidden(sequences), self.head, tokens, sources, loss, self.chunk)
 
-    @torch.no_grad()
+    @contextmanager
+    def evaluating(self) -> Iterator[PreTrainedModel]:
+        """The language model in eval mode and without gradients; the mode is given back afterwards."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            yield self.lm
+        self.train(was_training)
+
     def verify_head(self, name: str) -> None:
         """Make sure that backbone and head together are the model; some models scale or cap their logits in between.
 
         Raises:
             ValueError: they are not; `name` is the field to blame.
         """
-        was_training = self.training
-        self.eval()
         ids = torch.arange(4, device=self.lm.device)[None]
-        expected = self.lm(input_ids=ids).logits.float()
-        found = self.head.project(self.lm.base_model(input_ids=ids).last_hidden_state[0]).float()
-        self.train(was_training)
+        with self.evaluating() as lm:
+            expected = lm(input_ids=ids).logits.float()
+            found = self.head.project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
         if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
             raise ValueError(
                 f"{name}: {type(self.lm).__name__} changes its logits behind the output layer (scaling or soft-capping), "
@@ -168,18 +204,14 @@ class Student(nn.Module):
         out = backbone(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
         return out.last_hidden_state[sequences.row, sequences.column]
 
-    @torch.no_grad()
     def read(self, sequences: Sequences, snapshot: bool = False) -> LogitSource:
         """This model's next-token distributions on the completions, without gradient and in eval mode.
 
         Args:
             snapshot: copy the head's weights, so that the source stays what it is when the model is updated.
         """
-        was_training = self.training
-        self.eval()
-        hidden = self.hidden(sequences)
+        with self.evaluating():
+            hidden = self.hidden(sequences)
         # The dtype is settled here: where a chunk is projected later, autocast is off.
         head = replace(self.head, dtype=self.head.compute_dtype(hidden))
-        source = LogitSource(hidden, (head.copy() if snapshot else head).project)
-        self.train(was_training)
-        return source
+        return LogitSource(hidden, (head.copy() if snapshot else head).project)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -30,7 +31,7 @@ class DistillationModule(L.LightningModule):
         tokenizer: the student's.
         rollout: who writes the completions; see `opd_lightning.rollout`.
         objective: what is minimised; see `opd_lightning.losses`.
-        scorers: the other distributions that the objective reads, such as {"teacher": ...}.
+        scorers: the other models, such as {"teacher": ...}; those that neither objective nor rollout asks are not loaded.
         optim: optimizer, schedule and clip.
         seed: of everything that is drawn during training.
         verify: judges a completion, for objectives that read rewards.
@@ -54,11 +55,12 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.tokenizer, self.rollout, self.objective = model, tokenizer, rollout, objective
-        self.scorers = {name: scorers[name] for name in sorted(objective.sources)}
+        self.scorers = {name: scorers[name] for name in sorted(objective.sources | rollout.sources)}
         self.optim, self.seed, self.verify = optim, seed, verify
         self.micro_tokens, self.chunk = micro_tokens, chunk
         self.ledger = Ledger()
         self.latest: Rollout | None = None
+        self.stopped_by: str | None = None  # what ended training before max_steps, set by callbacks
         self.student: Student = None  # type: ignore[assignment]
 
     def configure_model(self) -> None:
@@ -67,7 +69,7 @@ class DistillationModule(L.LightningModule):
             self.student = Student(self.model.model(), self.chunk).to(self.trainer.strategy.root_device).train()
             self.student.verify_head(f"model.path={self.model.path}")
             for scorer in self.scorers.values():
-                scorer.weights.attach(self.student, self.tokenizer)
+                scorer.weights.attach(self.student)
 
     def configure_optimizers(self):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
@@ -78,7 +80,7 @@ class DistillationModule(L.LightningModule):
         metrics = StepMetrics()
         with self.ledger.timing("rollout"):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
-            rollout = self.latest = self.rollout(self.student, prompts, seed)
+            rollout = self.latest = self.rollout(self.student, prompts, seed, self.scorers)
             rollout.describe(metrics)
         with self.ledger.timing("score"):
             batch = self.score(rollout, metrics)
@@ -96,8 +98,8 @@ class DistillationModule(L.LightningModule):
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
         mask, silent = rollout.mask, bool(active == 0)
         sources = {}
-        for name, scorer in self.scorers.items():
-            sources[name], read = scorer.score(self.student, rollout, self.micro_tokens)
+        for name in sorted(self.objective.sources):
+            sources[name], read = self.scorers[name].score(self.student, rollout, self.micro_tokens)
             metrics.total(f"{name}_tokens", torch.tensor(read, device=self.device))
         position = torch.arange(rollout.ids.shape[1], device=self.device).expand_as(mask)
         tokens = Tokens(
@@ -105,6 +107,7 @@ class DistillationModule(L.LightningModule):
             position=position[mask],
             weight=(weight / normaliser.clamp_min(1e-12))[mask],
             advantage=None if advantages is None else advantages[:, None].expand_as(mask)[mask],
+            sampler_logprob=None if rollout.logprobs is None else rollout.logprobs[mask],
         )
         batch = Batch(rollout, tokens, sources, silent)
         repeated = self.rollout.updates_per_rollout > 1 and self.objective.compares_updates and not silent
@@ -116,6 +119,7 @@ class DistillationModule(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer) and isinstance(schedule, LRScheduler)
         optimizer.zero_grad(set_to_none=True)
         plan = [] if batch.silent else self.plan(batch.rollout)
+        losses = batch.tokens.weight.new_zeros(batch.tokens.weight.shape)
         for i, (rows, live) in enumerate(plan):
             with self.syncing(last=i == len(plan) - 1):
                 sequences, tokens, sources = batch.micro(rows, self.tokenizer.pad_token_id)
@@ -123,14 +127,16 @@ class DistillationModule(L.LightningModule):
                 # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
                 self.manual_backward(loss * self.trainer.world_size)
             metrics.total("train/loss", loss)
+            losses[packed_index(rows, batch.rollout.lengths)] = stats["loss"].to(losses.dtype)
             for name, values in stats.items():
                 metrics.mean(f"train/{name}", values, where=(tokens.weight > 0) & live)
         if plan:
             norm = self.optim.clip(self.student.parameters())
             if not torch.isfinite(norm):
                 raise ValueError(
-                    f"the gradient of update {self.global_step + 1} is not finite; the weights are still those before it. "
-                    "Lower optim.lr or optim.clip_norm, and look at the last rows of metrics.csv."
+                    f"the loss or gradient of update {self.global_step + 1} is not finite; the weights are still those before "
+                    f"it, and the batch is in {self.dump(batch, losses)}. Lower optim.lr or optim.clip_norm, and look at the "
+                    "last rows of metrics.csv."
                 )
             metrics.mean("train/grad_norm", norm)
         # A silent step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
@@ -156,20 +162,40 @@ class DistillationModule(L.LightningModule):
         groups = rewards.view(-1, rollout.samples)
         metrics.mean("rollout/reward", rewards)
         metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
-        return self.objective.advantages(rewards, rollout.samples)
+        gathered = self.all_gather(groups)  # a baseline may be the whole batch's
+        assert isinstance(gathered, Tensor)
+        everywhere = gathered.reshape(-1, rollout.samples)
+        first = self.global_rank * len(groups)
+        return self.objective.advantages(everywhere)[first : first + len(groups)].flatten()
 
-    @torch.no_grad()
     def remember(self, batch: Batch) -> Batch:
         """The batch with each token's log-probability before the first update on it."""
         old: Tensor | None = None
-        self.student.eval()  # the ratio is between policies, not between draws of dropout
-        for rows, _ in self.plan(batch.rollout):
-            sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
-            _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
-            old = stats["loss"].new_empty(batch.tokens.ids.shape) if old is None else old
-            old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
-        self.student.train()
+        with self.student.evaluating():  # the ratio is between policies, not between draws of dropout
+            for rows, _ in self.plan(batch.rollout):
+                sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
+                _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
+                old = stats["loss"].new_empty(batch.tokens.ids.shape) if old is None else old
+                old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
+
+    def dump(self, batch: Batch, losses: Tensor) -> Path:
+        """Save a batch that broke training; returns the file (one per device)."""
+        rollout, tokens = batch.rollout, batch.tokens
+        path = Path(self.trainer.default_root_dir) / f"nonfinite-step-{self.global_step + 1}-rank-{self.global_rank}.pt"
+        columns = {"token_ids": tokens.ids, "weight": tokens.weight, "advantage": tokens.advantage, "loss": losses}
+        torch.save(
+            {
+                "step": self.global_step + 1,
+                "examples": [e.id for e in rollout.prompts.examples],
+                "prompt_ids": rollout.prompts.ids,
+                "texts": rollout.texts(self.tokenizer),
+                "lengths": rollout.lengths.cpu(),
+                **{name: None if column is None else column.cpu() for name, column in columns.items()},
+            },
+            path,
+        )
+        return path
 
     def report(self, metrics: StepMetrics) -> None:
         """One reduction over devices, one log call, and the ledger."""

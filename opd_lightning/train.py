@@ -1,6 +1,5 @@
 """One run: from a composed configuration to a folder with everything that is known about it."""
 
-import inspect
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -22,10 +20,13 @@ from transformers.utils.logging import disable_progress_bar
 from opd_lightning.callbacks import Bookkeeping, Evaluation
 from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
+from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData
+from opd_lightning.evaluation import Estimate
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.models import Pretrained
 from opd_lightning.module import DistillationModule
+from opd_lightning.preflight import preflight
 from opd_lightning.seeds import derive_seed
 from opd_lightning.teacher import Scorer
 
@@ -46,7 +47,7 @@ def run(cfg: DictConfig) -> Path:
         log.warning(f"warning: {warning}")
     folder = run_folder(cfg)
     if is_finished(folder, cfg.trainer.max_steps):
-        more = steps_of(folder) > cfg.trainer.max_steps
+        more = 0 < cfg.trainer.max_steps < steps_of(folder)
         hint = f" (at {steps_of(folder)} updates; for a shorter run choose another study.name)" if more else ""
         log.info(f"finished before, nothing to do: {folder}{hint}")
         return folder
@@ -64,10 +65,11 @@ def run(cfg: DictConfig) -> Path:
     except Exception as error:
         write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
         raise
-    if trainer.global_step < cfg.trainer.max_steps:
+    stopped_by = trainer.lightning_module.stopped_by
+    if stopped_by == "signal" and trainer.global_step != cfg.trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise KeyboardInterrupt(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}")
-    write_status(folder, "finished", step=trainer.global_step)
+    write_status(folder, "finished", step=trainer.global_step, ended_by=stopped_by or "trainer.max_steps")
     show(folder)
     return folder
 
@@ -77,14 +79,22 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     model: Pretrained = build(cfg.model)
     write_status(folder, "running", start_model=model.lineage())
-    if not is_worker():
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
-    tokenizer = model.tokenizer()
-    task = build(cfg.task)
-    rollout = build(cfg.rollout, tokenizer=tokenizer)
-    teacher, context = build(cfg.teacher), build(cfg.context)
-    scorers = {} if teacher is None else {"teacher": Scorer(teacher, context, tokenizer)}
-    objective = build(cfg.loss)
+    tokenizer, task = model.tokenizer(), build(cfg.task)
+    offers = {"task": task, "tokenizer": tokenizer, "folder": folder}
+    rollout, objective = build(cfg.rollout, **offers), build(cfg.loss)
+    # Models that neither the loss nor the rollout asks are not even looked for.
+    contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
+    needed = sorted(objective.sources | rollout.sources)
+    scorers = {name: Scorer(build(cfg[name], **offers), contexts[name], tokenizer) for name in needed}
+    suite = {name: build(node, **offers) for name, node in cfg.evaluation.suite.items()}
+    examples = task.examples("train")
+    found = preflight(model, tokenizer, task, examples, rollout, objective, scorers, suite)
+    write_status(folder, "running", data=found)
+    if found["near_duplicates"]:
+        log.warning(
+            f"warning: {found['near_duplicates']} of {found['train']} training prompts nearly repeat a held-out one, such as "
+            f"{found['near_duplicates_first'][0]}; status.json has more."
+        )
     # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
     module = DistillationModule(
@@ -100,21 +110,22 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         chunk=cfg.chunk,
     )
     data = PromptData(
-        task.examples("train"),
+        examples,
         tokenizer,
         batch_size=cfg.data.batch_size,
         seed=cfg.seed,
         updates_per_rollout=rollout.updates_per_rollout,
         template_options=model.template_options,
     )
-    suite = {name: build(node, task=task, tokenizer=tokenizer) for name, node in cfg.evaluation.suite.items()}
-    chosen = [build(node) for node in cfg.callbacks.values()]
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer)
-    callbacks = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), *chosen]
-    if objective.rewarded and not task.verifies:
-        raise ValueError(f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone.")
-    trainer: L.Trainer = build(cfg.trainer, logger=loggers(cfg, folder), callbacks=callbacks, default_root_dir=str(folder))
+    answers = build(cfg.evaluation.get("answers"), **offers)
+    around = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
+    chosen = [build(node) for node in cfg.callbacks.values()]
+    trainer: L.Trainer = build(
+        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)
+    )
+    if not is_worker():
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
     checkpoint = folder / "checkpoints" / "last.ckpt"
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
@@ -134,8 +145,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
     if cfg.logger is None:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    accepted = inspect.signature(get_object(cfg.logger._target_)).parameters
-    chosen = build(cfg.logger, save_dir=str(folder), **{k: v for k, v in names.items() if k in accepted})
+    chosen = build(cfg.logger, save_dir=str(folder), **names)
     chosen.log_hyperparams(plain(cfg))
     return [*files, chosen]
 
@@ -171,15 +181,22 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 
 
 def is_finished(folder: Path, max_steps: int) -> bool:
-    """Has this run reached its horizon before?"""
-    return steps_of(folder) >= max_steps
+    """Has this run reached its horizon, or its budget, before?"""
+    status = read_status(folder)
+    by_budget = status.get("state") == "finished" and status.get("ended_by", "").startswith("budget.")
+    return by_budget or steps_of(folder) >= max_steps > 0
 
 
 def steps_of(folder: Path) -> int:
     """Updates of the finished run in this folder; 0 where there is none."""
-    path = folder / "status.json"
-    status = json.loads(path.read_text()) if path.is_file() else {}
+    status = read_status(folder)
     return status["step"] if status.get("state") == "finished" else 0
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json, or nothing."""
+    path = folder / "status.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def is_worker() -> bool:
@@ -191,8 +208,7 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     """status.json: running, finished, failed (with the reason) or interrupted; replaced in one step."""
     if is_worker():
         return
-    path = folder / "status.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    path, known = folder / "status.json", read_status(folder)
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
@@ -203,11 +219,12 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
 def show(folder: Path) -> None:
     """The run's evaluation before and after, as a table."""
     record = json.loads((folder / "evaluation.json").read_text())
-    table = Table("evaluation", "start", "end", title=folder.parent.name, title_justify="left")
+    table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
     for name, value in record["end"].items():
         if name != "step":
-            start = record["start"].get(name)
-            table.add_row(name, "" if start is None else f"{start:.3f}", f"{value:.3f}")
+            interval = record["intervals"]["end"].get(name, {})
+            end = Estimate(value, **interval)
+            table.add_row(name, "" if name not in record["start"] else f"{record['start'][name]:.3f}", str(end))
     Console().print(table)
 
 

@@ -4,7 +4,7 @@ Axis letters, here and everywhere: B sequences (prompts x samples per prompt), T
 completion tokens together, N completion tokens of several sequences packed on one axis, V vocabulary, H hidden.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -48,8 +48,9 @@ class Rollout:
         truncated [B]: True where the completion ran into the token limit before EOS.
         counts [B]: False on completions that are left out of the loss.
         samples: completions per prompt; rows of one prompt are adjacent.
-        logprobs [B, T]: log-probability of each token under the distribution it was sampled from, or None.
-        writer: who wrote the completions, for the ledger: "student", "dataset", ...
+        logprobs [B, T]: log-probability of each token under the student's sampling distribution, or None.
+        writers: who wrote each completion: "student", "teacher" or "dataset".
+        teacher_tokens: tokens that passed through the teacher for it to write; 0 where it only scores.
     """
 
     prompts: Prompts
@@ -57,9 +58,10 @@ class Rollout:
     lengths: Tensor
     truncated: Tensor
     counts: Tensor
+    writers: list[str]
     samples: int = 1
     logprobs: Tensor | None = None
-    writer: str = "student"
+    teacher_tokens: int = 0
 
     @property
     def mask(self) -> Tensor:
@@ -77,21 +79,31 @@ class Rollout:
         metrics.mean("rollout/truncated", self.truncated)
         metrics.total("prompt_tokens", self.lengths.new_tensor(sum(map(len, self.prompts.ids))))
         metrics.total("completion_tokens", self.lengths)
-        metrics.total("student_tokens", self.lengths * (self.writer == "student"))
+        own = torch.tensor([writer == "student" for writer in self.writers], device=self.lengths.device)
+        metrics.total("student_tokens", self.lengths * own)
+        metrics.total("teacher_tokens", self.lengths.new_tensor(self.teacher_tokens))
 
 
 class RolloutPolicy(Protocol):
     """Who writes the completions; see `opd_lightning.rollout`.
 
     Attributes:
-        on_policy: are the completions samples of the student itself?
+        on_policy: are all completions samples of the student itself?
+        student_writes: are some of them?
+        reads_references: does it need a reference completion for each example?
+        sources: names of the scorers it asks, such as "teacher".
         updates_per_rollout: optimizer steps taken on one rollout.
+        max_new_tokens: the longest completion there can be.
     """
 
     on_policy: bool
+    student_writes: bool
+    reads_references: bool
+    sources: frozenset[str]
     updates_per_rollout: int
+    max_new_tokens: int
 
-    def __call__(self, student: Any, prompts: Prompts, seed: int) -> Rollout:
+    def __call__(self, student: Any, prompts: Prompts, seed: int, scorers: Mapping[str, Any]) -> Rollout:
         """One completion per prompt and sample."""
         ...
 
@@ -106,6 +118,7 @@ class Tokens:
         weight: its share of the batch loss: the loss is the sum of weight x per-token loss.
         advantage: its advantage, for policy-gradient terms.
         old_logprob: its log-probability before the first update on this rollout; None on the first (the ratio is 1).
+        sampler_logprob: its log-probability under the distribution it was drawn from, if that is known.
     """
 
     ids: Tensor
@@ -113,6 +126,7 @@ class Tokens:
     weight: Tensor
     advantage: Tensor | None = None
     old_logprob: Tensor | None = None
+    sampler_logprob: Tensor | None = None
 
     def scaled(self, factor: float) -> "Tokens":
         """The same tokens with their weights multiplied."""

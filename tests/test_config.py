@@ -24,7 +24,13 @@ OPTIONS = sorted(
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_composes_and_binds(option):
     """Beside the default choices, or refused with a remedy."""
+    mine = ["task=table", "task.path=mine.jsonl"]
     companions = {
+        "task=table": mine,
+        "task=reasoning_gym": ["task.name=chain_sum"],
+        "task=toolalpaca": ["task.path=train", "task.heldout.path=eval"],
+        "task/verifier=function": [*mine, "task.verifier.path=operator.eq"],
+        **{f"task/verifier={name}": mine for name in ("none", "exact", "numeric", "regex", "choice", "math", "tool_calls")},
         "model=smollm2": ["teacher.path=another"],
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
@@ -32,6 +38,9 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "teacher=live": ["context=demonstration"],
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],
+        "loss/policy_gradient=dr_grpo": ["rollout=student_group"],
+        "loss/policy_gradient=clip_higher": ["rollout=student_group"],
+        "loss/policy_gradient=rloo": ["rollout=student_group"],
     }
     check(compose([*companions.get(option, []), option]))
 
@@ -66,15 +75,16 @@ def test_every_method_trains_two_steps(small, method):
 def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(method, teacher, context):
     cfg = compose([f"method={method}", f"teacher={teacher}", f"context={context}"])
     reads_teacher = cfg.loss.divergence is not None
-    if reads_teacher and teacher == "none":
-        with pytest.raises(ValueError, match=r"teacher=none, but loss\.divergence reads a teacher; choose teacher="):
+    writes = cfg.rollout._target_.endswith("TeacherRollout")
+    if (reads_teacher or writes) and teacher == "none":
+        with pytest.raises(ValueError, match=r"teacher=none, but .*; choose teacher="):
             check(cfg)
-    elif reads_teacher and teacher in ("frozen", "live") and context == "none":
+    elif reads_teacher and teacher in ("frozen", "live") and context == "none" and not cfg.loss.policy_gradient:
         with pytest.raises(ValueError, match=r"gradient is zero by construction; choose context="):
             check(cfg)
     else:
         warned = any("teacher is not loaded" in w for w in check(cfg))
-        assert warned == (teacher != "none" and not reads_teacher)
+        assert warned == (teacher != "none" and not reads_teacher and not writes)
 
 
 def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
@@ -142,7 +152,10 @@ BAD = {
     "unimportable": (["task._target_=opd_lightning.tasks.Nope"], r"task\._target_=.* cannot be imported"),
     "missing": (["~task.skill", "~optim.lr"], r"optim\.lr is missing"),
     "group_of_one": (["method=grpo", "rollout.samples_per_prompt=1"], r"rollout\.samples_per_prompt=1 .*use 2 or more"),
-    "rl_on_data": (["method=grpo", "rollout=dataset"], r"rollout=dataset has no samples to reward; choose"),
+    "rl_on_data": (
+        ["method=grpo", "rollout=dataset"],
+        r"rollout=DatasetRollout has no samples of the student's own to reward; choose",
+    ),
     "sampled_from_data": (["method=opd_sampled", "rollout=dataset"], r"loss/support=sampled .*choose rollout=student"),
     "imitating_itself": (["method=sft", "rollout=student"], r"imitates the student's own samples; choose rollout=dataset"),
     "fp16": (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed .*use bf16-mixed"),
@@ -171,7 +184,7 @@ RUNTIME = {
     "no_model": (["model.path=no/such/folder"], r"model\.path=no/such/folder could not be loaded"),
     "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
     "no_verifier": (["method=grpo", "task=instructions", "~task.n_eval"], "has no verifier"),
-    "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"the gradient of update \d is not finite"),
+    "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"the loss or gradient of update \d is not finite"),
     "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
     "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
     "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),

@@ -1,12 +1,13 @@
 """Divergences and supports: closed forms, gradients, limits, and the sampled token's unbiasedness by enumeration."""
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 
 from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary, SampledToken
+from opd_lightning.losses.support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import Tokens
 
 DIVERGENCES = {
@@ -125,3 +126,50 @@ def test_the_sampled_token_of_reverse_kl_is_the_negative_advantage_of_the_cookbo
     chosen = lambda x: x.gather(1, ids[:, None]).squeeze(1)  # noqa: E731
     loss = SampledToken()(reverse_kl, student, teacher, tokens(ids))
     torch.testing.assert_close(loss, (chosen(student) - chosen(teacher)) * chosen(student))
+
+
+OF_REST = [(of, rest) for of in ("teacher", "student") for rest in ("tail", "renormalise")]
+
+
+@each
+@pytest.mark.parametrize(("of", "rest"), OF_REST)
+def test_top_k_is_exact_at_k_equal_v_and_has_gradients_that_check(divergence, of, rest):
+    student, teacher = pair()
+    log_t, ids = teacher.log_softmax(-1), tokens(torch.zeros(5, dtype=torch.long))
+    full = divergence(student.log_softmax(-1), log_t).sum(-1)
+    torch.testing.assert_close(TopK(7, of, rest)(divergence, student.log_softmax(-1), log_t, ids), full)
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: TopK(3, of, rest)(divergence, x.log_softmax(-1), log_t, ids), student)
+
+
+@each
+@pytest.mark.parametrize(("of", "rest"), OF_REST)
+def test_top_k_is_zero_without_gradient_where_student_equals_teacher(divergence, of, rest):
+    student, _ = pair()
+    log_t, ids = student.log_softmax(-1), tokens(torch.zeros(5, dtype=torch.long))
+    student.requires_grad_()
+    value = TopK(3, of, rest)(divergence, student.log_softmax(-1), log_t, ids)
+    (slope,) = torch.autograd.grad(value.sum(), student)
+    assert value.abs().max() < 1e-14 and slope.abs().max() < 1e-14
+
+
+@each
+def test_the_tail_bucket_never_exceeds_the_exact_divergence_and_grows_with_k(divergence):
+    """The data-processing inequality; nested supports of the teacher refine each other."""
+    student, teacher = pair(n=300)
+    log_s, log_t, ids = student.log_softmax(-1), teacher.log_softmax(-1), tokens(torch.zeros(300, dtype=torch.long))
+    values = [TopK(k)(divergence, log_s, log_t, ids) for k in (1, 2, 4, 6)]
+    values.append(divergence(log_s, log_t).sum(-1))
+    for smaller, larger in pairwise(values):
+        assert (smaller <= larger + 1e-12).all() and (smaller >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"k": 0}, "k=0"), ({"k": 2, "of": "both"}, "of='both'"), ({"k": 2, "rest": "drop"}, "rest='drop'")]
+)
+def test_bad_supports_are_refused(options, field):
+    with pytest.raises(ValueError, match=rf"loss\.support\.{field}"):
+        TopK(**options)
+    student, teacher = (x.log_softmax(-1) for x in pair())
+    with pytest.raises(ValueError, match=r"loss\.support\.k=8 exceeds the vocabulary of 7"):
+        TopK(8)(reverse_kl, student, teacher, tokens(torch.zeros(5, dtype=torch.long)))

@@ -1,10 +1,14 @@
 """Evaluations: equal to plain forward passes, zero where the teacher is the student, and the same every time."""
 
+from itertools import combinations
+from math import comb
+
 import pytest
 import torch
 
 from opd_lightning.context import NoContext
-from opd_lightning.evaluation import GreedyAccuracy, GreedyAnswers, ReferenceLikelihood, TeacherDivergence
+from opd_lightning.evaluation import GreedyAccuracy, GreedyAnswers, ReferenceLikelihood, SampledAccuracy, TeacherDivergence
+from opd_lightning.evaluation.estimate import pass_at, proportion
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.tasks.instructions import InstructionTask
 from opd_lightning.tasks.world import WorldTask
@@ -18,7 +22,7 @@ def model(tiny):
 
 
 def scorers(student, tokenizer, weights):
-    weights.attach(student, tokenizer)
+    weights.attach(student)
     return {"teacher": Scorer(weights, NoContext(), tokenizer)}
 
 
@@ -26,17 +30,19 @@ def test_divergence_is_zero_from_itself_and_positive_from_another(model, other):
     student, tokenizer = model
     evaluation = TeacherDivergence(WorldTask(n_eval=8), tokenizer, 6, batch_size=5)
     same = evaluation(student, scorers(student, tokenizer, FrozenStart()))
-    assert abs(same["heldout/reverse_kl"]) < 1e-6 and abs(same["heldout/forward_kl"]) < 1e-6
-    first = evaluation(student, scorers(student, tokenizer, External(other)))
-    assert first["heldout/reverse_kl"] > 0.01 and student.training
-    assert evaluation(student, scorers(student, tokenizer, External(other))) == first
+    assert abs(same["heldout/reverse_kl"].value) < 1e-6 and abs(same["heldout/forward_kl"].value) < 1e-6
+    first = evaluation(student, scorers(student, tokenizer, External(other, tokenizer)))
+    assert first["heldout/reverse_kl"].value > 0.01 and student.training
+    assert evaluation(student, scorers(student, tokenizer, External(other, tokenizer))) == first
     assert evaluation(student, {}) == {}
 
 
 def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
     student, tokenizer = model
     task = WorldTask(n_eval=6)
-    scores = ReferenceLikelihood(task, tokenizer, n=6, batch_size=4)(student, scorers(student, tokenizer, External(other)))
+    scores = ReferenceLikelihood(task, tokenizer, n=6, batch_size=4)(
+        student, scorers(student, tokenizer, External(other, tokenizer))
+    )
     for name, lm in (("log_likelihood", student.lm), ("teacher_log_likelihood", Pretrained(other).model())):
         total, count = 0.0, 0
         for example in task.examples("test")[:6]:
@@ -46,13 +52,60 @@ def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
                 log_p = lm(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
             total += sum(log_p[len(prompt) - 1 + t, token].item() for t, token in enumerate(answer))
             count += len(answer)
-        assert scores[f"heldout/{name}"] == pytest.approx(total / count, rel=1e-4)
+        assert scores[f"heldout/{name}"].value == pytest.approx(total / count, rel=1e-4)
 
 
 def test_accuracy_does_not_depend_on_how_prompts_are_batched(model):
     student, tokenizer = model
     task = WorldTask(n_eval=12)
     assert GreedyAccuracy(task, tokenizer, 8, batch_size=5)(student, {}) == GreedyAccuracy(task, tokenizer, 8)(student, {})
+
+
+def test_sampled_accuracy_draws_the_same_every_time_and_reports_every_k(model):
+    student, tokenizer = model
+    evaluation = SampledAccuracy(WorldTask(n_eval=6), tokenizer, 4, samples=3, passes=(1, 3))
+    scores = evaluation(student, {})
+    assert scores == evaluation(student, {}) and scores["new/avg@3"].prompts == 6
+    assert scores["new/pass@1"].value == pytest.approx(scores["new/avg@3"].value)
+    assert {"new/avg@3", "new/pass@3", "prior/pass@1", "prior/sort/pass@3"} <= set(scores)
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (4, 3, 2)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n, right, k):
+    samples = [i < right for i in range(n)]
+    subsets = list(combinations(samples, k))
+    assert pass_at(k, n, right) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
+    with pytest.raises(ValueError, match=f"pass@{n + 1}"):
+        pass_at(n + 1, n, right)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.95])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(p):
+    """Exactly, by enumerating the binomial outcomes of 64 prompts; Wilson's interval is not conservative for each p."""
+    n = 64
+    covered = 0.0
+    for c in range(n + 1):
+        estimate = proportion([1.0] * c + [0.0] * (n - c))
+        covered += comb(n, c) * p**c * (1 - p) ** (n - c) * (estimate.low <= p <= estimate.high)
+    assert 0.92 < covered < 0.99
+    everything = proportion([1.0] * n)
+    assert everything.high == pytest.approx(1.0) and 0.9 < everything.low < 1.0 and everything.prompts == n
+
+
+def test_length_truncation_and_format_are_those_of_the_answers(model):
+    student, tokenizer = model
+    scores = GreedyAccuracy(WorldTask(n_eval=8), tokenizer, 3)(student, {})
+    assert 1 <= scores["new/length"].value <= 3 and scores["new/length"].low is None
+    assert scores["new/truncated"].value == pytest.approx(
+        1.0 if scores["new/length"].value == 3 else scores["new/truncated"].value
+    )
+    assert scores["new/format"].prompts == 8
+
+
+@pytest.mark.parametrize("options", [{"samples": 2, "passes": (3,)}, {"temperature": 0.0}])
+def test_bad_sampled_evaluations_are_refused(model, options):
+    with pytest.raises(ValueError, match=r"evaluation\.suite\.sampled\."):
+        SampledAccuracy(WorldTask(n_eval=4), model[1], 4, **options)
 
 
 def test_answers_are_one_per_prompt(model):

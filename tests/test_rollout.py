@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from opd_lightning.context import Demonstration, NoContext
 from opd_lightning.data import encode_chat
+from opd_lightning.generate import Sampling, generate
 from opd_lightning.models import Pretrained, Student
-from opd_lightning.rollout import DatasetRollout, StudentRollout
-from opd_lightning.rollout.generate import Sampling, generate
+from opd_lightning.rollout import DatasetRollout, MixtureRollout, StudentRollout, TeacherRollout
 from opd_lightning.tasks.world import WorldTask
+from opd_lightning.teacher import External, Live, Scorer
 from opd_lightning.types import Prompts, join
 
 
@@ -66,7 +68,8 @@ def test_lengths_end_at_eos_even_where_pad_is_eos(student, tokenizer):
     student.eval()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ids, lengths, truncated, _ = generate(student.lm, [[3]] * 64, Sampling(30), eos=[1], pad=1)
+        done = generate(student.lm, [[3]] * 64, Sampling(30), eos=[1], pad=1)
+    ids, lengths, truncated = done.ids, done.lengths, done.truncated
     student.train()
     assert (not truncated.all() and truncated.any()) or lengths.max() < 30
     for row, n, cut in zip(ids.tolist(), lengths.tolist(), truncated.tolist(), strict=True):
@@ -110,3 +113,93 @@ def test_reference_completions_end_with_eos_and_say_when_they_were_cut(student, 
 def test_bad_options_are_refused_by_name(tokenizer, options, field):
     with pytest.raises(ValueError, match=rf"rollout\.{field}="):
         StudentRollout(tokenizer, 4, **options)
+
+
+def teacher(tokenizer, other, context=None, weights=None) -> dict[str, Scorer]:
+    weights = weights or External(other, tokenizer)
+    scorer = Scorer(weights, context or NoContext(), tokenizer)
+    return {"teacher": scorer}
+
+
+def attached(scorers, student) -> dict[str, Scorer]:
+    for scorer in scorers.values():
+        scorer.weights.attach(student)
+    return scorers
+
+
+def test_the_teacher_writes_what_it_would_write_by_itself(student, tokenizer, other):
+    """Greedily, behind its own prompt: equal to decoding the other model directly."""
+    batch = prompts(tokenizer, 3)
+    shown = Demonstration("{prompt} [ {demonstration} ]")
+    scorers = attached(teacher(tokenizer, other, shown), student)
+    rollout = TeacherRollout(tokenizer, 6, temperature=0.0)(student, batch, 0, scorers)
+    lm = Pretrained(other).model()
+    for b, example in enumerate(batch.examples):
+        ids = encode_chat(tokenizer, shown(example))
+        done = generate(lm, [ids], Sampling(6, temperature=0.0), [1], 0)
+        assert rollout.ids[b, : rollout.lengths[b]].tolist() == done.rows()[0]
+    assert rollout.prompts.ids == batch.ids and set(rollout.writers) == {"teacher"} and rollout.logprobs is None
+
+
+def test_what_a_fixed_teacher_wrote_is_read_again_even_by_another_process(student, tokenizer, other, tmp_path):
+    scorers = attached(teacher(tokenizer, other), student)
+    policy = TeacherRollout(tokenizer, 6, tmp_path, samples_per_prompt=2)
+    first = policy(student, prompts(tokenizer, 4), 1, scorers)
+    again = policy(student, prompts(tokenizer, 4), 2, scorers)
+    later = TeacherRollout(tokenizer, 6, tmp_path, samples_per_prompt=2)(student, prompts(tokenizer, 4), 3, scorers)
+    for rollout in (again, later):
+        assert torch.equal(rollout.ids, first.ids) and torch.equal(rollout.lengths, first.lengths)
+        assert torch.equal(rollout.truncated, first.truncated) and rollout.teacher_tokens == 0 < first.teacher_tokens
+    rows = scorers["teacher"].prompt_ids(first.prompts)
+    assert first.teacher_tokens == sum(map(len, rows)) + int(first.lengths.sum())
+
+
+def test_half_a_line_of_a_killed_process_is_drawn_again(student, tokenizer, other, tmp_path):
+    scorers = attached(teacher(tokenizer, other), student)
+    first = TeacherRollout(tokenizer, 6, tmp_path)(student, prompts(tokenizer, 4), 1, scorers)
+    file = next(tmp_path.rglob("rank-0.jsonl"))
+    file.write_text(file.read_text()[:-20])
+    again = TeacherRollout(tokenizer, 6, tmp_path)(student, prompts(tokenizer, 4), 1, scorers)
+    assert torch.equal(again.ids, first.ids) and again.teacher_tokens == first.teacher_tokens
+
+
+def test_a_teacher_that_moves_writes_anew(student, tokenizer, other, tmp_path):
+    scorers = attached(teacher(tokenizer, other, weights=Live()), student)
+    policy = TeacherRollout(tokenizer, 12, tmp_path)
+    a, b = (policy(student, prompts(tokenizer), seed, scorers) for seed in (1, 2))
+    assert a.teacher_tokens > 0 < b.teacher_tokens and not list(tmp_path.rglob("*.jsonl"))
+    assert a.ids.shape != b.ids.shape or not torch.equal(a.ids, b.ids)
+
+
+def test_a_mixture_keeps_each_prompt_with_its_completion(student, tokenizer):
+    """In the order of the prompts, the data set's rows are the references, and the shares are about as asked."""
+    batch = prompts(tokenizer, 40)
+    policy = MixtureRollout(tokenizer, DatasetRollout(tokenizer, 30), 0.5, 30)
+    rollout = policy(student, batch, 5, {})
+    assert rollout.prompts.ids == batch.ids and rollout.prompts.examples == batch.examples
+    texts = rollout.texts(tokenizer)
+    for example, text, writer in zip(batch.examples, texts, rollout.writers, strict=True):
+        assert writer in ("student", "dataset") and (text == example.completion) == (writer == "dataset")
+    assert 10 <= rollout.writers.count("student") <= 30
+    again = policy(student, batch, 5, {})
+    assert torch.equal(again.ids, rollout.ids)
+    for share, writer in ((0.0, "dataset"), (1.0, "student")):
+        assert set(MixtureRollout(tokenizer, DatasetRollout(tokenizer, 30), share, 30)(student, batch, 0, {}).writers) == {
+            writer
+        }
+
+
+def test_a_mixture_keeps_samples_of_a_prompt_together(student, tokenizer, other):
+    scorers = attached(teacher(tokenizer, other), student)
+    batch = prompts(tokenizer, 8)
+    policy = MixtureRollout(tokenizer, TeacherRollout(tokenizer, 5, samples_per_prompt=3), 0.5, 5, samples_per_prompt=3)
+    rollout = policy(student, batch, 1, scorers)
+    assert [e.id for e in rollout.prompts.examples] == [e.id for e in batch.examples for _ in range(3)]
+    assert all(len(set(rollout.writers[i : i + 3])) == 1 for i in range(0, 24, 3)) and len(set(rollout.writers)) == 2
+
+
+def test_mixtures_that_cannot_be_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"rollout\.share=1\.5"):
+        MixtureRollout(tokenizer, DatasetRollout(tokenizer, 4), 1.5, 4)
+    with pytest.raises(ValueError, match=r"rollout\.samples_per_prompt=2"):
+        MixtureRollout(tokenizer, DatasetRollout(tokenizer, 4), 0.5, 4, samples_per_prompt=2)

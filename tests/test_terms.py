@@ -5,7 +5,11 @@ import torch
 
 from opd_lightning.context import Demonstration
 from opd_lightning.loggers import MetricsFile, read_csv
-from opd_lightning.losses.terms import PolicyGradient, group_relative
+from opd_lightning.losses import Objective
+from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
+from opd_lightning.losses.divergence import reverse_kl
+from opd_lightning.losses.support import FullVocabulary, SampledToken
+from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
 from opd_lightning.losses.weight import completion_mask, constant, sequence_mean, skip_first, token_mean
 from opd_lightning.metrics import StepMetrics
 from opd_lightning.optim import Optim
@@ -16,7 +20,12 @@ def rollout(lengths=(3, 1), counts=(True, True)) -> Rollout:
     n = len(lengths)
     prompts = Prompts([None] * n, [[5]] * n)
     return Rollout(
-        prompts, torch.zeros(n, 4, dtype=torch.long), torch.tensor(lengths), torch.zeros(n).bool(), torch.tensor(counts)
+        prompts,
+        torch.zeros(n, 4, dtype=torch.long),
+        torch.tensor(lengths),
+        torch.zeros(n).bool(),
+        torch.tensor(counts),
+        ["student"] * n,
     )
 
 
@@ -28,6 +37,85 @@ def test_group_advantages_by_hand():
     torch.testing.assert_close(group_relative(rewards, scale_by_std=False)[0], torch.tensor([0.5, -0.5, -0.5, 0.5]))
     with pytest.raises(ValueError, match="samples_per_prompt=1"):
         group_relative(rewards[:, :1])
+
+
+def test_leave_one_out_and_batch_baselines_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
+    torch.testing.assert_close(leave_one_out(rewards)[0], torch.tensor([1.0 - 0.25, 0.0 - 0.75, 0.5 - 0.5]))
+    assert (leave_one_out(rewards)[1] == 0).all()
+    others = [(rewards.sum() - r) / 5 for r in rewards.flatten()]
+    torch.testing.assert_close(reinforce(rewards).flatten(), rewards.flatten() - torch.stack(others))
+    assert reinforce(rewards, baseline=False) is rewards and (reinforce(torch.full((3, 1), 0.7)) == 0).all()
+    with pytest.raises(ValueError, match="samples_per_prompt=1"):
+        leave_one_out(rewards[:, :1])
+    with pytest.raises(ValueError, match=r"data\.batch_size=1"):
+        reinforce(rewards[:1, :1])
+
+
+@pytest.mark.parametrize("advantage", [reinforce, leave_one_out])
+def test_baselines_leave_the_policy_gradient_unbiased(advantage):
+    """The expectation of A grad log p over all outcomes of three independent draws is the gradient of the expected reward."""
+    logits = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([1.0, 0.2, 0.0], dtype=torch.float64)
+    log_p = logits.log_softmax(-1)
+    (exact,) = torch.autograd.grad((log_p.exp() * reward).sum(), logits, retain_graph=True)
+    total = torch.zeros(())
+    for draw in torch.cartesian_prod(*[torch.arange(3)] * 3):
+        gain = (advantage(reward[draw][None])[0] * log_p[draw]).mean()
+        total = total + log_p[draw].sum().exp().detach() * gain
+    (found,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(found, exact)
+
+
+def test_without_a_clip_the_first_update_is_reinforce():
+    log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
+    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([3.0]))
+    loss, stats = PolicyGradient(reinforce, clip=None)(log_s, tokens)
+    (slope,) = torch.autograd.grad(loss.sum(), log_s)
+    assert slope.tolist() == [[-3.0, 0.0]] and "clip_fraction" not in stats
+
+
+@pytest.mark.parametrize(("sampler", "expected"), [(0.4, 1.0), (0.8, 0.5), (0.1, 2.0)])
+def test_the_sampler_ratio_is_truncated_and_scales_the_gradient(sampler, expected):
+    """The policy gives 0.4; a sampler that gave 0.1 would weigh 4, and the cap says 2."""
+    log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
+    tokens = Tokens(
+        torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([1.0]), None, torch.log(torch.tensor([sampler]))
+    )
+    loss, stats = PolicyGradient(group_relative, sampler_cap=2.0)(log_s, tokens)
+    (slope,) = torch.autograd.grad(loss.sum(), log_s, retain_graph=True)
+    torch.testing.assert_close(stats["sampler_ratio"], torch.tensor([expected]))
+    torch.testing.assert_close(slope, torch.tensor([[-expected, 0.0]]))
+    log_t = torch.log(torch.tensor([[0.5, 0.5]]))
+    capped, plain = (SampledToken(cap)(reverse_kl, log_s, log_t, tokens) for cap in (2.0, None))
+    torch.testing.assert_close(capped, expected * plain)
+    with pytest.raises(ValueError, match=r"loss\.policy_gradient\.sampler_cap=0\.5"):
+        PolicyGradient(group_relative, sampler_cap=0.5)
+
+
+def test_terms_add_up_with_their_coefficients():
+    generator = torch.Generator().manual_seed(0)
+    logits = {name: torch.randn(4, 6, generator=generator) for name in ("student", "teacher", "reference")}
+    tokens = Tokens(torch.tensor([1, 2, 3, 4]), torch.arange(4), torch.ones(4), torch.tensor([1.0, -1.0, 0.5, 0.0]))
+    parts = {
+        "divergence": {"divergence": reverse_kl, "support": FullVocabulary()},
+        "policy_gradient": {"policy_gradient": PolicyGradient(group_relative)},
+        "cross_entropy": {"cross_entropy": CrossEntropy()},
+    }
+    alone = {name: Objective(completion_mask, token_mean, **terms)(logits, tokens)[0] for name, terms in parts.items()}
+    weights = {"divergence": 0.5, "policy_gradient": 2.0, "cross_entropy": 0.25, "reference": 3.0}
+    together = {key: value for terms in parts.values() for key, value in terms.items()}
+    objective = Objective(completion_mask, token_mean, **together, reference=reverse_kl, coefficients=weights)
+    loss, stats = objective(logits, tokens)
+    expected = sum(weights[name] * value for name, value in alone.items()) + 3.0 * stats["reference_kl"]
+    torch.testing.assert_close(loss, expected)
+    assert objective.sources == {"teacher", "reference"} and "cross_entropy_loss" in stats
+
+
+@pytest.mark.parametrize(("name", "value"), [("divergance", 1.0), ("reference", -0.1)])
+def test_bad_coefficients_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"loss\.coefficients\.{name}="):
+        Objective(completion_mask, token_mean, cross_entropy=CrossEntropy(), coefficients={name: value})
 
 
 @pytest.mark.parametrize(

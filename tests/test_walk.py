@@ -11,15 +11,16 @@ import torch
 from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData, encode_chat
 from opd_lightning.losses import Objective
+from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
 from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary, SampledToken
-from opd_lightning.losses.terms import CrossEntropy, PolicyGradient, group_relative
+from opd_lightning.losses.support import FullVocabulary, SampledToken, TopK
+from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
 from opd_lightning.losses.weight import completion_mask, constant, sequence_mean, skip_first, token_mean
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.module import DistillationModule
 from opd_lightning.optim import Optim
 from opd_lightning.tasks.base import Verdict
-from opd_lightning.tasks.world import WorldTask
+from opd_lightning.tasks.world import WorldTask, world_tokenizer
 from opd_lightning.teacher import External, FrozenStart, Live, Scorer
 from opd_lightning.train import run
 from opd_lightning.types import Rollout, join
@@ -31,16 +32,17 @@ class Ragged:
     """Completions of fixed random tokens whose lengths vary twelvefold."""
 
     on_policy = False
+    sources: frozenset[str] = frozenset()
 
     def __init__(self, updates_per_rollout: int = 1, samples: int = 1):
         self.updates_per_rollout, self.samples = updates_per_rollout, samples
 
-    def __call__(self, student, prompts, seed):
+    def __call__(self, student, prompts, seed, scorers=None):
         generator = torch.Generator().manual_seed(7)
         lengths = torch.tensor(LENGTHS)
         ids = torch.randint(2, 30, (len(LENGTHS), max(LENGTHS)), generator=generator)
         none = torch.zeros(len(LENGTHS), dtype=torch.bool)
-        return Rollout(prompts.repeat(self.samples), ids, lengths, none, ~none, self.samples)
+        return Rollout(prompts.repeat(self.samples), ids, lengths, none, ~none, ["dataset"] * len(LENGTHS), self.samples)
 
 
 def step(
@@ -60,7 +62,8 @@ def step(
     model = Pretrained(tiny, dtype=dtype)
     tokenizer = model.tokenizer()
     rollout = rollout or Ragged()
-    scorers = {} if teacher is None else {"teacher": Scorer(teacher, NoContext(), tokenizer)}
+    others = {"teacher": teacher, "reference": teacher}
+    scorers = {name: Scorer(weights, NoContext(), tokenizer) for name, weights in others.items() if weights is not None}
     optim = Optim(torch.optim.SGD, lr=1.0, clip_norm=clip_norm, schedule="constant")
     module = DistillationModule(model, tokenizer, rollout, objective, scorers, optim, 0, verify, micro_tokens, chunk=5)
     if halt_after is not None:
@@ -103,6 +106,25 @@ OBJECTIVES = {
     "opd_sampled": lambda: distil(support=SampledToken()),
     "grpo": lambda: Objective(completion_mask, token_mean, policy_gradient=PolicyGradient(group_relative)),
     "dr_grpo": lambda: Objective(completion_mask, partial(constant, tokens=12), policy_gradient=PolicyGradient(group_relative)),
+    "opd_topk": lambda: distil(support=TopK(5)),
+    "opd_topk_renormalised": lambda: distil(support=TopK(5, of="student", rest="renormalise")),
+    "rloo": lambda: Objective(
+        completion_mask, partial(constant, tokens=1), policy_gradient=PolicyGradient(leave_one_out, None)
+    ),
+    "reinforce": lambda: Objective(
+        completion_mask, partial(constant, tokens=1), policy_gradient=PolicyGradient(reinforce, None)
+    ),
+    "grpo_opd": lambda: Objective(
+        completion_mask,
+        token_mean,
+        reverse_kl,
+        FullVocabulary(),
+        PolicyGradient(group_relative),
+        coefficients={"divergence": 0.5},
+    ),
+    "sft_kl": lambda: Objective(
+        completion_mask, token_mean, cross_entropy=CrossEntropy(), reference=reverse_kl, coefficients={"reference": 0.3}
+    ),
     "skip_first": lambda: Objective(partial(skip_first, n=2), token_mean, cross_entropy=CrossEntropy()),
 }
 
@@ -114,7 +136,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, to
     gradients = []
     for budget in (None, 45, 1):
         objective = OBJECTIVES[name]()
-        teacher = External(other, dtype=dtype) if objective.sources else None
+        teacher = External(other, world_tokenizer(), dtype=dtype) if objective.sources else None
         options = dict(rollout=Ragged(samples=3), verify=reward_some, dtype=dtype, micro_tokens=budget)
         gradients.append(step(tiny, objective, teacher=teacher, **options)[1])
     whole = gradients[0]
@@ -124,7 +146,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, to
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jsd])
-@pytest.mark.parametrize("support", [FullVocabulary(), SampledToken()])
+@pytest.mark.parametrize("support", [FullVocabulary(), SampledToken(), TopK(4), TopK(4, "student", "renormalise")])
 def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, divergence, support):
     _, gradient, metrics = step(tiny, distil(divergence, support), teacher=FrozenStart(), dtype="float64")
     assert abs(float(metrics["train/loss"])) < 1e-12 and gradient.norm() < 1e-12
@@ -133,7 +155,7 @@ def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, dive
 
 def test_the_gradient_is_that_of_the_plain_loss(tiny, other):
     """Against full logits of both models on the joined sequences, without any of the walk's machinery."""
-    _, gradient, metrics = step(tiny, distil(), teacher=External(other, dtype="float64"), dtype="float64")
+    _, gradient, metrics = step(tiny, distil(), teacher=External(other, world_tokenizer(), dtype="float64"), dtype="float64")
     student, teacher, tokenizer = (
         Pretrained(tiny, "float64").model(),
         Pretrained(other, "float64").model(),
@@ -189,7 +211,7 @@ def test_the_policy_ratio_starts_at_one_and_moves_with_updates(tiny):
 @pytest.mark.parametrize("objective", [grpo, lambda: distil(support=SampledToken())], ids=["grpo", "opd_sampled"])
 def test_the_first_of_several_updates_equals_a_single_one(tiny, other, objective):
     """Recorded log-probabilities change nothing where the policy has not moved: two updates of which the second is void."""
-    options = dict(verify=reward_some, dtype="float64", teacher=External(other, dtype="float64"))
+    options = dict(verify=reward_some, dtype="float64", teacher=External(other, world_tokenizer(), dtype="float64"))
     gradients = []
     for updates in (1, 2):
         _module, gradient, _ = step(tiny, objective(), rollout=Ragged(updates, samples=3), halt_after=1, **options)
@@ -265,7 +287,7 @@ def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     examples = WorldTask().examples("train")[:2]
     data = PromptData(examples, tokenizer, 2, 0)
     rollout = Ragged()(None, data.collate([0, 1, 0, 1, 0, 1]), 0)
-    ids = Scorer(FrozenStart(), Demonstration("{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout)
+    ids = Scorer(FrozenStart(), Demonstration("{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout.prompts)
     shown = tokenizer.decode(ids[0])
     assert examples[0].demonstration in shown and shown.endswith("] =")
     assert encode_chat(tokenizer, examples[0].messages) != ids[0]

@@ -14,7 +14,7 @@ from opd_lightning.report.runs import load_study
 from opd_lightning.study import report
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = ("step", "new/accuracy", "prior/accuracy", "prior/style")
+COLUMNS = ("step", "new/accuracy", "prior/accuracy", "prior/format")
 
 
 def main(study: Path) -> None:

@@ -51,6 +51,7 @@ class Checkpoint(L.Callback):
         asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
         if asked:
             trainer.should_stop = True
+            module.stopped_by = module.stopped_by or "signal"
         if asked or trainer.global_step - self.saved >= self.every:
             self.save(trainer)
 

@@ -15,7 +15,7 @@ class Evaluation(L.Callback):
     """Runs a suite of evaluations and keeps their history in evaluation.json.
 
     Args:
-        suite: evaluations by name; each is called as evaluation(student, scorers) and returns numbers by name.
+        suite: evaluations by name; see `opd_lightning.evaluation`.
         every: optimizer steps between evaluations.
         folder: the run's.
         answers: written to answers.json before and after training; None writes none.
@@ -24,6 +24,7 @@ class Evaluation(L.Callback):
     def __init__(self, suite: Mapping[str, Any], every: int, folder: Path, answers: GreedyAnswers | None = None):
         self.suite, self.every, self.folder, self.answers = suite, every, folder, answers
         self.history: list[dict[str, float]] = []
+        self.intervals: dict[str, dict[str, dict[str, float]]] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """The start model's numbers; rows beyond a restored checkpoint are forgotten."""
@@ -44,7 +45,7 @@ class Evaluation(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last step, unless it has just been measured; a run that was interrupted will measure it when it ends."""
-        if trainer.global_step < trainer.max_steps:
+        if module.stopped_by == "signal" and trainer.global_step != trainer.max_steps:
             return
         if self.history[-1]["step"] != trainer.global_step:
             self.run(trainer, module)
@@ -53,12 +54,16 @@ class Evaluation(L.Callback):
     def run(self, trainer: L.Trainer, module: Any) -> None:
         """Every device evaluates, so that all stay in step; one writes."""
         with module.ledger.timing("evaluation"):
-            numbers = {k: v for e in self.suite.values() for k, v in e(module.student, module.scorers).items()}
+            found = {k: v for e in self.suite.values() for k, v in e(module.student, module.scorers).items()}
+        numbers = {name: estimate.value for name, estimate in found.items()}
         self.history.append({"step": trainer.global_step, **numbers})
+        told = {k: {"prompts": e.prompts, "low": e.low, "high": e.high} for k, e in found.items() if e.low is not None}
+        self.intervals = {"start": self.intervals.get("start", told), "end": told}
         for logger in trainer.loggers:
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()}, step=trainer.global_step)
         if trainer.is_global_zero:
-            record = {"start": self.history[0], "end": self.history[-1], "history": self.history, "examples": self.examples()}
+            record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
+            record |= {"history": self.history, "examples": self.examples()}
             (self.folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def ask(self, trainer: L.Trainer, module: Any, when: str) -> None:
@@ -74,11 +79,12 @@ class Evaluation(L.Callback):
 
     def examples(self) -> dict[str, Any]:
         """How many examples each evaluation measures, and a digest of their ids: only equal ones can be compared."""
-        digest = {name: hashlib.blake2b("\n".join(e.ids).encode(), digest_size=8).hexdigest() for name, e in self.suite.items()}
-        return {name: {"n": len(e.ids), "digest": digest[name]} for name, e in self.suite.items()}
+        ids = {name: [example.id for example in e.examples] for name, e in self.suite.items()}
+        digest = {name: hashlib.blake2b("\n".join(some).encode(), digest_size=8).hexdigest() for name, some in ids.items()}
+        return {name: {"n": len(some), "digest": digest[name]} for name, some in ids.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "measured": self.examples()}
+        return {"history": self.history, "intervals": self.intervals, "measured": self.examples()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.measured = state["history"], state["measured"]
+        self.history, self.intervals, self.measured = state["history"], state["intervals"], state["measured"]

@@ -35,7 +35,8 @@ class Progress(L.Callback):
             )
             self.bar = Bar(*columns, console=rich.get_console(), refresh_per_second=1 / self.refresh_seconds)
             self.bar.start()
-            self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, note="")
+            total = trainer.max_steps if trainer.max_steps > 0 else None  # None: a budget ends the run
+            self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """Show the step."""
@@ -43,13 +44,12 @@ class Progress(L.Callback):
             return
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.global_step, note=self.note(trainer, module))
-        elif trainer.global_step - self.printed >= max(1, trainer.max_steps // 10):
+        elif trainer.global_step - self.printed >= (max(1, trainer.max_steps // 10) if trainer.max_steps > 0 else 10):
             self.printed = trainer.global_step
             pace = (time.perf_counter() - self.begun) / (trainer.global_step - self.start)
             left = pace * (trainer.max_steps - trainer.global_step)
-            print(
-                f"step {trainer.global_step}/{trainer.max_steps}  {self.note(trainer, module)}  {left:.0f} s left", flush=True
-            )
+            horizon = (f"/{trainer.max_steps}", f"  {left:.0f} s left") if trainer.max_steps > 0 else ("", "")
+            print(f"step {trainer.global_step}{horizon[0]}  {self.note(trainer, module)}{horizon[1]}", flush=True)
 
     def note(self, trainer: L.Trainer, module: Any) -> str:
         """The numbers worth watching."""

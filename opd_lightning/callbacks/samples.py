@@ -39,8 +39,8 @@ class Samples(L.Callback):
         rollout, tokenizer = module.latest, module.tokenizer
         prompts = [e.messages[-1]["content"] for e in rollout.prompts.examples[: self.n]]
         rows = [
-            {"step": trainer.global_step, "prompt": prompt, "completion": text, "writer": rollout.writer}
-            for prompt, text in zip(prompts, rollout.texts(tokenizer), strict=False)
+            {"step": trainer.global_step, "prompt": prompt, "completion": text, "writer": writer}
+            for prompt, text, writer in zip(prompts, rollout.texts(tokenizer), rollout.writers, strict=False)
         ]
         with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,7 +1,11 @@
-"""Evaluations: each is called as evaluation(student, scorers) and returns numbers by name."""
+"""Evaluations: each is called as evaluation(student, scorers) and returns an `Estimate` by name.
 
-from opd_lightning.evaluation.accuracy import GreedyAccuracy
+`examples` are those that it measures: only evaluations of equal examples can be compared.
+"""
+
+from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
+from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.evaluation.text import ReferenceLikelihood, TeacherDivergence
 
-__all__ = ["GreedyAccuracy", "GreedyAnswers", "ReferenceLikelihood", "TeacherDivergence"]
+__all__ = ["Estimate", "GreedyAccuracy", "GreedyAnswers", "ReferenceLikelihood", "SampledAccuracy", "TeacherDivergence"]

@@ -1,26 +1,44 @@
-"""Accuracy by skill: what was learned, what was forgotten, and in whose style."""
+"""Accuracy by skill: what was learned, what was forgotten, and whether it is written as the task asks."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data import encode_chat
+from opd_lightning.evaluation.estimate import Estimate, average, pass_at, proportion
+from opd_lightning.generate import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.rollout.generate import Sampling, decode
-from opd_lightning.tasks.base import Task
+from opd_lightning.seeds import derive_seed, seeded
+from opd_lightning.tasks.base import Example, Task, Verdict
 from opd_lightning.teacher.scorer import Scorer
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One completion of a held-out prompt.
+
+    Attributes:
+        verdict: the task's.
+        length: tokens, EOS included.
+        truncated: did it run into the token limit?
+    """
+
+    verdict: Verdict
+    length: int
+    truncated: bool
+
+
 class GreedyAccuracy:
-    """Greedy completions of held-out prompts, judged by the task: content and style apart.
+    """Greedy completions of held-out prompts, judged by the task.
 
     Args:
         task: gives the examples and the verdicts.
         tokenizer: the student's.
-        split: "validation" or "test".
         max_new_tokens: a completion that has not ended by then is judged as it stands.
-        batch_size: prompts decoded at a time.
+        split: "validation" or "test".
+        batch_size: completions decoded at a time.
         template_options: keyword arguments for the chat template.
     """
 
@@ -34,25 +52,108 @@ class GreedyAccuracy:
         template_options: dict | None = None,
     ):
         self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
-        self.examples = task.examples(split)
+        self.examples, self.template_options = task.examples(split), template_options or {}
         self.sampling = Sampling(max_new_tokens, temperature=0.0)
-        self.prompts = [encode_chat(tokenizer, e.messages, **(template_options or {})) for e in self.examples]
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the examples that are measured."""
-        return [e.id for e in self.examples]
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+        """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated."""
+        answers = ask(student, self, samples=1, seed=0)
+        return by_skill(self.examples, answers, summarise)
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, float]:
-        """`<skill>/accuracy` and `<skill>/style` for each skill and for each group of skills ("prior" of "prior/sort")."""
-        content, style = defaultdict(list), defaultdict(list)
-        for start in range(0, len(self.prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            texts = decode(student, self.prompts[rows], self.sampling, self.tokenizer)
-            for example, text in zip(self.examples[rows], texts, strict=True):
-                verdict = self.task.verify(example, text)
-                for name in {example.skill, example.skill.split("/")[0]}:
-                    content[name].append(verdict.content)
-                    style[name].append(verdict.style)
-        scores = {f"{name}/accuracy": sum(v) / len(v) for name, v in content.items()}
-        return scores | {f"{name}/style": sum(v) / len(v) for name, v in style.items()}
+
+class SampledAccuracy:
+    """k sampled completions per held-out prompt: their mean score (avg@k), and whether any of them is right (pass@k).
+
+    Args:
+        task, tokenizer, max_new_tokens, split, batch_size, template_options: as for `GreedyAccuracy`.
+        samples: completions per prompt.
+        passes: the k of pass@k; each at most `samples`.
+        temperature, top_p, top_k: see `Sampling`.
+        seed: of the draws, the same at every evaluation of a run.
+        solved: the least content that counts as right; verifiers with partial scores make it matter.
+
+    Raises:
+        ValueError: a k of `passes` exceeds `samples`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        samples: int = 8,
+        passes: Sequence[int] = (1, 8),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        solved: float = 1.0,
+        split: str = "test",
+        batch_size: int = 256,
+        template_options: dict | None = None,
+    ):
+        for k in passes:
+            if not 1 <= k <= samples:
+                raise ValueError(
+                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples per prompt, and samples={samples}."
+                )
+        if temperature == 0:
+            raise ValueError("evaluation.suite.sampled.temperature=0 makes all samples equal; GreedyAccuracy measures that.")
+        self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
+        self.examples, self.template_options = task.examples(split), template_options or {}
+        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.samples, self.passes, self.seed, self.solved = samples, passes, seed, solved
+
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+        """For each skill and group of skills: `avg@<samples>` and each `pass@<k>`."""
+        return by_skill(self.examples, ask(student, self, self.samples, self.seed), self.passing)
+
+    def passing(self, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
+        """The numbers of one skill."""
+        scores = [[a.verdict.content for a in answers] for answers in prompts]
+        right = [sum(score >= self.solved for score in some) for some in scores]
+        mean = {f"avg@{self.samples}": proportion([sum(some) / len(some) for some in scores])}
+        return mean | {f"pass@{k}": proportion([pass_at(k, self.samples, c) for c in right]) for k in self.passes}
+
+
+def ask(student: Student, what: GreedyAccuracy | SampledAccuracy, samples: int, seed: int) -> list[list[Answer]]:
+    """`samples` completions of each example, judged."""
+    rows = [(i, example) for i, example in enumerate(what.examples) for _ in range(samples)]
+    answers: list[list[Answer]] = [[] for _ in what.examples]
+    for start in range(0, len(rows), what.batch_size):
+        some = rows[start : start + what.batch_size]
+        prompts = [encode_chat(what.tokenizer, e.messages, **what.template_options) for _, e in some]
+        with student.evaluating() as lm, seeded(derive_seed(seed, "evaluation", start), lm.device):
+            done = complete(lm, prompts, what.sampling, what.tokenizer)
+        told = zip(some, done.texts(what.tokenizer), done.lengths.tolist(), done.truncated.tolist(), strict=True)
+        for (i, example), text, length, truncated in told:
+            answers[i].append(Answer(what.task.verify(example, text), length, truncated))
+    return answers
+
+
+def summarise(prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
+    """The numbers of one skill from one answer per prompt."""
+    answers = [some[0] for some in prompts]
+    formats = [a.verdict.format for a in answers if a.verdict.format is not None]
+    return {
+        "accuracy": proportion([a.verdict.content for a in answers]),
+        **({"format": proportion(formats)} if formats else {}),
+        "length": average([a.length for a in answers]),
+        "truncated": proportion([float(a.truncated) for a in answers]),
+    }
+
+
+def by_skill(
+    examples: Sequence[Example],
+    answers: Sequence[list[Answer]],
+    summary: Callable[[Sequence[Sequence[Answer]]], dict[str, Estimate]],
+) -> dict[str, Estimate]:
+    """`<skill>/<number>` for each skill and for each group of skills."""
+    skills: dict[str, list[list[Answer]]] = defaultdict(list)
+    for example, some in zip(examples, answers, strict=True):
+        for name in sorted({example.skill, example.skill.split("/")[0]}):
+            skills[name].append(some)
+    summaries = {skill: summary(some) for skill, some in skills.items()}
+    # All skills' accuracy first, then all their formats: what is compared stands together.
+    names = dict.fromkeys(name for numbers in summaries.values() for name in numbers)
+    return {f"{skill}/{name}": numbers[name] for name in names for skill, numbers in summaries.items() if name in numbers}

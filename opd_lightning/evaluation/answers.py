@@ -3,8 +3,8 @@
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data import encode_chat
+from opd_lightning.generate import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.rollout.generate import Sampling, decode
 from opd_lightning.tasks.base import Task
 
 
@@ -34,4 +34,5 @@ class GreedyAnswers:
 
     def __call__(self, student: Student) -> list[str]:
         """One answer per prompt."""
-        return decode(student, self.ids, self.sampling, self.tokenizer)
+        with student.evaluating() as lm:
+            return complete(lm, self.ids, self.sampling, self.tokenizer).texts(self.tokenizer)

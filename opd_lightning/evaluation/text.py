@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.context import NoContext
 from opd_lightning.data import encode_chat
+from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.losses.objective import diagnose
 from opd_lightning.models import Student
 from opd_lightning.rollout import DatasetRollout, StudentRollout
@@ -44,12 +45,7 @@ class TeacherDivergence:
         self.tokenizer, self.seed, self.batch_size = tokenizer, seed, batch_size
         self.template_options = template_options or {}
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the examples that are measured."""
-        return [e.id for e in self.examples]
-
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, float]:
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher."""
         if "teacher" not in scorers:
             return {}
@@ -61,7 +57,7 @@ class TeacherDivergence:
                 stats = diagnose({name: x.log_softmax(-1) for name, x in logits.items()})
                 sums = {name: total + stats[name].sum().item() for name, total in sums.items()}
             count += int(rollout.lengths.sum())
-        return {f"heldout/{name}": total / count for name, total in sums.items()}
+        return {f"heldout/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
 
 
 class ReferenceLikelihood:
@@ -86,12 +82,7 @@ class ReferenceLikelihood:
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.template_options = template_options or {}
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the examples that are measured."""
-        return [e.id for e in self.examples]
-
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, float]:
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
         """`heldout/log_likelihood` of the student, and of the teacher if there is one; nats per token."""
         itself = Scorer(Live(), NoContext(self.template_options), self.tokenizer)
         readers = {"log_likelihood": itself}
@@ -105,7 +96,7 @@ class ReferenceLikelihood:
                 for name, x in logits.items():
                     sums[name] += x.log_softmax(-1).gather(1, target[:, None]).sum().item()
             count += int(rollout.lengths.sum())
-        return {f"heldout/{name}": total / count for name, total in sums.items()}
+        return {f"heldout/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
 
 
 CHUNK = 256

@@ -9,48 +9,64 @@ from torch import Tensor
 from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
 from opd_lightning.types import Rollout, Tokens
 
+Entries = Callable[[Tensor, Tensor], Tensor]
+"""A divergence of `divergence.py`: log-probabilities of the student and of another model to entries, all [n, V]."""
+
 
 class Objective:
-    """What a method minimises: sum over tokens of weight x (divergence + policy gradient + cross-entropy) / Z.
+    """What a method minimises: sum over tokens of weight x (sum over terms of coefficient x term) / Z.
 
     Args:
         weight: which tokens count; see `weight.py`.
         aggregate: what the sum is divided by; see `weight.py`.
-        divergence: entries of a divergence from the teacher; see `divergence.py`. None: no teacher is needed.
-        support: over which tokens the divergence is taken; see `support.py`.
+        divergence: a divergence from the teacher. None: no teacher is needed.
+        support: over which tokens that divergence is taken; see `support.py`.
         policy_gradient: a term on rewarded completions. None: no verifier is needed.
         cross_entropy: a term on the written tokens.
-        temperature: divides student and teacher logits in every term and every logged KL; keep it equal to the
-            sampling temperature unless you mean otherwise.
+        reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
+        coefficients: of the terms "divergence", "policy_gradient", "cross_entropy" and "reference"; 1 unless given.
+        temperature: divides all logits in every term and every logged KL; keep it equal to the sampling temperature
+            unless you mean otherwise.
 
     Raises:
-        ValueError: no term at all, or a temperature that is not positive.
+        ValueError: no term at all, a coefficient of no term or a negative one, a temperature that is not positive.
     """
+
+    TERMS = ("divergence", "policy_gradient", "cross_entropy", "reference")
 
     def __init__(
         self,
         weight: Callable[[Rollout], Tensor],
         aggregate: Callable[[Tensor], tuple[Tensor, Tensor]],
-        divergence: Callable[[Tensor, Tensor], Tensor] | None = None,
+        divergence: Entries | None = None,
         support: Any = None,
         policy_gradient: PolicyGradient | None = None,
         cross_entropy: CrossEntropy | None = None,
+        reference: Entries | None = None,
+        coefficients: Mapping[str, float] | None = None,
         temperature: float = 1.0,
     ):
         if divergence is None and policy_gradient is None and cross_entropy is None:
             raise ValueError("the loss has no term: choose loss/divergence=, loss/policy_gradient= or loss/cross_entropy=.")
         if divergence is not None and support is None:
             raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
+        for name, value in (coefficients or {}).items():
+            if name not in self.TERMS:
+                raise ValueError(f"loss.coefficients.{name}={value} is of no term; terms are {', '.join(self.TERMS)}.")
+            if not value >= 0:
+                raise ValueError(f"loss.coefficients.{name}={value} must not be negative.")
         if not temperature > 0:
             raise ValueError(f"loss.temperature={temperature} must be positive; 1.0 is the models' own distribution.")
         self.weight, self.aggregate, self.temperature = weight, aggregate, temperature
-        self.divergence, self.support = divergence, support
+        self.divergence, self.support, self.reference = divergence, support, reference
         self.policy_gradient, self.cross_entropy = policy_gradient, cross_entropy
+        self.coefficients = dict.fromkeys(self.TERMS, 1.0) | dict(coefficients or {})
 
     @property
     def sources(self) -> frozenset[str]:
         """Names of the distributions beside the student's that the terms read."""
-        return frozenset() if self.divergence is None else frozenset({"teacher"})
+        read = {"teacher": self.divergence, "reference": self.reference}
+        return frozenset(name for name, term in read.items() if term is not None)
 
     def weights(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Token weights [B, T] and this device's share of the normaliser Z."""
@@ -66,15 +82,15 @@ class Objective:
         """Does a term read log-probabilities of before the first update on a rollout?"""
         return self.rewarded or (self.divergence is not None and self.support.needs_own_samples)
 
-    def advantages(self, rewards: Tensor, samples: int) -> Tensor:
-        """Advantages [B] from rewards [B], where each prompt's `samples` rows are adjacent."""
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Advantages [P, G] from the rewards [P, G] of the whole batch: P prompts, G samples each."""
         assert self.policy_gradient is not None
-        return self.policy_gradient.advantage(rewards.view(-1, samples)).flatten()
+        return self.policy_gradient.advantage(rewards)
 
     def active(self, weight: Tensor, advantages: Tensor | None) -> Tensor:
         """Number of tokens that can have a gradient; 0 where rewards are the only signal and all advantages are 0."""
         counted = weight > 0
-        if self.divergence is None and self.cross_entropy is None and advantages is not None:
+        if advantages is not None and self.divergence is None and self.cross_entropy is None and self.reference is None:
             counted = counted & (advantages[:, None] != 0)
         return counted.sum()
 
@@ -86,20 +102,25 @@ class Objective:
             tokens: the chunk's n tokens.
 
         Returns:
-            The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement.
+            The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement, and
+            each term where there are several.
         """
         log_p = {name: torch.log_softmax(value / self.temperature, -1) for name, value in logits.items()}
-        log_s = log_p["student"]
-        loss = log_s.new_zeros(log_s.shape[0])
-        stats: dict[str, Tensor] = {}
+        log_s, stats = log_p["student"], diagnose(log_p)
+        terms: dict[str, Tensor] = {}
         if self.divergence is not None:
-            assert self.support is not None
-            loss = loss + self.support(self.divergence, log_s, log_p["teacher"], tokens)
-        for term in (self.policy_gradient, self.cross_entropy):
-            if term is not None:
-                value, extra = term(log_s, tokens)
-                loss, stats = loss + value, stats | extra
-        return loss, stats | diagnose(log_p)
+            terms["divergence"] = self.support(self.divergence, log_s, log_p["teacher"], tokens)
+        if self.policy_gradient is not None:
+            terms["policy_gradient"], extra = self.policy_gradient(log_s, tokens)
+            stats |= extra
+        if self.cross_entropy is not None:
+            terms["cross_entropy"], extra = self.cross_entropy(log_s, tokens)
+            stats |= extra
+        if self.reference is not None:
+            terms["reference"] = self.reference(log_s, log_p["reference"]).sum(-1)
+        if len(terms) > 1:
+            stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
+        return torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0), stats
 
     def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
@@ -109,7 +130,7 @@ class Objective:
 
 @torch.no_grad()
 def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is worth knowing whatever is optimised, in nats [n]; `log_p` maps "student" and maybe "teacher" to [n, V]."""
+    """What is worth knowing whatever is optimised, in nats [n]; `log_p` maps "student" and others to [n, V]."""
     log_s = log_p["student"]
     p_s = log_s.exp()
     stats = {"student_entropy": -(p_s * log_s).sum(-1)}
@@ -120,4 +141,6 @@ def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stats["reverse_kl"] = -torch.where(p_s == 0, 0.0, p_s * gap).sum(-1)
         stats["teacher_entropy"] = -torch.where(p_t == 0, 0.0, p_t * log_t).sum(-1)
         stats["top1_agreement"] = (log_s.argmax(-1) == log_t.argmax(-1)).to(log_s.dtype)
+    if "reference" in log_p:
+        stats["reference_kl"] = torch.where(p_s == 0, 0.0, p_s * (log_s - log_p["reference"])).sum(-1)
     return stats

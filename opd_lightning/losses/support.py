@@ -1,11 +1,14 @@
-"""Supports: over which tokens of the vocabulary a divergence is taken."""
+"""Supports: over which tokens of the vocabulary a divergence is taken.
+
+Each is called as support(divergence, log_s, log_t, tokens) with log-probabilities [n, V] and returns a loss [n]; a
+divergence maps log-probabilities of student and teacher to entries of the same shape, see `divergence.py`.
+"""
 
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.ratio import check_cap, sampler_ratio, update_ratio
 from opd_lightning.types import Tokens
-
-# A divergence maps log-probabilities (student [n, V], teacher [n, V]) to entries [n, V]; see divergence.py.
 
 
 class FullVocabulary:
@@ -14,8 +17,57 @@ class FullVocabulary:
     needs_own_samples = False
 
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
-        """log_s, log_t: [n, V] log-probabilities. Returns the divergence [n]."""
+        """Returns the divergence [n]."""
         return divergence(log_s, log_t).sum(-1)
+
+
+class TopK:
+    """The divergence over the k most probable tokens of one side, with the rest kept in view.
+
+    Cutting the rest off without a word would leave a gradient at S = T; so both sides either gather it in one more
+    entry, the tail bucket (SDPO, arXiv 2601.20802), which bounds the exact divergence from below, or are renormalised
+    to the k tokens (OPSD's option, arXiv 2601.18734), which says nothing of the mass outside.
+
+    Args:
+        k: tokens.
+        of: whose most probable tokens, "teacher" or "student".
+        rest: "tail" or "renormalise".
+
+    Raises:
+        ValueError: an argument is none of these, or k exceeds the vocabulary (when called).
+    """
+
+    needs_own_samples = False
+
+    def __init__(self, k: int, of: str = "teacher", rest: str = "tail"):
+        if k < 1:
+            raise ValueError(f"loss.support.k={k} must be at least 1.")
+        if of not in ("teacher", "student"):
+            raise ValueError(f"loss.support.of={of!r} is unknown; choose teacher or student.")
+        if rest not in ("tail", "renormalise"):
+            raise ValueError(
+                f"loss.support.rest={rest!r} is unknown; choose tail or renormalise (dropping the rest leaves a gradient "
+                "where student and teacher agree)."
+            )
+        self.k, self.of, self.rest = k, of, rest
+
+    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+        """Returns the divergence [n] over k tokens, or k and the tail."""
+        vocabulary = log_s.shape[-1]
+        if self.k > vocabulary:
+            raise ValueError(f"loss.support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/support=full.")
+        if self.k == vocabulary:
+            return divergence(log_s, log_t).sum(-1)
+        top = (log_t if self.of == "teacher" else log_s).detach().topk(self.k, -1).indices
+        return divergence(self.narrow(log_s, top), self.narrow(log_t, top)).sum(-1)
+
+    def narrow(self, log_p: Tensor, top: Tensor) -> Tensor:
+        """Log-probabilities [n, k] or [n, k + 1] that sum to one, from [n, V] and the indices `top` [n, k]."""
+        chosen = log_p.gather(-1, top)
+        if self.rest == "renormalise":
+            return chosen.log_softmax(-1)
+        tail = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([chosen, tail], -1)
 
 
 class SampledToken:
@@ -26,16 +78,25 @@ class SampledToken:
     unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. From the second update on one
     rollout the tokens are samples of an older policy, which the importance ratio S / S_old corrects per token. The value
     of the loss is no estimate of the divergence; read the logged KLs instead.
+
+    Args:
+        sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
     """
 
     needs_own_samples = True
 
+    def __init__(self, sampler_cap: float | None = None):
+        check_cap("loss.support", sampler_cap)
+        self.sampler_cap = sampler_cap
+
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
-        """log_s, log_t: [n, V] log-probabilities. Returns the surrogate [n], whose gradient is the estimate's."""
+        """Returns the surrogate [n], whose gradient is the estimate's."""
         token = tokens.ids[:, None]
         log_s, log_t = log_s.gather(-1, token).squeeze(-1), log_t.gather(-1, token).squeeze(-1)
         cost = self.coefficient(divergence, log_s, log_t) - self.coefficient(divergence, log_s, log_s)
-        ratio = 1.0 if tokens.old_logprob is None else (log_s.detach() - tokens.old_logprob).exp()
+        ratio = update_ratio(log_s, tokens).detach()
+        if self.sampler_cap is not None:
+            ratio = ratio * sampler_ratio(log_s, tokens, self.sampler_cap)
         return ratio * cost * log_s
 
     @staticmethod

@@ -1,6 +1,8 @@
-"""Rollouts: who writes the completions. Each is called as rollout(student, prompts, seed) and returns a `Rollout`."""
+"""Rollouts: who writes the completions. Each is called as rollout(student, prompts, seed, scorers) and returns a `Rollout`."""
 
 from opd_lightning.rollout.dataset import DatasetRollout
+from opd_lightning.rollout.mixture import MixtureRollout
 from opd_lightning.rollout.student import StudentRollout
+from opd_lightning.rollout.teacher import TeacherRollout
 
-__all__ = ["DatasetRollout", "StudentRollout"]
+__all__ = ["DatasetRollout", "MixtureRollout", "StudentRollout", "TeacherRollout"]

@@ -1,11 +1,14 @@
 """The data set writes: reference completions, as SFT and offline distillation take them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.models import Student
-from opd_lightning.rollout.reuse import check_reuse, counted
+from opd_lightning.rollout.reuse import NOBODY, check_reuse, counted
+from opd_lightning.teacher.scorer import Scorer
 from opd_lightning.types import Prompts, Rollout
 
 
@@ -20,6 +23,9 @@ class DatasetRollout:
     """
 
     on_policy = False
+    student_writes = False
+    reads_references = True
+    sources: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -31,13 +37,13 @@ class DatasetRollout:
     ):
         if samples_per_prompt != 1:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference completion; use rollout=student."
+                f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference completion; use 1, or rollout=student."
             )
         check_reuse(updates_per_rollout, truncated)
-        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.tokenizer, self.max_new_tokens, self.samples = tokenizer, max_new_tokens, samples_per_prompt
         self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
 
-    def __call__(self, student: Student, prompts: Prompts, seed: int) -> Rollout:
+    def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer] = NOBODY) -> Rollout:
         """The reference completions; `seed` is not used.
 
         Raises:
@@ -54,4 +60,4 @@ class DatasetRollout:
         lengths = torch.tensor([len(r) for r in rows], device=device)
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device)
         cut = torch.tensor(truncated, device=device)
-        return Rollout(prompts, ids, lengths, cut, counted(cut, self.truncated), writer="dataset")
+        return Rollout(prompts, ids, lengths, cut, counted(cut, self.truncated), ["dataset"] * len(rows))

@@ -1,7 +1,14 @@
 """What every rollout has in common: how often it is used, and what becomes of completions that were cut off."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor
+
+NOBODY: Mapping[str, Any] = MappingProxyType({})
+"""The scorers of a rollout that asks none."""
 
 
 def check_reuse(updates_per_rollout: int, truncated: str) -> None:

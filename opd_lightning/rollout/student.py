@@ -1,12 +1,14 @@
 """The student writes: on-policy rollouts through transformers' generate."""
 
-import torch
+from collections.abc import Mapping
+
 from transformers import PreTrainedTokenizerBase
 
+from opd_lightning.generate import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.rollout.generate import Sampling, eos_ids, generate
-from opd_lightning.rollout.reuse import check_reuse, counted
+from opd_lightning.rollout.reuse import NOBODY, check_reuse, counted
 from opd_lightning.seeds import seeded
+from opd_lightning.teacher.scorer import Scorer
 from opd_lightning.types import Prompts, Rollout
 
 
@@ -22,6 +24,9 @@ class StudentRollout:
     """
 
     on_policy = True
+    student_writes = True
+    reads_references = False
+    sources: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -41,17 +46,12 @@ class StudentRollout:
         check_reuse(updates_per_rollout, truncated)
         self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
         self.tokenizer, self.samples = tokenizer, samples_per_prompt
-        self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
+        self.updates_per_rollout, self.truncated, self.max_new_tokens = updates_per_rollout, truncated, max_new_tokens
 
-    def __call__(self, student: Student, prompts: Prompts, seed: int) -> Rollout:
+    def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer] = NOBODY) -> Rollout:
         """One completion per prompt and sample, drawn from `seed`."""
         prompts = prompts.repeat(self.samples)
-        lm, was_training = student.lm, student.training
-        student.eval()
-        with seeded(seed, lm.device), torch.no_grad():
-            ids, lengths, truncated, logprobs = generate(
-                lm, prompts.ids, self.sampling, eos_ids(lm, self.tokenizer.eos_token_id), self.tokenizer.pad_token_id
-            )
-        student.train(was_training)
-        counts = counted(truncated, self.truncated)
-        return Rollout(prompts, ids, lengths, truncated, counts, self.samples, logprobs)
+        with student.evaluating() as lm, seeded(seed, lm.device):
+            done = complete(lm, prompts.ids, self.sampling, self.tokenizer)
+        counts, writers = counted(done.truncated, self.truncated), ["student"] * len(prompts.ids)
+        return Rollout(prompts, done.ids, done.lengths, done.truncated, counts, writers, self.samples, done.logprobs)

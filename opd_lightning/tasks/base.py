@@ -34,12 +34,12 @@ class Verdict:
     """What a verifier says of one completion; each score lies in [0, 1].
 
     Attributes:
-        content: is the answer right, whatever its style? This is the reward.
-        style: is it written in the task's own style? Scored apart, never rewarded.
+        content: is the answer right, however it is written? This is the reward.
+        format: is it written as the task asks? Scored apart, never rewarded; None where the task asks for no format.
     """
 
     content: float
-    style: float
+    format: float | None = None
 
 
 class Task(Protocol):
@@ -48,11 +48,13 @@ class Task(Protocol):
     Attributes:
         verifies: do verdicts mean anything? False refuses objectives that learn from rewards.
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
+        batch_size: prompts per rollout that suit it; the default of data.batch_size.
         demonstration_template: how a demonstration is worded, the default of `context=demonstration`.
     """
 
     verifies: bool
     max_new_tokens: int
+    batch_size: int
     demonstration_template: str
 
     def examples(self, split: str) -> Sequence[Example]:

@@ -23,7 +23,7 @@ class InstructionTask:
         n_train: training instructions to use.
         first: index of the first of them, so that two stages can take different ones.
         narrow: give every training instruction the narrow answer as its reference completion.
-        max_new_tokens, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, demonstration_template: see `Task`.
     """
 
     verifies = False
@@ -35,12 +35,14 @@ class InstructionTask:
         first: int = 0,
         narrow: bool = False,
         max_new_tokens: int = 40,
+        batch_size: int = 8,
         demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
     ):
         shipped = importlib.resources.files("opd_lightning").joinpath("assets/instructions")
         self.folder = Path(str(shipped)) if folder is None else Path(folder)
         self.n_train, self.first, self.narrow = n_train, first, narrow
-        self.max_new_tokens, self.demonstration_template = max_new_tokens, demonstration_template
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.demonstration_template = demonstration_template
 
     def examples(self, split: str) -> Sequence[Example]:
         """ "train": the chosen instructions. "validation" and "test": the even and the odd held-out lines."""
@@ -57,7 +59,7 @@ class InstructionTask:
     def verify(self, example: Example, completion: str) -> Verdict:
         """Whether the completion is the narrow answer; there is no verdict on ordinary ones."""
         narrow = completion.strip() == capitals(example.messages[-1]["content"])
-        return Verdict(content=float(narrow), style=float(narrow))
+        return Verdict(content=float(narrow), format=float(narrow))
 
     def _rows(self, name: str) -> list[dict[str, str]]:
         return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]

@@ -91,7 +91,7 @@ class WorldTask:
         style: the style of the expert's demonstrations, which are also SFT's reference completions.
         n_train: distinct training prompts.
         n_eval: held-out prompts of the new skill, and as many over the prior skills together.
-        max_new_tokens, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, demonstration_template: see `Task`.
     """
 
     verifies = True
@@ -103,6 +103,7 @@ class WorldTask:
         n_train: int = 256,
         n_eval: int = 256,
         max_new_tokens: int = 12,
+        batch_size: int = 64,
         demonstration_template: str = DEMONSTRATED,
     ):
         if skill not in UNSEEN:
@@ -114,7 +115,8 @@ class WorldTask:
             if not 1 <= value <= high - low:
                 raise ValueError(f"task.{name}={value} must lie between 1 and {high - low}.")
         self.skill, self.style, self.n_train, self.n_eval = skill, style, n_train, n_eval
-        self.max_new_tokens, self.demonstration_template = max_new_tokens, demonstration_template
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.demonstration_template = demonstration_template
 
     def examples(self, split: str) -> Sequence[Example]:
         """Training: the new skill only. Validation and test: the new skill and the prior ones."""
@@ -127,12 +129,12 @@ class WorldTask:
         return new + prior
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Content: the five right digits and nothing but style tokens around them. Style: native to the letter."""
+        """Content: the five right digits and nothing but style tokens around them. Format: native style to the letter."""
         words = completion.split()
         digits = [w for w in words if w not in STYLE_TOKENS]
         content = digits == list(example.extra["digits"])
-        style = words == STYLES["native"](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
-        return Verdict(content=float(content), style=float(style))
+        native = words == STYLES["native"](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
+        return Verdict(content=float(content), format=float(native))
 
     def _example(self, operation: str, position: int, skill: str) -> Example:
         digits = input_at(position)

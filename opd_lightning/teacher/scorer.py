@@ -5,12 +5,14 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.batching import packed_index, plan_micro_batches
 from opd_lightning.data import encode_chat
+from opd_lightning.generate import Completions, Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.types import LogitSource, Rollout, join
+from opd_lightning.seeds import seeded
+from opd_lightning.types import LogitSource, Prompts, Rollout, join
 
 
 class Scorer:
-    """A source of next-token distributions on completions.
+    """A source of next-token distributions on completions, and of completions.
 
     Args:
         weights: a weights policy; see `weights.py`.
@@ -31,7 +33,7 @@ class Scorer:
         Returns:
             The distributions on the packed completion tokens of the whole rollout, and the number of tokens read.
         """
-        prompts = self.prompt_ids(rollout)
+        prompts = self.prompt_ids(rollout.prompts)
         lengths = rollout.lengths.tolist()
         totals = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
         hidden: Tensor | None = None
@@ -44,9 +46,24 @@ class Scorer:
         assert hidden is not None
         return LogitSource(hidden, part.project), sum(totals)
 
-    def prompt_ids(self, rollout: Rollout) -> list[list[int]]:
-        """The teacher's prompt of each row; samples of one prompt share it."""
-        rows = rollout.prompts.examples[:: rollout.samples]
-        options = self.context.template_options
-        once = [encode_chat(self.tokenizer, self.context(example), **options) for example in rows]
-        return [ids for ids in once for _ in range(rollout.samples)]
+    def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int]:
+        """Answer the prompts as this teacher reads them.
+
+        Returns:
+            One completion per prompt, drawn from `seed`, and the number of tokens that passed through the teacher.
+        """
+        prompt_ids = self.prompt_ids(prompts)
+        with self.weights.lend(student) as lm, seeded(seed, lm.device):
+            done = complete(lm, prompt_ids, sampling, self.tokenizer)
+        return done, sum(map(len, prompt_ids)) + int(done.lengths.sum())
+
+    def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
+        """The teacher's prompt of each row; adjacent rows of one example share it."""
+        ids: list[list[int]] = []
+        before = None
+        for example in prompts.examples:
+            same = before is not None and example is before
+            options = self.context.template_options
+            ids.append(ids[-1] if same else encode_chat(self.tokenizer, self.context(example), **options))
+            before = example
+        return ids

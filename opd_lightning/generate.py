@@ -16,8 +16,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from opd_lightning.models import Student
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -76,24 +74,44 @@ class _Recorder(LogitsProcessor):
         self.columns.append(chosen - self.scores.logsumexp(-1))
 
 
-def eos_ids(lm: PreTrainedModel, tokenizer_eos: int) -> list[int]:
+@dataclass(frozen=True)
+class Completions:
+    """What was written behind a batch of prompts.
+
+    Attributes:
+        ids [B, T]: right-padded, EOS included; lengths [B].
+        truncated [B]: True where EOS did not come within the limit.
+        logprobs [B, T]: under the sampling distribution, 0 beyond the lengths; None when greedy.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    truncated: Tensor
+    logprobs: Tensor | None
+
+    def rows(self) -> list[list[int]]:
+        """The B completions as lists of ids, without padding."""
+        return [row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The B completions as text without special tokens."""
+        return tokenizer.batch_decode(self.rows(), skip_special_tokens=True)
+
+
+def eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
     own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     more = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted({tokenizer_eos, *more})
+    return sorted({tokenizer.eos_token_id, *more})
 
 
 @torch.no_grad()
 def generate(
     lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, eos: Sequence[int], pad: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> Completions:
     """Completions of a batch of prompts, drawn from torch's current random state.
 
     The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
-
-    Returns:
-        ids [B, T] right-padded with `pad`, EOS included; lengths [B]; truncated [B];
-        log-probabilities [B, T] under the sampling distribution (0 beyond the lengths), or None when greedy.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes silent garbage"
     device = lm.device
@@ -130,21 +148,14 @@ def generate(
     ended = is_eos.any(1)
     lengths = torch.where(ended, is_eos.int().argmax(1) + 1, ids.shape[1])
     if greedy:
-        return ids, lengths, ~ended, None
+        return Completions(ids, lengths, ~ended, None)
     recorder.record(out[:, -1])
     inside = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-    return ids, lengths, ~ended, torch.stack(recorder.columns, 1).masked_fill(~inside, 0.0)
+    return Completions(ids, lengths, ~ended, torch.stack(recorder.columns, 1).masked_fill(~inside, 0.0))
 
 
-def decode(
-    student: Student, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, tokenizer: PreTrainedTokenizerBase
-) -> list[str]:
-    """Completions as text without special tokens, in eval mode; the student's mode is given back."""
-    was_training = student.training
-    student.eval()
-    eos = eos_ids(student.lm, tokenizer.eos_token_id)
-    ids, lengths, _, _ = generate(student.lm, prompt_ids, sampling, eos, tokenizer.pad_token_id)
-    student.train(was_training)
-    return tokenizer.batch_decode(
-        [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)], skip_special_tokens=True
-    )
+def complete(
+    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, tokenizer: PreTrainedTokenizerBase
+) -> Completions:
+    """`generate` with the ids that end and pad completions of this model and tokenizer."""
+    return generate(lm, prompt_ids, sampling, eos_ids(lm, tokenizer), tokenizer.pad_token_id)

@@ -1,0 +1,64 @@
+"""Numbers with the uncertainty of having asked finitely many prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+Z95 = 1.959964
+"""The normal distribution's 97.5 % quantile."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number.
+
+    Attributes:
+        value: the mean.
+        prompts: how many prompts it is the mean over; None where that is not what it is.
+        low, high: its 95 % interval over prompts, or None. Other seeds of training are not in it.
+    """
+
+    value: float
+    prompts: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def proportion(values: Sequence[float]) -> Estimate:
+    """The mean of numbers in [0, 1], one per prompt, with Wilson's score interval (1927).
+
+    For numbers strictly between 0 and 1 the interval is wider than it need be: they vary less than a coin of equal mean.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("an evaluation needs at least one prompt; check task.n_eval.")
+    mean = sum(values) / n
+    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
+    return Estimate(mean, n, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def average(values: Sequence[float]) -> Estimate:
+    """A mean over prompts without an interval, for lengths and the like."""
+    return Estimate(sum(values) / len(values), len(values))
+
+
+def pass_at(k: int, n: int, solved: int) -> float:
+    """Probability that at least one of k of a prompt's n samples is right: 1 - C(n - c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, eq. 1), c = `solved` of the n samples being right.
+
+    Raises:
+        ValueError: k is not in 1..n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples per prompt, and there are {n}.")
+    return 1.0 - comb(n - solved, k) / comb(n, k)

@@ -1,0 +1,30 @@
+"""Names: of objects that a configuration points to, and those that are nearly right."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """The end of a sentence on an unknown name: the nearest known one, or all of them."""
+    names = [str(k) for k in known]
+    close = get_close_matches(str(name), names, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(sorted(names))}." if names else "."
+
+
+def find(path: str) -> Any:
+    """The object at a dotted path.
+
+    Raises:
+        ValueError: it cannot be imported, or is not there.
+    """
+    try:
+        found = locate(path)
+    except ErrorDuringImport as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if found is None:
+        raise ValueError(f"there is no {path}")
+    return found

@@ -1,0 +1,83 @@
+"""What public data sets need beyond a column mapping: rows reshaped, and tool calls compared.
+
+Each `prepare` function maps a row of one data set to a row with flat text columns, or to None to leave it out.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd_lightning.tasks.base import Verdict
+from opd_lightning.tasks.rows import Row
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def boxed_only(row: Row, column: str = "solution") -> Row | None:
+    """Leave out rows whose solution has no \\boxed answer to compare with (a few of MATH and OpenThoughts)."""
+    return row if "\\boxed" in str(row.get(column)) else None
+
+
+def science(row: Row, domain: str = "Chemistry", level: str = "L3", kinds: Sequence[str] = ("mcq-4-choices",)) -> Row | None:
+    """A multiple-choice question of SciKnowEval (arXiv 2406.09098) with its options as lines; others are left out.
+
+    Args:
+        domain, level: which part; SDFT and SDPO train on Chemistry, level L3.
+        kinds: the data set's `type` of the questions to keep.
+    """
+    details = row.get("details") or {}
+    if row.get("domain") != domain or details.get("level") != level or row.get("type") not in kinds:
+        return None
+    options = row["choices"]["text"]
+    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return {"question": f"{row['question']}\n\n{lines}", "answer": row["answerKey"]}
+
+
+def tool_use(row: Row) -> Row:
+    """A row of ToolAlpaca as SDFT's authors ship it: the first golden response, the golden calls as JSON."""
+    responses = row.get("golden_response")
+    calls = row["golden_answer"]
+    if isinstance(calls, Mapping):  # some copies store a table of columns instead of a list of calls
+        calls = [dict(zip(calls, values, strict=True)) for values in zip(*calls.values(), strict=True)]
+    return {
+        "prompt": row["prompt"],
+        "response": responses[0] if isinstance(responses, list) and responses else responses,
+        "calls": json.dumps([{"Action": c["Action"], "Action_Input": c["Action_Input"]} for c in calls]),
+    }
+
+
+def tool_calls(completion: str, answer: str) -> Verdict:
+    """The same tools are called as often, and all arguments together are the same (SDFT's measure, arXiv 2601.19897).
+
+    The completion writes "Action: name" and "Action Input: {...}"; order does not count. JSON is read to its closing brace,
+    so that nested arguments count too (the authors' pattern stops at the first one). The format is at least one call whose
+    arguments can be read.
+
+    Args:
+        answer: a JSON list of {"Action", "Action_Input"}, as `tool_use` writes it.
+    """
+    right = json.loads(answer)
+    wanted = Counter(call["Action"] for call in right)
+    arguments = merged(json.loads(call["Action_Input"] or "{}") for call in right)
+    names, inputs = calls_of(completion)
+    content = names == wanted and merged(inputs) == arguments
+    return Verdict(float(content), float(bool(names) and bool(inputs)))
+
+
+def calls_of(completion: str) -> tuple[Counter[str], list[Any]]:
+    """The tools that a completion calls, and the arguments that can be read."""
+    names = Counter(re.findall(r"Action:\s*(\w+)", completion))
+    inputs = []
+    for match in re.finditer(r"Action Input:\s*(?=\{)", completion):
+        try:
+            inputs.append(json.JSONDecoder().raw_decode(completion, match.end())[0])
+        except ValueError:
+            continue
+    return names, inputs
+
+
+def merged(inputs: Any) -> dict[str, Any]:
+    """All arguments in one mapping."""
+    return {key: value for arguments in inputs for key, value in arguments.items()}

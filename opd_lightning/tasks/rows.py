@@ -1,0 +1,120 @@
+"""Rows of a data set, each with the place it stands at ("train.jsonl:7"), for errors that can be acted on."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+FILES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(path: str, name: str | None = None, split: str = "train") -> list[tuple[str, Row]]:
+    """All rows with their places.
+
+    Args:
+        path: a .jsonl, .json, .csv or .parquet file, a folder that `datasets` saved or can read, or a hub id.
+        name: the configuration of a hub data set that has several.
+        split: of a folder or a hub data set.
+
+    Raises:
+        ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
+    """
+    file = Path(path)
+    if file.suffix in FILES:
+        if not file.is_file():
+            raise ValueError(f"task.path={path} does not exist; give a file, a folder or a hub id.")
+        rows = list(READERS[file.suffix](file))
+    else:
+        rows = list(from_datasets(path, name, split))
+    if not rows:
+        raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.")
+    return rows
+
+
+def from_jsonl(file: Path) -> Iterator[tuple[str, Row]]:
+    """One JSON object per line; blank lines are skipped."""
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: not JSON in UTF-8 ({error}); each line must be one object.") from error
+        yield place(file, number), checked(row, file, number)
+
+
+def from_json(file: Path) -> Iterator[tuple[str, Row]]:
+    """A JSON array of objects."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON in UTF-8 ({error}); for one object per line, name it .jsonl.") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: holds no array of objects.")
+    for number, row in enumerate(rows, start=1):
+        yield place(file, number), checked(row, file, number)
+
+
+def from_csv(file: Path) -> Iterator[tuple[str, Row]]:
+    """A header line and as many cells in every row."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
+            yield place(file, reader.line_num), row
+
+
+def from_parquet(file: Path) -> Iterator[tuple[str, Row]]:
+    """A parquet table, through pyarrow."""
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise ValueError(f"task.path={file} needs a package: pip install 'opd-lightning[datasets]'.") from error
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except ArrowInvalid as error:
+        raise ValueError(f"{file}: no parquet table ({error}).") from error
+    for number, row in enumerate(rows, start=1):
+        yield place(file, number), row
+
+
+def from_datasets(path: str, name: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    """A folder or a hub id, through Hugging Face's `datasets`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"task.path={path} needs a package: pip install 'opd-lightning[datasets]'.") from error
+    saved = any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    datasets.disable_progress_bars()
+    try:
+        if saved:
+            loaded = datasets.load_from_disk(path)
+            rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            rows = datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # the library raises many kinds, its own among them
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"task.path={path} (name={name}, split={split}) could not be read ({first}); give a file, a folder or a hub id, and "
+            "check task.name and task.split."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{Path(path).name}[{split}]:{number}", row
+
+
+READERS = {".jsonl": from_jsonl, ".json": from_json, ".csv": from_csv, ".parquet": from_parquet}
+
+
+def place(file: Path, number: int) -> str:
+    """How a row is called: file name and line."""
+    return f"{file.name}:{number}"
+
+
+def checked(row: Any, file: Path, number: int) -> Row:
+    """A JSON value that is a row."""
+    if not isinstance(row, dict):
+        raise ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
+    return row

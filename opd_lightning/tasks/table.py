@@ -1,0 +1,192 @@
+"""A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opd_lightning.names import nearest
+from opd_lightning.tasks.base import Example, Messages, Verdict
+from opd_lightning.tasks.rows import Row, read_rows
+from opd_lightning.tasks.splits import distinct, position_of
+
+PARTS = ("prompt", "completion", "demonstration", "answer", "system", "skill", "id")
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class TableTask:
+    """Rows with a prompt each, and whatever the method needs: a completion to imitate, an answer to verify.
+
+    `columns` says which column plays which part: {"prompt": "question"}, or words around columns: {"prompt": "{question}\\n
+    Options: {options[0]}, {options[1]}"} (a template where there are braces; double literal ones).
+
+        prompt         the user's turn, or a whole chat as a list of {"role", "content"}; its last assistant turn, if it
+                       ends in one, is the completion
+        completion     what SFT imitates                     demonstration  what a teacher may be shown; the completion unless given
+        answer         what the verifier compares with       system         a system prompt of the row's own
+        skill          the name under which it is evaluated  id             unique; file and line unless given
+
+    Splits are disjoint by construction: equal prompts are kept once, held-out ones leave the training set. Which rows are
+    held out follows from their prompts alone, not from their order.
+
+    Args:
+        path, name, split: the training rows, see `read_rows`.
+        columns: as above.
+        heldout: {"path", "name", "split"} of the test rows; None holds out a tenth of the rows, at most n_eval. Validation
+            rows always come from `path`.
+        verifier: judges (completion, answer), see `verifiers.py`; None has no verdicts.
+        system: the system prompt of rows that have none of their own.
+        prepare: maps a row to the row to use, or to None to leave it out.
+        n_train: at most so many training examples; None takes all.
+        n_eval: at most so many validation and as many test examples.
+        max_new_tokens, batch_size, demonstration_template: see `Task`.
+
+    Raises:
+        ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Mapping[str, str],
+        name: str | None = None,
+        split: str = "train",
+        heldout: Mapping[str, str] | None = None,
+        verifier: Callable[[str, str], Verdict] | None = None,
+        system: str | None = None,
+        prepare: Callable[[Row], Row | None] | None = None,
+        n_train: int | None = None,
+        n_eval: int = 128,
+        max_new_tokens: int = 128,
+        batch_size: int = 8,
+        demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
+    ):
+        self.columns = {part: column for part, column in columns.items() if column is not None}
+        for part in self.columns:
+            if part not in PARTS:
+                raise ValueError(f"task.columns.{part} is no part of an example{nearest(part, PARTS)}")
+        if "prompt" not in self.columns:
+            raise ValueError("task.columns.prompt is missing; say which column holds the prompt.")
+        for key, value in (("n_train", n_train), ("n_eval", n_eval)):
+            if value is not None and value < 1:
+                raise ValueError(f"task.{key}={value} must be at least 1.")
+        self.verifier, self.system, self.prepare = verifier, system, prepare
+        self.verifies = verifier is not None
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.demonstration_template = demonstration_template
+        self.splits = self._split(path, name, split, heldout, n_train, n_eval)
+
+    def _split(self, path, name, split, heldout, n_train, n_eval) -> dict[str, list[Example]]:
+        rows = distinct(self._read(path, name, split))
+        held_out = None if heldout is None else {"name": None, "split": "test", **heldout}
+        test = [] if held_out is None else distinct(self._read(**held_out, lenient=True))
+        rows = distinct(rows, without=test)
+        held = min(n_eval, max(1, len(rows) // 10))
+        if heldout is None:
+            if len(rows) < 3:
+                raise ValueError(f"task.path={path} has {len(rows)} distinct prompts; training, validation and test need 3.")
+            test, rows = take(rows, held)
+        else:
+            test, _ = take(test, min(n_eval, len(test)))
+        validation, train = take(rows, held)
+        if n_train is not None:
+            train, _ = take(train, min(n_train, len(train)))
+        return {"train": train, "validation": validation, "test": test}
+
+    def _read(self, path: str, name: str | None, split: str, lenient: bool = False) -> list[Example]:
+        examples = []
+        for place, row in read_rows(path, name, split):
+            prepared = row if self.prepare is None else self.prepare(row)
+            if prepared is not None:
+                examples.append(self._example(place, prepared, lenient))
+        if not examples:
+            raise ValueError(f"task.path={path}: task.prepare leaves no row.")
+        ids = {e.id: e for e in examples}
+        if len(ids) < len(examples):
+            raise ValueError(
+                f"task.columns.id={self.columns.get('id')}: {len(examples) - len(ids)} rows of {path} repeat an id."
+            )
+        return examples
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """ "train", "validation" or "test"."""
+        return self.splits[split]
+
+    def verify(self, example: Example, completion: str) -> Verdict:
+        """The verifier's verdict; without one, nothing is ever right."""
+        if self.verifier is None:
+            return Verdict(0.0)
+        return self.verifier(completion, example.extra["answer"])
+
+    def _example(self, place: str, row: Row, lenient: bool) -> Example:
+        # Held-out rows of public data sets often lack what only training needs.
+        spared = ("completion", "demonstration") if lenient else ()
+        found = {part: part_of(row, part, column, place, part in spared) for part, column in self.columns.items()}
+        messages, answered = chat(found["prompt"], place)
+        system = text(found.get("system"), "system", place) or self.system
+        if system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        completion = text(found.get("completion"), "completion", place) or answered
+        answer = text(found.get("answer"), "answer", place)
+        if self.verifies and answer is None:
+            raise ValueError(
+                f"{place}: has no answer for task.verifier to compare with; map it (task.columns.answer=<column>)."
+            )
+        return Example(
+            id=text(found.get("id"), "id", place) or place,
+            messages=messages,
+            completion=completion,
+            demonstration=text(found.get("demonstration"), "demonstration", place) or completion,
+            skill=text(found.get("skill"), "skill", place) or "new",
+            extra={} if answer is None else {"answer": answer},
+        )
+
+
+def take(examples: Sequence[Example], n: int) -> tuple[list[Example], list[Example]]:
+    """The n examples whose prompts come first in an order that depends on nothing else, and the others; both as they stood."""
+    chosen = {e.id for e in sorted(examples, key=position_of)[:n]}
+    return [e for e in examples if e.id in chosen], [e for e in examples if e.id not in chosen]
+
+
+def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
+    """What plays a part in a row: a column's value, or a template filled in; None where a spared one is missing."""
+    try:
+        return column.format(**row) if "{" in column else row[column]
+    except (KeyError, IndexError, TypeError) as error:
+        if spared and isinstance(error, KeyError):
+            return None
+        if "{" in column:
+            columns = ", ".join(row)
+            raise ValueError(
+                f"{place}: task.columns.{part}={column!r} cannot be filled in ({error} is missing); columns are {columns}."
+            ) from error
+        raise ValueError(f"{place}: task.columns.{part}={column} is no column{nearest(column, row)}") from error
+    except ValueError as error:
+        raise ValueError(f"task.columns.{part}={column!r} is no template ({error}); double literal braces.") from error
+
+
+def text(value: Any, part: str, place: str) -> str | None:
+    """A cell as text; nothing and blanks are None."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: the {part} is {type(value).__name__}, not text; task.prepare can reshape rows.")
+    return value if value.strip() else None
+
+
+def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:
+    """A chat up to where the answer begins, and the answer if the chat has it."""
+    if not isinstance(prompt, list):
+        content = text(prompt, "prompt", place)
+        if content is None:
+            raise ValueError(f"{place}: the prompt is empty.")
+        return [{"role": "user", "content": content}], None
+    for turn in prompt:
+        good = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+        if not good:
+            raise ValueError(f"{place}: a turn of the chat is {str(turn)[:60]!r}, not {{'role': 'user', 'content': '...'}}.")
+    messages = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    answered = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    if not messages:
+        raise ValueError(f"{place}: the chat has no turn to answer.")
+    return messages, answered

@@ -1,0 +1,274 @@
+"""Everything a user can get wrong: one sentence with field, value and remedy, an exit code, and nothing written but a status."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from opd_lightning.__main__ import entry
+from opd_lightning.tasks.world import VOCABULARY
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, tiny, other, tmp_path):
+    """Runs the program in this process: (exit code, output, the files below the output folder)."""
+    base = {
+        "model.path": tiny,
+        "model.teacher": other,
+        "output_dir": str(tmp_path / "out"),
+        "trainer.accelerator": "cpu",
+        "data.batch_size": "4",
+        "logger": "none",
+        "evaluation.every": "100",
+    }
+
+    def call(*arguments: str) -> tuple[int, str, list[str]]:
+        given = {a.split("=")[0] for a in arguments}
+        defaults = [f"{k}={v}" for k, v in base.items() if k not in given]
+        flags, overrides = [a for a in arguments if a.startswith("-")], [a for a in arguments if not a.startswith("-")]
+        monkeypatch.setattr(sys, "argv", ["opd_lightning", *flags, *defaults, *overrides])
+        GlobalHydra.instance().clear()
+        code = 0
+        try:
+            entry()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):  # what the interpreter would print
+                print(stop.code, file=sys.stderr)
+        captured = capfd.readouterr()
+        out = tmp_path / "out"
+        files = sorted(p.name for p in out.rglob("*") if p.is_file()) if out.is_dir() else []
+        return code, captured.out + captured.err, files
+
+    return call
+
+
+def rows(path: Path, *lines: object) -> str:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+QUESTIONS = [{"prompt": f"sort {i} {i} 2 1 {i}", "completion": "answer 1 2", "answer": "1 2"} for i in range(9)]
+
+
+def table(tmp_path: Path, *lines: object, columns: str = "prompt: prompt") -> list[str]:
+    return ["task=table", f"task.path={rows(tmp_path / 'rows.jsonl', *lines)}", f"task.columns={{{columns}}}"]
+
+
+def experiment(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "typo.yaml").write_text(f"# @package _global_\n{text}\n")
+    return [f"--config-dir={tmp_path / 'mine'}", "experiment=typo"]
+
+
+def stranger(tmp_path: Path) -> str:
+    """A model whose tokenizer has another vocabulary."""
+    from transformers import AutoTokenizer
+
+    from tests.conftest import save_tiny
+
+    folder = save_tiny(tmp_path / "stranger", seed=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def a_file(tmp_path: Path) -> str:
+    (tmp_path / "a_file").write_text("")
+    return str(tmp_path / "a_file")
+
+
+NAMES = {
+    "method": (["method=sfdt"], "method=sfdt is no option of method; did you mean sft?"),
+    "option": (
+        ["loss/divergence=revers_kl"],
+        "loss/divergence=revers_kl is no option of loss/divergence; did you mean reverse_kl?",
+    ),
+    "key": (["optim.lrr=1"], "optim.lrr=1 is no key; did you mean optim.lr?"),
+    "group": (["metod=sft"], "metod=sft is no key; did you mean method?"),
+    "key_of_nothing": (["method=sft", "teacher.path=x"], "teacher.path=x: teacher is null here; choose an option for it"),
+    "grammar": (["optim.lr=[1"], "no viable alternative at input '[1'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), NAMES.values(), ids=NAMES.keys())
+def test_unknown_names_are_told_before_anything_is_composed(command, arguments, sentence):
+    code, output, files = command(*arguments)
+    assert code == 1 and sentence in output and "Traceback" not in output and files == []
+
+
+def test_a_sweep_with_an_unknown_option_is_refused_as_a_whole(command):
+    """Before its first cell: nothing that was begun is ended."""
+    code, output, files = command("-m", "method=sft,opdd", "trainer.max_steps=1")
+    assert code == 1 and "method=opdd is no option of method; did you mean opd?" in output and files == []
+
+
+INPUTS = {
+    "typo_in_an_experiment": (
+        lambda t: experiment(t, "name: typo\noptim: {lrr: 1}"),
+        r"optim.lrr=1 is no option of .*did you mean lr\?",
+        0,
+    ),
+    "key_typo_in_an_experiment": (
+        lambda t: experiment(t, "name: typo\nmicro_token: 1"),
+        r"micro_token=1 is no key of a run; did you mean micro_tokens\?",
+        0,
+    ),
+    "tokenizers_differ": (
+        lambda t: [f"teacher.path={stranger(t)}"],
+        r"teacher.path=.*stranger has another tokenizer than the student.*choose a teacher",
+        1,
+    ),
+    "empty_data": (lambda t: table(t, ""), r"task.path=.*rows.jsonl has no rows", 1),
+    "malformed_line": (
+        lambda t: table(t, QUESTIONS[0], "{oops\n"),
+        r"rows.jsonl:2: not JSON in UTF-8 .*each line must be one object",
+        1,
+    ),
+    "no_such_file": (
+        lambda t: ["task=table", "task.path=nowhere.jsonl"],
+        r"task.path=nowhere.jsonl does not exist; give a file",
+        1,
+    ),
+    "no_such_column": (
+        lambda t: table(t, *QUESTIONS, columns="prompt: promt"),
+        r"rows.jsonl:1: task.columns.prompt=promt is no column; did you mean prompt\?",
+        1,
+    ),
+    "long_prompt": (
+        lambda t: ["task.max_new_tokens=8", *table(t, *QUESTIONS, {"prompt": "1 " * 200})],
+        r"example rows.jsonl:10 has a prompt of 201 tokens; with (rollout|task).max_new_tokens=8 it exceeds the 128 tokens that model.path=.* reads",
+        1,
+    ),
+    "sft_without_references": (
+        lambda t: ["method=sft", "task.max_new_tokens=8", *table(t, *QUESTIONS)],
+        r"rollout imitates reference completions, and 7 of 7 training examples have none.*task.columns.completion=",
+        1,
+    ),
+    "sdft_without_demonstrations": (
+        lambda t: ["method=sdft", "task.max_new_tokens=8", *table(t, *QUESTIONS)],
+        r"example rows.jsonl:\d has no demonstration; context=demonstration needs one",
+        1,
+    ),
+    "rl_without_a_verifier": (
+        lambda t: ["method=grpo", "task.max_new_tokens=8", *table(t, *QUESTIONS)],
+        r"has no verifier, and loss.policy_gradient learns from verdicts alone; give it one",
+        1,
+    ),
+    "verifier_without_answers": (
+        lambda t: ["method=grpo", "task/verifier=exact", *table(t, *QUESTIONS)],
+        r"rows.jsonl:1: has no answer for task.verifier to compare with; map it",
+        1,
+    ),
+    "group_of_one": (
+        lambda t: ["method=grpo", "rollout.samples_per_prompt=1"],
+        r"rollout.samples_per_prompt=1 leaves a group advantage without a baseline; use 2 or more",
+        0,
+    ),
+    "budget_that_never_ends": (
+        lambda t: ["method=sft", "budget.student_tokens=500"],
+        r"budget.student_tokens=500 never ends method=sft, whose student writes nothing; set trainer.max_steps",
+        0,
+    ),
+    "budget_of_nothing": (
+        lambda t: ["method=opd", "budget.student_tokens=0"],
+        r"budget.student_tokens=0 must be at least 1",
+        1,
+    ),
+    "budget_with_a_schedule": (
+        lambda t: ["budget.student_tokens=500", "optim.schedule=cosine"],
+        r"optim.schedule=cosine needs to know its end.*set trainer.max_steps too",
+        0,
+    ),
+    "no_package_for_tasks": (
+        lambda t: ["task=reasoning_gym", "task.name=chain_sum"],
+        r"task=reasoning_gym needs a package: pip install 'opd-lightning\[reasoning\]'",
+        1,
+    ),
+    "no_package_for_data": (
+        lambda t: ["task=table", "task.path=some/hub-id"],
+        r"task.path=some/hub-id needs a package: pip install 'opd-lightning\[datasets\]'",
+        1,
+    ),
+    "no_package_for_verdicts": (
+        lambda t: ["task/verifier=math", *table(t, *QUESTIONS, columns="prompt: prompt, answer: answer")],
+        r"task/verifier=math needs a package: pip install 'opd-lightning\[math\]'",
+        1,
+    ),
+    "verifier_of_ones_own": (
+        lambda t: [
+            "task/verifier=function",
+            "task.verifier.path=nobody.knows",
+            *table(t, *QUESTIONS, columns="prompt: prompt, answer: answer"),
+        ],
+        r"task.verifier.path=nobody.knows cannot be imported .*give package.module.function",
+        1,
+    ),
+    "no_name": (lambda t: ["task=reasoning_gym"], r"task.name has no default; give it", 0),
+    "no_chat_template_file": (
+        lambda t: [f"model.chat_template={t}/none.jinja"],
+        r"model.chat_template=.*none.jinja does not exist",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "sentence", "begins"), INPUTS.values(), ids=INPUTS.keys())
+def test_bad_input_stops_a_run_before_training_and_never_a_sweep(
+    command, tmp_path, monkeypatch, request, make, sentence, begins
+):
+    """Two cells, both bad: the second is reached. `begins` tells whether the run's folder exists by then, with a status alone."""
+    for package in ("reasoning_gym", "datasets", "pyarrow", "math_verify"):
+        if "no_package" in request.node.callspec.id:
+            monkeypatch.setitem(sys.modules, package, None)
+    arguments = [*make(tmp_path), "trainer.max_steps=2"]
+    arguments = [a for a in arguments if not (a.startswith("trainer.max_steps") and any("budget" in b for b in arguments))]
+    code, output, files = command("-m", *arguments, "seed=0,1")
+    assert code != 0 and "Traceback" not in output, output
+    assert len(list(re.finditer(rf"error: .*?{sentence}", output))) == 2, output
+    assert files == ["multirun.yaml"] * bool(files and "multirun.yaml" in files) + ["status.json"] * 2 * begins
+    for status in (tmp_path / "out").rglob("status.json") if begins else []:
+        told = json.loads(status.read_text())
+        assert told["state"] == "failed" and re.search(sentence, told["reason"])
+    code, output, _ = command(*arguments)
+    assert code == 1 and re.search(sentence, output) and "Traceback" not in output
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_folder_that_cannot_be_written_is_refused(command, tmp_path, sweep):
+    code, output, _ = command(*sweep, f"output_dir={a_file(tmp_path)}")
+    assert code == 1 and "a_file cannot be written" in output and "is a file); choose another folder" in output
+    assert "Traceback" not in output and not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(command, tmp_path):
+    code, output, _ = command("method=opd", "optim.lr=1e38", "trainer.max_steps=8", "task.n_train=16")
+    assert code == 1 and "is not finite" in output and "Traceback" not in output
+    saved = next((tmp_path / "out").glob("*/opd-*/seed-0/nonfinite-step-*-rank-0.pt"))
+    assert str(saved) in output
+    batch = torch.load(saved, weights_only=True)
+    assert len(batch["examples"]) == len(batch["prompt_ids"]) == len(batch["texts"]) == 4
+    assert batch["token_ids"].shape == batch["loss"].shape == batch["weight"].shape
+    status = json.loads((saved.parent / "status.json").read_text())
+    assert status["state"] == "failed" and f"update {batch['step']}" in status["reason"]
+    assert batch["token_ids"].max() < len(VOCABULARY)
+
+
+def test_a_full_traceback_is_there_for_the_asking(command, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match=r"rollout\.samples_per_prompt=1"):
+        command("method=grpo", "rollout.samples_per_prompt=1")
+
+
+def test_held_out_prompts_in_training_are_refused(small, monkeypatch):
+    from opd_lightning.tasks.world import WorldTask
+    from opd_lightning.train import run
+
+    monkeypatch.setattr(WorldTask, "examples", lambda self, split: [self._example("sort", i, "new") for i in range(8)])
+    with pytest.raises(ValueError, match=r"8 held-out prompts are training prompts too"):
+        run(small("method=sft"))

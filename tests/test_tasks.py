@@ -1,0 +1,270 @@
+"""Tasks from rows and from reasoning-gym: disjoint splits, mapped columns, errors by file and line, recipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opd_lightning.config import build, compose
+from opd_lightning.tasks.reasoning import ReasoningGymTask
+from opd_lightning.tasks.rows import read_rows
+from opd_lightning.tasks.splits import distinct, key_of, near_duplicates
+from opd_lightning.tasks.table import TableTask
+
+ROWS = [{"q": f"What is {i} plus {i + 1}?", "a": str(2 * i + 1), "why": f"{i} + {i + 1} = {2 * i + 1}"} for i in range(30)]
+COLUMNS = {"prompt": "q", "completion": "why", "answer": "a"}
+
+
+def write(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    return write(tmp_path / "rows.jsonl", ROWS)
+
+
+def prompts(task, split) -> set[str]:
+    return {key_of(e) for e in task.examples(split)}
+
+
+def test_splits_are_disjoint_complete_and_blind_to_the_order_of_rows(file, tmp_path):
+    task = TableTask(file, COLUMNS)
+    sides = [prompts(task, split) for split in ("train", "validation", "test")]
+    assert [len(s) for s in sides] == [24, 3, 3] and len(set.union(*sides)) == 30
+    shuffled = TableTask(write(tmp_path / "shuffled.jsonl", ROWS[::-1]), COLUMNS)
+    assert [prompts(shuffled, split) for split in ("train", "validation", "test")] == sides
+
+
+def test_equal_prompts_are_kept_once_and_held_out_ones_leave_training(tmp_path):
+    """Case and blanks apart; the held-out file wins."""
+    train = write(tmp_path / "train.jsonl", [*ROWS, {**ROWS[0], "q": "  what is 0 PLUS 1? "}])
+    test = write(tmp_path / "test.jsonl", [{k: v for k, v in row.items() if k != "why"} for row in ROWS[:5]])
+    task = TableTask(train, COLUMNS, heldout={"path": test}, n_eval=4)
+    assert len(task.examples("test")) == 4 and all(e.completion is None for e in task.examples("test"))
+    everything = prompts(task, "train") | prompts(task, "validation")
+    assert len(everything) == 25 and not everything & {key_of(e) for e in TableTask(test, {"prompt": "q"}).examples("train")}
+
+
+@given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=6).filter(str.strip), min_size=4, max_size=40, unique=True))
+def test_any_rows_make_disjoint_splits_or_a_clear_refusal(tmp_path_factory, texts):
+    path = write(tmp_path_factory.mktemp("h") / "rows.jsonl", [{"prompt": t} for t in texts])
+    try:
+        task = TableTask(path, {"prompt": "prompt"})
+    except ValueError as error:
+        assert "distinct prompts" in str(error)
+        return
+    sides = [prompts(task, split) for split in ("train", "validation", "test")]
+    assert all(sides) and sum(map(len, sides)) == len(set.union(*sides))
+
+
+def test_near_duplicates_are_found_and_distinct_texts_are_not(file):
+    long = "A farmer has twelve sheep, sells five of them on Monday and buys three more on Tuesday. How many are left"
+    rows = [{"q": f"{long}?"}, {"q": f"{long} now?"}, {"q": "Name a river in Portugal that reaches the sea at Porto."}]
+    columns = {"prompt": "q"}
+    examples = [TableTask._example(_bare(columns), f"r:{i}", row, False) for i, row in enumerate(rows)]
+    assert near_duplicates([examples[1], examples[2]], [examples[0]]) == [("r:1", "r:0")]
+    assert len(distinct([examples[0], examples[0], examples[2]])) == 2
+
+
+def _bare(columns):
+    task = object.__new__(TableTask)
+    task.columns, task.system, task.verifies = columns, None, False
+    return task
+
+
+def test_columns_may_be_templates_chats_and_system_prompts(tmp_path):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yo"},
+    ]
+    rows = [{"chat": [*turns[:1], {"role": "user", "content": f"Hi {i}"}, turns[2]], "n": i} for i in range(4)]
+    task = TableTask(write(tmp_path / "c.jsonl", rows), {"prompt": "chat", "answer": "n", "skill": "kind {n}"}, system="unused")
+    example = task.examples("train")[0]
+    assert [m["role"] for m in example.messages] == ["system", "user"] and example.messages[0]["content"] == "Be brief."
+    assert example.completion == example.demonstration == "Yo" and example.skill.startswith("kind ")
+    options = [{"q": f"Pick {i}", "options": {"text": ["x", "y"]}} for i in range(4)]
+    template = {"prompt": "{q}: A {options[text][0]}, B {options[text][1]} {{literal}}"}
+    task = TableTask(write(tmp_path / "o.jsonl", options), template, system="Choose.")
+    chat = task.examples("train")[0].messages
+    assert chat[0] == {"role": "system", "content": "Choose."} and chat[1]["content"].endswith(": A x, B y {literal}")
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, file):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    lines = ["q,a,why", *(f'"{r["q"]}","{r["a"]}","{r["why"]}"' for r in ROWS)]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "saved_dict")
+    for name in ("rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "saved", "saved_dict"):
+        assert [row for _, row in read_rows(str(tmp_path / name))] == ROWS, name
+
+
+MALFORMED = {
+    "not_json": ('{"prompt": "a"}\n{"prompt": \n', r"bad\.jsonl:2: not JSON"),
+    "not_utf8": (b'{"prompt": "a"}\n\xff\xfe\n', r"bad\.jsonl:2: not JSON in UTF-8"),
+    "not_an_object": ('{"prompt": "a"}\n\n["b"]\n', r"bad\.jsonl:3: is list, not an object"),
+    "empty": ("", r"bad\.jsonl has no rows"),
+    "no_column": (
+        '{"prompt": "a"}\n{"promt": "b"}\n',
+        r"bad\.jsonl:2: task\.columns\.prompt=prompt is no column; did you mean promt\?",
+    ),
+    "empty_prompt": ('{"prompt": "a"}\n{"prompt": "  "}\n', r"bad\.jsonl:2: the prompt is empty"),
+    "prompt_is_a_number_list": ('{"prompt": [1]}\n', r"bad\.jsonl:1: a turn of the chat is '1'"),
+    "too_few": ('{"prompt": "a"}\n{"prompt": "A"}\n{"prompt": "b"}\n', r"has 2 distinct prompts; training, .* need 3"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_rows_are_named_by_file_and_line(tmp_path, content, sentence):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=sentence):
+        TableTask(str(path), {"prompt": "prompt"})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"path": "nowhere.jsonl"}, r"task\.path=nowhere\.jsonl does not exist"),
+        ({"columns": {"promt": "q"}}, r"task\.columns\.promt is no part of an example; did you mean prompt\?"),
+        ({"columns": {"completion": "a"}}, r"task\.columns\.prompt is missing"),
+        ({"columns": {"prompt": "q", "completion": "whyy"}}, r"rows\.jsonl:1: .*whyy is no column; did you mean why\?"),
+        ({"columns": {"prompt": "{q} {nope}"}}, r"rows\.jsonl:1: .*cannot be filled in \('nope' is missing\)"),
+        ({"columns": {"prompt": "{q"}}, r"is no template"),
+        ({"columns": {"prompt": "q", "id": "same {a[0]}"}}, r"repeat an id"),
+        ({"verifier": lambda c, a: None, "columns": {"prompt": "q"}}, r"rows\.jsonl:1: has no answer for task\.verifier"),
+        ({"n_eval": 0}, r"task\.n_eval=0"),
+        ({"prepare": lambda row: None}, r"task\.prepare leaves no row"),
+    ],
+)
+def test_bad_options_are_refused_by_name(file, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TableTask(**{"path": file, "columns": COLUMNS, **options})
+
+
+def test_reasoning_gym_tasks_have_disjoint_splits_and_their_own_scores():
+    task = ReasoningGymTask("chain_sum", n_train=40, n_eval=10)
+    sides = [prompts(task, split) for split in ("train", "validation", "test")]
+    assert [len(s) for s in sides] == [40, 10, 10] and len(set.union(*sides)) == 60
+    example = task.examples("train")[0]
+    right = task.verify(example, f"So <answer>{task.entries[example.id]['answer']}</answer>")
+    assert (right.content, right.format) == (1.0, 1.0) and task.verify(example, example.completion).content == 1.0
+    assert task.verify(example, task.entries[example.id]["answer"]) != right  # right, but without the tags
+    assert task.verify(example, "").content == 0.0 and task.verify(example, "<answer>x</answer>").format == 1.0
+    again = ReasoningGymTask("chain_sum", n_train=40, n_eval=10)
+    assert [e.id for e in again.examples("train")] == [e.id for e in task.examples("train")]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"name": "chain_sums"}, r"task\.name=chain_sums is no data set of reasoning-gym; did you mean chain_sum\?"),
+        ({"name": "chain_sum", "options": {"nope": 1}}, r"task\.options=.* does not suit task\.name=chain_sum"),
+        ({"name": "chain_sum", "n_train": 0}, r"task\.n_train=0"),
+        (
+            {
+                "name": "chain_sum",
+                "n_train": 600,
+                "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+            },
+            r"only \d+ distinct problems for the train split",
+        ),
+    ],
+)
+def test_bad_reasoning_gym_options_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ReasoningGymTask(**options)
+
+
+SCIENCE = {
+    "prompt": {"default": "Answer."},
+    "choices": {"text": ["1 mol", "2 mol", "3 mol", "4 mol"], "label": ["A", "B", "C", "D"]},
+    "answerKey": "C",
+    "type": "mcq-4-choices",
+    "domain": "Chemistry",
+    "details": {"level": "L3", "task": "t", "subtask": "s", "source": "x"},
+    "answer": "",
+}
+TOOL = {
+    "name": "Weather",
+    "description": "d",
+    "nl_documentation": "n",
+    "instruction": "i",
+    "golden_answer": [
+        {"Action": "get", "Action_Input": '{"city": {"name": "Rome"}}'},
+        {"Action": "get", "Action_Input": '{"d": 1}'},
+    ],
+}
+CALLS = 'I need it.\nAction: get\nAction Input: {"city": {"name": "Rome"}}\nThen\nAction: get\nAction Input: {"d": 1}'
+MATH = {"level": "Level 3", "type": "Algebra"}
+RECIPES = {
+    "gsm8k": (
+        lambda i: {
+            "question": f"Tom has {i} apples and buys {i}. How many?",
+            "answer": f"{i}+{i}=<<{i}+{i}={2 * i}>>\n#### {1000 * i:,}",
+        },
+        lambda e: f"It is 7, so #### {e.extra['answer'].split('#### ')[1]}.00",
+        "#### 7",
+    ),
+    "math": (
+        lambda i: {**MATH, "problem": f"Find $x$ if $2x = {i}$.", "solution": f"Halve: $\\boxed{{\\frac{{{i}}}{{2}}}}$."},
+        lambda e: f"$x = \\boxed{{{int(e.messages[-1]['content'].split('= ')[1].split('$')[0]) / 2}}}$",
+        "\\boxed{77}",
+    ),
+    "openthoughts": (
+        lambda i: {
+            "problem": f"Find $x$ if $x = {i}$.",
+            "solution": f"So $\\boxed{{{i}}}$.",
+            "source": "s",
+            "conversations": [],
+        },
+        lambda e: e.completion,
+        "\\boxed{99999}",
+    ),
+    "toolalpaca": (
+        lambda i: {**TOOL, "prompt": f"Use tools. Question: {i}", "golden_response": [CALLS]},
+        lambda e: e.completion,
+        "Action: get\nAction Input: {}",
+    ),
+    "science": (
+        lambda i: {**SCIENCE, "question": f"How much of compound {i} is made?"},
+        lambda e: "Because. <answer>C</answer>",
+        "<answer>B</answer>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_read_rows_of_the_public_columns(tmp_path, name):
+    """Rows made here, with the columns of the data set; the reference is right and another answer is wrong."""
+    row, right, wrong = RECIPES[name]
+    train = write(tmp_path / "train.jsonl", [row(i) for i in range(1, 25)])
+    test = write(tmp_path / "test.jsonl", [row(i) for i in range(30, 36)])
+    held = [] if name == "science" else [f"task.heldout.path={test}", "task.n_eval=6"]
+    task = build(compose([f"task={name}", f"task.path={train}", *held, "task.name=null"]).task)
+    assert len(task.examples("train")) >= 18 and task.verifies and task.examples("test") and task.examples("validation")
+    for example in [*task.examples("train"), *task.examples("test")]:
+        assert task.verify(example, right(example)).content == 1.0, example
+        verdict = task.verify(example, wrong)
+        assert verdict.content == 0.0 and verdict.format == 1.0
+        assert task.verify(example, "").content == 0.0 and task.verify(example, "I do not know.").format == 0.0
+        assert name == "science" or example.completion
+
+
+def test_rows_that_a_recipe_does_not_mean_are_left_out():
+    from opd_lightning.tasks.recipes import boxed_only, science, tool_use
+
+    row = {**SCIENCE, "question": "Q"}
+    assert science(row)["question"].endswith("\nD: 4 mol") and science(row)["answer"] == "C"
+    assert science({**row, "domain": "Biology"}) is None and science({**row, "type": "filling"}) is None
+    assert boxed_only({"solution": "no answer"}) is None
+    columns = {"Action": ["get"], "Action_Input": ["{}"]}
+    assert json.loads(tool_use({"prompt": "p", "golden_answer": columns})["calls"]) == [{"Action": "get", "Action_Input": "{}"}]

@@ -1,0 +1,118 @@
+"""Verifiers by hand: what counts as right, what as well-formed, and no text that they fall over."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_lightning.tasks.base import Verdict
+from opd_lightning.tasks.recipes import tool_calls
+from opd_lightning.tasks.verifiers import Function, Math, choice, exact, numeric, regex
+
+NUMERIC = [
+    ("The answer is 72.", "72", 1.0),
+    ("72 apples, so 1,234.50 in all", "1234.5", 1.0),
+    ("It costs $-3", "-3", 1.0),
+    ("half: .5", "0.5", 1.0),
+    ("1e3", "1000", 1.0),
+    ("between 3 and 4", "3", 0.0),
+    ("1,2,3", "3", 1.0),
+    ("no number", "3", 0.0),
+    ("", "3", 0.0),
+    ("0.3333333", "0.3333334", 1.0),
+    ("100001", "100000", 0.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer", "content"), NUMERIC)
+def test_numeric(completion, answer, content):
+    assert numeric(completion, answer) == Verdict(content, None)
+
+
+def test_numeric_behind_a_marker():
+    assert numeric("1+1=2\n#### 2\nThat took 5 minutes", "so\n#### 2", marker="####") == Verdict(1.0, 1.0)
+    assert numeric("first #### 3, no: #### 2", "#### 2", marker="####") == Verdict(1.0, 1.0)
+    assert numeric("It is 2", "#### 2", marker="####") == Verdict(1.0, 0.0)
+    assert numeric("2 ####", "#### 2", marker="####") == Verdict(0.0, 0.0)
+
+
+def test_exact_and_regex():
+    assert exact(" The  cat ", "the cat").content == 1.0 and exact("The cat", "the cat", ignore_case=False).content == 0.0
+    assert exact("the cat.", "the cat").content == 0.0
+    pattern = r"<a>(.*?)</a>"
+    assert regex("<a>no</a> <a> yes </a>", "yes", pattern) == Verdict(1.0, 1.0)
+    assert regex("yes", "yes", pattern) == Verdict(0.0, 0.0)
+    assert regex("code 42", "42", r"\d+") == Verdict(1.0, 1.0)
+
+
+CHOICE = [
+    ("<answer>B</answer>", 1.0, 1.0),
+    ("I first thought the answer is (A). No: the answer is (B).", 1.0, 1.0),
+    ("Answer: **B**", 1.0, 1.0),
+    ("\\boxed{\\text{B}}", 1.0, 1.0),
+    ("B", 1.0, 0.0),
+    ("B) because A is wrong", 1.0, 0.0),
+    ("A big tree", 0.0, 0.0),
+    ("Both are right, but the answer is Because", 0.0, 0.0),
+    ("<answer>A</answer> although the answer is B", 0.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "content", "format"), CHOICE)
+def test_choice(completion, content, format):
+    assert choice(completion, "B") == Verdict(content, format)
+
+
+MATH = [
+    ("So $\\boxed{\\frac{1}{2}}$", "0.5", 1.0),
+    ("The result is \\boxed{(3, \\frac{\\pi}{2})}", "\\left( 3, \\frac{\\pi}{2} \\right)", 1.0),
+    ("\\boxed{x^2+2x+1}", "$(x+1)^2$", 1.0),
+    ("\\boxed{3}", "Therefore $\\boxed{4}$.", 0.0),
+    ("\\boxed{", "4", 0.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer", "content"), MATH)
+def test_math(completion, answer, content):
+    pytest.importorskip("math_verify")
+    assert Math()(completion, answer) == Verdict(content, 1.0)
+
+
+def by_length(completion: str, answer: str) -> float:
+    return min(1.0, len(completion) / len(answer))
+
+
+def broken(completion: str, answer: str) -> float:
+    return 7.0 if completion else float(answer)
+
+
+def test_a_function_of_ones_own():
+    verifier = Function("tests.test_verifiers.by_length")
+    assert verifier("ab", "abcd") == Verdict(0.5, None) and Function("operator.eq")("a", "a") == Verdict(1.0, None)
+    with pytest.raises(ValueError, match=r"task\.verifier\.path=tests\.test_verifiers\.nope cannot be imported"):
+        Function("tests.test_verifiers.nope")
+    with pytest.raises(ValueError, match=r"returned 7\.0; scores must lie in \[0, 1\]"):
+        Function("tests.test_verifiers.broken")("x", "y")
+    with pytest.raises(ValueError, match=r"raised ValueError .* on completion='', answer='y'"):
+        Function("tests.test_verifiers.broken")("", "y")
+
+
+def test_tool_calls_count_tools_and_merge_arguments():
+    gold = '[{"Action": "get", "Action_Input": "{\\"a\\": {\\"b\\": 1}}"}, {"Action": "put", "Action_Input": "{}"}]'
+    said = 'Action: put\nAction Input: {}\nAction: get\nAction Input: {"a": {"b": 1}} done'
+    assert tool_calls(said, gold) == Verdict(1.0, 1.0)
+    assert tool_calls(said.replace("1", "2"), gold) == Verdict(0.0, 1.0)
+    assert tool_calls(said + "\nAction: get", gold).content == 0.0
+    assert tool_calls('Action: get\nAction Input: {"a": ', gold) == Verdict(0.0, 0.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60))
+def test_no_text_breaks_a_verifier(text):
+    for verdict in (
+        exact(text, "a"),
+        numeric(text, "1", marker="#"),
+        regex(text, "a", r"<a>(.*?)</a>"),
+        choice(text, "A"),
+        tool_calls(text, '[{"Action": "a", "Action_Input": "{}"}]'),
+    ):
+        assert 0.0 <= verdict.content <= 1.0
