@@ -29,19 +29,26 @@ def explain(arguments: list[str]) -> str | None:
         overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
         return " ".join(str(error).split())
-    for override in overrides:
-        if override.key_or_group == "output_dir" and (problem := unwritable(str(override.value()))):
-            return problem
     chosen = [o for o in overrides if group_of(o).is_dir()]
-    for override in chosen:
-        options = sorted(p.stem for p in group_of(override).glob("*.yaml"))
-        for value in values(override):
-            if value is not None and value not in options:
-                return f"{override.key_or_group}={value} is no option of {override.key_or_group}{nearest(value, options)}"
+    folders = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
+    problems = [*folders, *(no_option(o) for o in chosen)]
+    return next((p for p in problems if p), None) or no_key(overrides, chosen)
+
+
+def no_option(override: Override) -> str | None:
+    """A sentence if an override chooses an option that its group does not have."""
+    options = sorted(p.stem for p in group_of(override).glob("*.yaml"))
+    wrong = [value for value in values(override) if value is not None and value not in options]
+    group = override.key_or_group
+    return f"{group}={wrong[0]} is no option of {group}{nearest(wrong[0], options)}" if wrong else None
+
+
+def no_key(overrides: list[Override], chosen: list[Override]) -> str | None:
+    """A sentence if an override sets a key that is not there under the chosen options."""
     keys = [o for o in overrides if o not in chosen and not o.is_add() and not o.is_delete()]
     keys = [o for o in keys if o.key_or_group.split(".")[0] != "hydra"]
     if not keys or any(o.is_sweep_override() for o in chosen):
-        return None
+        return None  # which keys there are depends on the cell of the sweep
     try:
         base = OmegaConf.to_container(compose([o.input_line for o in chosen if o.input_line]), resolve=False)
     except HydraException as error:

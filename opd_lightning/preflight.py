@@ -100,7 +100,7 @@ def check_lengths(
         tokens = len(encode_chat(tokenizer, messages, **template_options))
         if tokens + max_new_tokens > window:
             raise ValueError(
-                f"example {example.id} has a prompt of {tokens} tokens; with {place}.max_new_tokens={max_new_tokens} it exceeds "
-                f"the {window} tokens that {model.field}={model.path} reads at once; shorten or remove it, or lower "
+                f"example {example.id} has a prompt of {tokens} tokens; with {place}.max_new_tokens={max_new_tokens} it "
+                f"exceeds the {window} tokens that {model.field}={model.path} reads at once; shorten or remove it, or lower "
                 f"{place}.max_new_tokens."
             )

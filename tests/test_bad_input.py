@@ -1,4 +1,4 @@
-"""Everything a user can get wrong: one sentence with field, value and remedy, an exit code, and nothing written but a status."""
+"""Everything a user can get wrong: a sentence with field, value and remedy, an exit code, and no file but a status."""
 
 import json
 import re
@@ -141,8 +141,8 @@ INPUTS = {
         1,
     ),
     "long_prompt": (
-        lambda t: ["task.max_new_tokens=8", *table(t, *QUESTIONS, {"prompt": "1 " * 200})],
-        r"example rows.jsonl:10 has a prompt of 201 tokens; with (rollout|task).max_new_tokens=8 it exceeds the 128 tokens that model.path=.* reads",
+        lambda t: ["task.max_new_tokens=8", *table(t, *QUESTIONS, *[{"prompt": f"{i} " * 200} for i in range(3)])],
+        r"example rows.jsonl:1\d has a prompt of 201 tokens; with .*max_new_tokens=8 it exceeds the 128 tokens that model.path",
         1,
     ),
     "sft_without_references": (
@@ -218,25 +218,33 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize(("make", "sentence", "begins"), INPUTS.values(), ids=INPUTS.keys())
-def test_bad_input_stops_a_run_before_training_and_never_a_sweep(
-    command, tmp_path, monkeypatch, request, make, sentence, begins
-):
-    """Two cells, both bad: the second is reached. `begins` tells whether the run's folder exists by then, with a status alone."""
-    for package in ("reasoning_gym", "datasets", "pyarrow", "math_verify"):
-        if "no_package" in request.node.callspec.id:
+@pytest.fixture(autouse=True)
+def without_packages(request, monkeypatch):
+    """As if the optional packages were not installed."""
+    if "no_package" in request.node.name:
+        for package in ("reasoning_gym", "datasets", "pyarrow", "math_verify"):
             monkeypatch.setitem(sys.modules, package, None)
-    arguments = [*make(tmp_path), "trainer.max_steps=2"]
-    arguments = [a for a in arguments if not (a.startswith("trainer.max_steps") and any("budget" in b for b in arguments))]
-    code, output, files = command("-m", *arguments, "seed=0,1")
-    assert code != 0 and "Traceback" not in output, output
-    assert len(list(re.finditer(rf"error: .*?{sentence}", output))) == 2, output
-    assert files == ["multirun.yaml"] * bool(files and "multirun.yaml" in files) + ["status.json"] * 2 * begins
+
+
+@pytest.mark.parametrize(("make", "sentence", "begins"), INPUTS.values(), ids=INPUTS.keys())
+def test_bad_input_stops_a_run_before_training(command, tmp_path, make, sentence, begins):
+    """`begins`: does the run's folder exist by then? Then there is a status in it, and nothing else."""
+    code, output, files = command(*make(tmp_path))
+    assert code == 1 and re.search(sentence, output) and "Traceback" not in output, output
+    assert files == ["status.json"] * begins
     for status in (tmp_path / "out").rglob("status.json") if begins else []:
         told = json.loads(status.read_text())
         assert told["state"] == "failed" and re.search(sentence, told["reason"])
-    code, output, _ = command(*arguments)
-    assert code == 1 and re.search(sentence, output) and "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", ["typo_in_an_experiment", "tokenizers_differ", "malformed_line", "no_package_for_tasks"])
+def test_bad_input_never_ends_the_other_cells_of_a_sweep(command, tmp_path, name):
+    """Two cells, both bad: the second is reached, and each is named."""
+    make, sentence, begins = INPUTS[name]
+    code, output, files = command("-m", *make(tmp_path), "seed=0,1")
+    assert code != 0 and "Traceback" not in output, output
+    assert len(list(re.finditer(rf"error: .*?{sentence}", output))) == 2, output
+    assert files.count("status.json") == 2 * begins and set(files) <= {"status.json", "multirun.yaml"}
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m"]])

@@ -95,7 +95,7 @@ class SampledAccuracy:
         for k in passes:
             if not 1 <= k <= samples:
                 raise ValueError(
-                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples per prompt, and samples={samples}."
+                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples, and samples={samples}."
                 )
         if temperature == 0:
             raise ValueError("evaluation.suite.sampled.temperature=0 makes all samples equal; GreedyAccuracy measures that.")

@@ -37,7 +37,7 @@ class DatasetRollout:
     ):
         if samples_per_prompt != 1:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference completion; use 1, or rollout=student."
+                f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference; use 1, or rollout=student."
             )
         check_reuse(updates_per_rollout, truncated)
         self.tokenizer, self.max_new_tokens, self.samples = tokenizer, max_new_tokens, samples_per_prompt

@@ -49,7 +49,7 @@ class MixtureRollout:
         theirs = getattr(other, "samples", samples_per_prompt)
         if theirs != samples_per_prompt:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt}, but the other writer makes {theirs} per prompt; use {theirs}."
+                f"rollout.samples_per_prompt={samples_per_prompt}, but the other writer makes {theirs}; use {theirs}."
             )
         self.student = StudentRollout(
             tokenizer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated

@@ -86,8 +86,8 @@ class ReasoningGymTask:
             if len(chosen) == n:
                 return chosen
         raise ValueError(
-            f"task.name={self.name} made only {len(chosen)} distinct problems for the {split} split in {len(made)} tries, and {n} "
-            f"are asked for; lower task.{'n_train' if split == 'train' else 'n_eval'}, or widen task.options."
+            f"task.name={self.name} made only {len(chosen)} distinct problems for the {split} split in {len(made)} tries, and "
+            f"{n} are asked for; lower task.{'n_train' if split == 'train' else 'n_eval'}, or widen task.options."
         )
 
     def examples(self, split: str) -> Sequence[Example]:

@@ -98,8 +98,8 @@ def from_datasets(path: str, name: str | None, split: str) -> Iterator[tuple[str
     except Exception as error:  # the library raises many kinds, its own among them
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"task.path={path} (name={name}, split={split}) could not be read ({first}); give a file, a folder or a hub id, and "
-            "check task.name and task.split."
+            f"task.path={path} (name={name}, split={split}) could not be read ({first}); give a file, a folder or a hub id, "
+            "and check task.name and task.split."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{Path(path).name}[{split}]:{number}", row

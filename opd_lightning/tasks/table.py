@@ -1,5 +1,6 @@
 """A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ class TableTask:
 
         prompt         the user's turn, or a whole chat as a list of {"role", "content"}; its last assistant turn, if it
                        ends in one, is the completion
-        completion     what SFT imitates                     demonstration  what a teacher may be shown; the completion unless given
-        answer         what the verifier compares with       system         a system prompt of the row's own
-        skill          the name under which it is evaluated  id             unique; file and line unless given
+        completion     what SFT imitates
+        demonstration  what a teacher may be shown; the completion unless given
+        answer         what the verifier compares with
+        system         a system prompt of the row's own
+        skill          the name under which it is evaluated
+        id             unique; file and line unless given
 
     Splits are disjoint by construction: equal prompts are kept once, held-out ones leave the training set. Which rows are
     held out follows from their prompts alone, not from their order.
@@ -165,7 +169,7 @@ def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
 
 def text(value: Any, part: str, place: str) -> str | None:
     """A cell as text; nothing and blanks are None."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool | int | float):
         return str(value)
