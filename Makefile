@@ -11,20 +11,25 @@ help:  ## this list
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing into .venv (two to three minutes, once)"
 	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: .venv/ok
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[reasoning]' || echo "reasoning-gym could not be installed (it needs a C compiler); its tests are skipped"
 	@touch $@
 
 demo: .venv/ok  ## SFT, OPD, SDFT and GRPO from one start model: a table and outputs/demo/report.html
 	$(BIN)/python -m opd_lightning -m study=demo
 	$(BIN)/python -m opd_lightning.study outputs/demo
 
-test: .venv/ok  ## the fast test suite
+test: .venv/dev  ## the fast test suite
 	$(BIN)/python -m pytest
 
-test-slow: .venv/ok  ## the tests that take minutes
+test-slow: .venv/dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-check: .venv/ok  ## lint and types
+check: .venv/dev  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

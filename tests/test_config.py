@@ -1,5 +1,6 @@
 """Configuration: every option composes and binds, choices that contradict each other are refused with a remedy."""
 
+import re
 from itertools import product
 from pathlib import Path
 
@@ -205,3 +206,13 @@ def test_no_configuration_names_this_machine():
     text = "".join(p.read_text() for p in CONF.rglob("*.yaml"))
     assert "/home/" not in text and "/tmp/" not in text
     assert OmegaConf.is_config(compose([])) and plain(compose([]))["name"] == "opd"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_has_its_paragraph_and_its_line_in_the_readme(method):
+    """With an equation and a source; the line of the README says when to choose it."""
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", (CONF / "method" / "README.md").read_text(), re.M | re.S))
+    section = sections[method]
+    assert re.search(r"`[^`]*(log S|KL\(|JSD|min\(|`grpo`'s loss)", section) or "`grpo`'s loss" in section
+    assert re.search(r"arXiv \d{4}\.\d{5}|Williams 1992|baseline for everything", section)
+    assert f"\n| `{method}` |" in (CONF.parent / "README.md").read_text()

@@ -1,17 +1,24 @@
 """Tasks from rows and from reasoning-gym: disjoint splits, mapped columns, errors by file and line, recipes."""
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+import opd_lightning
 from opd_lightning.config import build, compose
+from opd_lightning.tasks.base import Verdict
 from opd_lightning.tasks.reasoning import ReasoningGymTask
 from opd_lightning.tasks.rows import read_rows
 from opd_lightning.tasks.splits import distinct, key_of, near_duplicates
 from opd_lightning.tasks.table import TableTask
+from opd_lightning.train import run
 
 ROWS = [{"q": f"What is {i} plus {i + 1}?", "a": str(2 * i + 1), "why": f"{i} + {i + 1} = {2 * i + 1}"} for i in range(30)]
 COLUMNS = {"prompt": "q", "completion": "why", "answer": "a"}
@@ -150,6 +157,7 @@ def test_bad_options_are_refused_by_name(file, options, sentence):
         TableTask(**{"path": file, "columns": COLUMNS, **options})
 
 
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 def test_reasoning_gym_tasks_have_disjoint_splits_and_their_own_scores():
     task = ReasoningGymTask("chain_sum", n_train=40, n_eval=10)
     sides = [prompts(task, split) for split in ("train", "validation", "test")]
@@ -163,6 +171,7 @@ def test_reasoning_gym_tasks_have_disjoint_splits_and_their_own_scores():
     assert [e.id for e in again.examples("train")] == [e.id for e in task.examples("train")]
 
 
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -268,3 +277,52 @@ def test_rows_that_a_recipe_does_not_mean_are_left_out():
     assert boxed_only({"solution": "no answer"}) is None
     columns = {"Action": ["get"], "Action_Input": ["{}"]}
     assert json.loads(tool_use({"prompt": "p", "golden_answer": columns})["calls"]) == [{"Action": "get", "Action_Input": "{}"}]
+
+
+TEN = """
+{"q": "What colour is the sky by day?", "a": "Blue."}
+{"q": "What colour is grass?", "a": "Green."}
+{"q": "What colour is snow?", "a": "White."}
+{"q": "What colour is coal?", "a": "Black."}
+{"q": "What colour is a ripe lemon?", "a": "Yellow."}
+{"q": "What colour is a ripe tomato?", "a": "Red."}
+{"q": "What colour is chocolate?", "a": "Brown."}
+{"q": "What colour is a flamingo?", "a": "Pink."}
+{"q": "What colour is an elephant?", "a": "Grey."}
+{"q": "What colour is a ripe aubergine?", "a": "Purple."}
+"""
+
+
+@pytest.mark.parametrize("method", ["sft", "sdft", "opd"])
+def test_ten_lines_written_by_hand_train(small, tmp_path, method):
+    (tmp_path / "ten.jsonl").write_text(TEN)
+    columns = "task.columns={prompt: q, completion: a, answer: a}"
+    folder = run(
+        small(
+            f"method={method}",
+            "task=table",
+            f"task.path={tmp_path / 'ten.jsonl'}",
+            columns,
+            "task/verifier=exact",
+            "task.max_new_tokens=8",
+            "~task.n_train",
+        )
+    )
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished" and status["data"] == {"train": 8, "heldout": 1, "near_duplicates": 0}
+
+
+def test_the_worked_example_of_the_readme_runs(small, tmp_path, monkeypatch):
+    """The code and the configuration of opd_lightning/tasks/README.md, as they stand there."""
+    text = (Path(opd_lightning.__file__).parent / "tasks" / "README.md").read_text()
+    code, config = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL).group(1) for kind in ("python", "yaml"))
+    (tmp_path / "my_tasks.py").write_text(code)
+    (tmp_path / "mine" / "task").mkdir(parents=True)
+    (tmp_path / "mine" / "task" / "doubling.yaml").write_text(config)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = build(OmegaConf.create(yaml.safe_load(config)))
+    assert [len(task.examples(s)) for s in ("train", "validation", "test")] == [80, 20, 20]
+    assert task.verify(task.examples("test")[0], " 4000\n") == Verdict(1.0, 1.0)
+    cfg = small("method=grpo", "~task.n_train", "~task.n_eval")
+    cfg.task = OmegaConf.create(yaml.safe_load(config))
+    assert json.loads((run(cfg) / "status.json").read_text())["state"] == "finished"

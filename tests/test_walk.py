@@ -8,8 +8,10 @@ import lightning as L
 import pytest
 import torch
 
+from opd_lightning.config import CONF_DIR
 from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData, encode_chat
+from opd_lightning.loggers import read_csv
 from opd_lightning.losses import Objective
 from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
 from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
@@ -255,7 +257,7 @@ def test_a_seed_decides_everything(small):
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
-@pytest.mark.parametrize("method", ["sft", "opd", "grpo", "sdft"])
+@pytest.mark.parametrize("method", ["sft", "opd", "grpo", "sdft", "seqkd", "gkd"])
 def test_a_run_that_is_extended_equals_one_that_was_never_stopped(small, method):
     """Bit-equal weights, optimizer and token counts; metrics and evaluations hold each step once."""
     parts = (f"method={method}", "evaluation.every=2")
@@ -291,3 +293,49 @@ def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     shown = tokenizer.decode(ids[0])
     assert examples[0].demonstration in shown and shown.endswith("] =")
     assert encode_chat(tokenizer, examples[0].messages) != ids[0]
+
+
+def test_a_budget_ends_a_run_and_the_run_is_finished(small):
+    """At the first rollout that reaches it; the last step is evaluated, and the same command does nothing more."""
+    overrides = ("method=opd", "budget.student_tokens=70", "~trainer.max_steps", "evaluation.every=100")
+    cfg = small(*overrides)
+    assert cfg.trainer.max_steps == -1
+    folder = run(cfg)
+    status, ledger, evaluation = (json.loads((folder / f"{n}.json").read_text()) for n in ("status", "ledger", "evaluation"))
+    assert status["state"] == "finished" and status["ended_by"] == "budget.student_tokens"
+    assert 70 <= ledger["tokens"]["student_tokens"] < 70 + 4 * 12
+    assert evaluation["end"]["step"] == status["step"] > 1
+    assert run(small(*overrides)) == folder and json.loads((folder / "ledger.json").read_text()) == ledger
+
+
+def test_ratio_and_clip_are_active_at_four_updates_per_rollout(small):
+    """With clip-higher, on the shipped start model, whose samples are right now and then."""
+    folder = run(
+        small(
+            "model=world",
+            "~model.path",
+            "~model.teacher",
+            "method=grpo",
+            "loss/policy_gradient=clip_higher",
+            "rollout.updates_per_rollout=4",
+            "trainer.max_steps=8",
+            "data.batch_size=32",
+            "task.n_train=64",
+            "optim.lr=2e-3",
+            "optim.warmup_steps=0",
+            "evaluation=none",
+        )
+    )
+    rows = read_csv(folder / "metrics.csv")
+    assert rows[-1]["train/ratio"] != 1.0 and rows[-1]["train/clip_fraction"] > 0.0
+    assert all(row["train/skipped"] == 0.0 for row in rows if "train/skipped" in row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(p.stem for p in (Path(CONF_DIR) / "method").glob("*.yaml")))
+def test_every_preset_improves_the_new_skill(small, method):
+    """On the embedded default, 100 updates; by more than twice the half-width of its interval over prompts."""
+    sizes = ("~task.n_train", "~task.n_eval", "~data.batch_size", "~model.path", "~model.teacher", "trainer.max_steps=100")
+    folder = run(small("model=world", f"method={method}", "evaluation.every=100", *sizes))
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["intervals"]["end"]["new/accuracy"]["low"] > record["intervals"]["start"]["new/accuracy"]["high"]
