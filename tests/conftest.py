@@ -1,12 +1,16 @@
 """What tests share: a random two-layer model on disk with the world's tokenizer, and composed configurations of it."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from opd_lightning.__main__ import entry
 from opd_lightning.config import compose
 from opd_lightning.tasks.world import VOCABULARY, world_tokenizer
 
@@ -68,3 +72,37 @@ def small(tiny, other, tmp_path):
         return compose([*(f"{k}={v}" for k, v in defaults.items() if k not in given), *kept])
 
     return make
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, tiny, other, tmp_path):
+    """Runs a command of the program in this process, on tiny models, into tmp_path/out: (exit code, output, files there)."""
+    base = {
+        "model.path": tiny,
+        "model.teacher": other,
+        "output_dir": str(tmp_path / "out"),
+        "trainer.accelerator": "cpu",
+        "data.batch_size": "4",
+        "logger": "none",
+        "evaluation.every": "100",
+    }
+
+    def call(*arguments: str, main: Callable[[], None] = entry, defaults: bool = True) -> tuple[int, str, list[str]]:
+        given = {a.split("=")[0] for a in arguments}
+        kept = [f"{k}={v}" for k, v in base.items() if k not in given] if defaults else []
+        flags, overrides = [a for a in arguments if a.startswith("-")], [a for a in arguments if not a.startswith("-")]
+        monkeypatch.setattr(sys, "argv", ["opd_lightning", *flags, *kept, *overrides])
+        GlobalHydra.instance().clear()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):  # what the interpreter would print
+                print(stop.code, file=sys.stderr)
+        captured = capfd.readouterr()
+        out = tmp_path / "out"
+        files = sorted(p.name for p in out.rglob("*") if p.is_file()) if out.is_dir() else []
+        return code, captured.out + captured.err, files
+
+    return call

@@ -7,44 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
-from opd_lightning.__main__ import entry
 from opd_lightning.tasks.world import VOCABULARY
-
-
-@pytest.fixture
-def command(capfd, monkeypatch, tiny, other, tmp_path):
-    """Runs the program in this process: (exit code, output, the files below the output folder)."""
-    base = {
-        "model.path": tiny,
-        "model.teacher": other,
-        "output_dir": str(tmp_path / "out"),
-        "trainer.accelerator": "cpu",
-        "data.batch_size": "4",
-        "logger": "none",
-        "evaluation.every": "100",
-    }
-
-    def call(*arguments: str) -> tuple[int, str, list[str]]:
-        given = {a.split("=")[0] for a in arguments}
-        defaults = [f"{k}={v}" for k, v in base.items() if k not in given]
-        flags, overrides = [a for a in arguments if a.startswith("-")], [a for a in arguments if not a.startswith("-")]
-        monkeypatch.setattr(sys, "argv", ["opd_lightning", *flags, *defaults, *overrides])
-        GlobalHydra.instance().clear()
-        code = 0
-        try:
-            entry()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            if isinstance(stop.code, str):  # what the interpreter would print
-                print(stop.code, file=sys.stderr)
-        captured = capfd.readouterr()
-        out = tmp_path / "out"
-        files = sorted(p.name for p in out.rglob("*") if p.is_file()) if out.is_dir() else []
-        return code, captured.out + captured.err, files
-
-    return call
 
 
 def rows(path: Path, *lines: object) -> str:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from opd_lightning.loggers import read_csv
+from opd_lightning.study import main as report
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
@@ -48,50 +49,51 @@ def states(folder: Path) -> dict[str, str]:
     return {str(f.parent.relative_to(folder)): json.loads(f.read_text())["state"] for f in files}
 
 
-def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(tiny_run, tmp_path):
-    """Four good cells, with W&B offline, beside one that cannot work; the second call makes nothing again."""
-    sweep = ["-m", *tiny_run, "study.name=sweep", "method=sft,opd", "seed=0,1", "data.batch_size=4,0"]
-    code, output = call(*sweep)
+SMALL = ("trainer.max_steps=2", "task.n_train=16", "task.n_eval=8")
+
+
+def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(command, tmp_path):
+    """Four good cells, with W&B offline, beside ones that cannot work; the second call makes nothing again."""
+    sweep = ["-m", *SMALL, "logger=wandb", "study.name=sweep", "method=sft,opd", "seed=0,1", "data.batch_size=4,0"]
+    code, output, _ = command(*sweep)
     assert code != 0 and output.count("data.batch_size=0 must be at least 1") >= 4 and "Traceback" not in output
-    found = states(tmp_path / "sweep")
+    found = states(tmp_path / "out" / "sweep")
     assert sorted(found.values()) == ["finished"] * 4 and {name.split("/")[1] for name in found} == {"seed-0", "seed-1"}
-    assert list((tmp_path / "sweep").glob("*/seed-0/wandb/offline-run-*"))
-    code, output = call(*sweep)
+    assert list((tmp_path / "out" / "sweep").glob("*/seed-0/wandb/offline-run-*"))
+    code, output, _ = command(*sweep)
     assert output.count("finished before, nothing to do") == 4
-    assert not Path("multirun").exists() and (tmp_path / "sweep" / "multirun.yaml").exists()
+    assert not Path("multirun").exists() and (tmp_path / "out" / "sweep" / "multirun.yaml").exists()
 
 
-def test_a_mistake_is_one_sentence_and_an_exit_code(tiny_run):
+def test_a_mistake_is_one_sentence_and_an_exit_code(tiny_run, command):
+    """In a process of its own, and two more in this one."""
     code, output = call(*tiny_run, "logger=none", "method=sdft", "context=none")
     assert code == 1 and "choose context=demonstration" in output and "Traceback" not in output
-    code, output = call(*tiny_run, "study=demo")
+    code, output, _ = command("study=demo")
     assert code == 1 and "add -m" in output and "Traceback" not in output
-    code, output = call("method=nope")
-    assert code == 1 and "Available options" in output
 
 
-def test_a_report_is_written_from_the_runs_alone(tiny_run, tmp_path):
-    sweep = ["logger=none", "study.name=s", "method=sft,sdft,grpo", "seed=0,1"]
-    assert call("-m", *tiny_run, *sweep)[0] == 0
-    assert call(*tiny_run, "logger=none", "study.name=s", "task.n_eval=4")[0] == 0
-    code, output = call(str(tmp_path / "s"), module="opd_lightning.study")
+def test_a_report_is_written_from_the_runs_alone(command, tmp_path):
+    assert command("-m", *SMALL, "study.name=s", "method=sft,sdft,grpo", "seed=0,1")[0] == 0
+    assert command(*SMALL, "study.name=s", "task.n_eval=4")[0] == 0
+    study = tmp_path / "out" / "s"
+    code, output, _ = command(str(study), main=report, defaults=False)
     assert code == 0 and "was evaluated on other examples" in output
-    page = (tmp_path / "s" / "report.html").read_text()
+    page = (study / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "http" not in page.split("<body>")[1].split("<pre>")[0]
-    rows = (tmp_path / "s" / "results.csv").read_text().splitlines()
+    rows = (study / "results.csv").read_text().splitlines()
     assert len(rows) == 7 and rows[0].startswith("cell,method,seed,new/accuracy")
-    code, output = call(str(tmp_path), module="opd_lightning.study")
+    code, output, _ = command(str(tmp_path), main=report, defaults=False)
     assert code == 1 and "no finished run" in output and "Traceback" not in output
 
 
-def test_a_run_can_start_from_another_and_says_so(tiny_run, tmp_path):
-    first = ["method=sft", "data.batch_size=4", "task.n_train=16", "task.n_eval=8", "trainer.max_steps=1", *tiny_run[:2]]
-    first = f"start_from={json.dumps(first)}"
-    code, output = call(*tiny_run, "logger=none", "method=opd", first)
+def test_a_run_can_start_from_another_and_says_so(command, tmp_path, tiny):
+    first = f"start_from={json.dumps(['method=sft', 'data.batch_size=4', *SMALL, 'trainer.max_steps=1', f'model.path={tiny}'])}"
+    code, output, _ = command(*SMALL, "method=opd", first)
     assert code == 0, output
-    folder = next(tmp_path.glob("default/opd-*/seed-0"))
+    folder = next((tmp_path / "out").glob("default/opd-*/seed-0"))
     lineage = json.loads((folder / "status.json").read_text())["start_model"]
-    assert "/sft-" in lineage[0] and lineage[1] == tiny_run[0].split("=")[1]
+    assert "/sft-" in lineage[0] and lineage[1] == tiny
     assert "/sft-" in yaml.safe_load((folder / "config.yaml").read_text())["model"]["path"]
 
 
