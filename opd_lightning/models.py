@@ -163,9 +163,12 @@ class Student(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The output layer, which may share its weight with the embedding."""
-        layer = self.lm.get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None))
+        """The output layer, which may share its weight with the embedding, with the model's scale and cap on logits."""
+        layer, config = self.lm.get_output_embeddings(), self.lm.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap)
 
     def forward(
         self, sequences: Sequences, tokens: Tokens, sources: Mapping[str, LogitSource], loss: TokenLoss
@@ -183,7 +186,7 @@ class Student(nn.Module):
         self.train(was_training)
 
     def verify_head(self, name: str) -> None:
-        """Make sure that backbone and head together are the model; some models scale or cap their logits in between.
+        """Make sure that backbone and head together are the model; some do to their logits what `Head` does not know.
 
         Raises:
             ValueError: they are not; `name` is the field to blame.
@@ -194,8 +197,8 @@ class Student(nn.Module):
             found = self.head.project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
         if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
             raise ValueError(
-                f"{name}: {type(self.lm).__name__} changes its logits behind the output layer (scaling or soft-capping), "
-                "which losses do not reproduce yet; choose another model."
+                f"{name}: {type(self.lm).__name__} changes its hidden states or logits around the output layer in a way that "
+                "losses do not reproduce; choose another model."
             )
 
     def hidden(self, sequences: Sequences) -> Tensor:
@@ -214,4 +217,4 @@ class Student(nn.Module):
             hidden = self.hidden(sequences)
         # The dtype is settled here: where a chunk is projected later, autocast is off.
         head = replace(self.head, dtype=self.head.compute_dtype(hidden))
-        return LogitSource(hidden, (head.copy() if snapshot else head).project)
+        return LogitSource(hidden, (head.copy() if snapshot else head).project, head.weight.shape[0])

@@ -144,15 +144,17 @@ class LogitSource:
 
     Attributes:
         hidden [N, H]: the hidden state that predicts each token; no gradient flows into it.
-        project: maps hidden rows [n, H] to logits [n, V].
+        project: maps hidden rows [n, H] to logits [n, V], into a buffer of that size if one is given.
+        vocabulary: V.
     """
 
     hidden: Tensor
-    project: Callable[[Tensor], Tensor]
+    project: Callable[..., Tensor]
+    vocabulary: int
 
     def take(self, index: Tensor | slice) -> "LogitSource":
         """The rows at an index of the packed axis."""
-        return LogitSource(self.hidden[index], self.project)
+        return LogitSource(self.hidden[index], self.project, self.vocabulary)
 
 
 @dataclass(frozen=True)

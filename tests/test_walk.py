@@ -238,14 +238,33 @@ def test_a_live_teacher_is_a_snapshot(tiny):
     assert torch.equal(source.project(source.hidden), before)
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path):
-    """Until losses reproduce it: Granite divides its logits, and a loss on unscaled ones would be silently wrong."""
-    from transformers import GraniteConfig, GraniteForCausalLM
+@pytest.mark.parametrize("family", ["granite", "cohere", "gemma2"])
+def test_models_that_scale_or_cap_their_logits_are_reproduced(family):
+    """Backbone and head together give the model's own logits."""
+    import transformers as hf
 
-    config = GraniteConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    config.logits_scaling, config.initializer_range = 8.0, 0.5
-    with pytest.raises(ValueError, match=r"model\.path=granite: GraniteForCausalLM changes its logits"):
-        Student(GraniteForCausalLM(config)).verify_head("model.path=granite")
+    size = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    more = {
+        "granite": dict(logits_scaling=8.0),
+        "cohere": dict(logit_scale=0.3, num_key_value_heads=2),
+        "gemma2": dict(final_logit_softcapping=0.7, num_key_value_heads=2, head_dim=8),
+    }
+    name = {"granite": "Granite", "cohere": "Cohere", "gemma2": "Gemma2"}[family]
+    torch.manual_seed(0)
+    config = getattr(hf, f"{name}Config")(**size, **more[family], initializer_range=0.5)
+    student = Student(getattr(hf, f"{name}ForCausalLM")(config).eval())
+    student.verify_head(f"model.path={family}")
+    sequences = join([[3, 4]], torch.tensor([[5, 6, 7]]), torch.tensor([3]), 0)
+    source = student.read(sequences)
+    expected = student.lm(input_ids=torch.tensor([[3, 4, 5, 6, 7]])).logits[0, 1:4]
+    torch.testing.assert_close(source.project(source.hidden), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_logits_cannot_be_reproduced_is_refused(tiny):
+    student = Student(Pretrained(tiny).model())
+    student.lm.config.logit_scale = 3.0  # said, and not done
+    with pytest.raises(ValueError, match=r"model\.path=odd: LlamaForCausalLM changes its hidden states or logits"):
+        student.verify_head("model.path=odd")
 
 
 def test_a_seed_decides_everything(small):

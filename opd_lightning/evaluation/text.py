@@ -117,4 +117,5 @@ def chunks(readers: Mapping[str, Scorer], student: Student, rollout: Rollout) ->
     sources = {name: reader.score(student, rollout, None)[0] for name, reader in readers.items()}
     for start in range(0, int(rollout.lengths.sum()), CHUNK):
         rows = slice(start, start + CHUNK)
-        yield {name: s.project(s.hidden[rows]) for name, s in sources.items()}
+        shared = min(s.vocabulary for s in sources.values())
+        yield {name: s.project(s.hidden[rows])[:, :shared] for name, s in sources.items()}

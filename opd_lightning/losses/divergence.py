@@ -1,10 +1,13 @@
 """Divergences between the student's and the teacher's next-token distributions.
 
-Each function maps log-probabilities [n, V] to the *entries* [n, V] whose sum over V is the divergence of each token.
-Entries rather than sums, so that supports, clips and the sampled-token estimate (see `support.py`) need no second
-formula. S is the student, T the teacher. A token that one side gives probability zero (log-probability -inf)
-contributes its limit.
+Each maps log-probabilities [n, V] to the *entries* [n, V] whose sum over V is the divergence of each token. Entries rather
+than sums, so that supports, clips and the sampled-token estimate (see `support.py`) need no second formula. S is the
+student, T the teacher. A token that one side gives probability zero (log-probability -inf) contributes its limit.
+
+All but `EntropyAware` are elementwise: entry v follows from log S_v and log T_v alone, which the sampled token needs.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,6 +18,11 @@ def _plogp_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     absent = log_p == -torch.inf
     log_p = log_p.masked_fill(absent, 0.0)
     return torch.where(absent, 0.0, log_p.exp() * (log_p - log_q))
+
+
+def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b)."""
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 
 def forward_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -47,6 +55,68 @@ def jsd(log_s: Tensor, log_t: Tensor, beta: float = 0.5) -> Tensor:
         return forward_kl(log_s, log_t)
     if beta == 1.0:
         return reverse_kl(log_s, log_t)
-    log_b, log_1b = torch.log(torch.tensor([beta, 1 - beta], dtype=log_s.dtype, device=log_s.device)).unbind()
-    log_m = torch.logaddexp(log_t + log_b, log_s + log_1b)
+    log_m = _mixture(log_t, log_s, beta)
     return beta * _plogp_ratio(log_t, log_m) + (1 - beta) * _plogp_ratio(log_s, log_m)
+
+
+def skew_forward_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(T || alpha T + (1 - alpha) S): forward KL whose gradient stays bounded (DistiLLM, arXiv 2402.03898, eq. 3).
+
+    alpha = 0 is forward KL.
+
+    Raises:
+        ValueError: alpha outside [0, 1).
+    """
+    _check_skew(alpha)
+    return forward_kl(log_s, log_t) if alpha == 0.0 else _plogp_ratio(log_t, _mixture(log_t, log_s, alpha))
+
+
+def skew_reverse_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(S || (1 - alpha) T + alpha S): reverse KL that is finite where the teacher gives nothing (DistiLLM, eq. 4).
+
+    alpha = 0 is reverse KL.
+
+    Raises:
+        ValueError: alpha outside [0, 1).
+    """
+    _check_skew(alpha)
+    return reverse_kl(log_s, log_t) if alpha == 0.0 else _plogp_ratio(log_s, _mixture(log_s, log_t, alpha))
+
+
+def _check_skew(alpha: float) -> None:
+    if not 0.0 <= alpha < 1.0:
+        raise ValueError(f"loss.divergence.alpha={alpha} must lie in [0, 1); 0 is the plain KL, 0.1 is DistiLLM's.")
+
+
+def total_variation(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """sum_v |S - T| / 2, in [0, 1]: bounded, and no token counts more than its probability (arXiv 2307.15190, section 3)."""
+    return 0.5 * (log_s.exp() - log_t.exp()).abs()
+
+
+class EntropyAware:
+    """Reverse KL, and forward KL on top where the teacher is uncertain (arXiv 2603.07079).
+
+    Where many continuations are good, reverse KL would have the student settle for one of them.
+
+    Args:
+        threshold: nats of teacher entropy from which on a token counts as uncertain.
+        forward: coefficient of the forward KL there.
+
+    Raises:
+        ValueError: an argument is negative.
+    """
+
+    elementwise = False
+
+    def __init__(self, threshold: float = 1.0, forward: float = 1.0):
+        for name, value in (("threshold", threshold), ("forward", forward)):
+            if value < 0:
+                raise ValueError(f"loss.divergence.{name}={value} must not be negative.")
+        self.threshold, self.forward = threshold, forward
+
+    def __call__(self, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """Entries [n, V]."""
+        absent = torch.zeros_like(log_t)
+        entropy = -torch.where(log_t == -torch.inf, absent, log_t.exp() * log_t).sum(-1, keepdim=True)
+        uncertain = (entropy >= self.threshold).to(log_s.dtype)
+        return reverse_kl(log_s, log_t) + self.forward * uncertain * forward_kl(log_s, log_t)

@@ -4,36 +4,55 @@ The gradient with respect to hidden states and head weight is computed in the fo
 hand; backward only scales it. A custom function is needed because plain autograd would keep every chunk until backward.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.types import LogitSource, Tokens
 
-TokenLoss = Callable[[Mapping[str, Tensor], Tokens], tuple[Tensor, dict[str, Tensor]]]
-"""(logits by source, each [n, V]; the n tokens) -> (loss [n], statistics [n] by name)."""
+
+class TokenLoss(Protocol):
+    """A loss per token: called as loss(logits by source, each [n, V]; the n tokens) -> (loss [n], statistics [n] by name)."""
+
+    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class NotFinite(ValueError):
+    """A loss is NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer of a language model.
+    """The output layer of a language model, with what it does to its logits.
 
     Attributes:
         weight [V, H], bias [V] or None.
         dtype: in which the product is computed; None takes autocast's when on, else that of the hidden states.
+        scale: multiplies the product (Granite, Cohere).
+        softcap: c in c tanh(logits / c), behind the scale (Gemma); None caps nothing.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     dtype: torch.dtype | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
     def copy(self) -> "Head":
         """The same layer with weights of its own."""
-        return Head(self.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone(), self.dtype)
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return replace(self, weight=self.weight.detach().clone(), bias=bias)
+
+    def first(self, vocabulary: int) -> "Head":
+        """The layer for the first ids of the vocabulary alone."""
+        if vocabulary == self.weight.shape[0]:
+            return self
+        return replace(self, weight=self.weight[:vocabulary], bias=None if self.bias is None else self.bias[:vocabulary])
 
     def compute_dtype(self, hidden: Tensor) -> torch.dtype:
         """The dtype of the matrix product for these hidden states."""
@@ -42,11 +61,29 @@ class Head:
         device = hidden.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Logits [n, V] of hidden rows [n, H], in at least float32, without gradient."""
+    def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [n, V] of hidden rows [n, H], in at least float32, without gradient; into `out` if it fits."""
         dtype = self.compute_dtype(hidden)
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            return widen(F.linear(hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)))
+            part, weight = hidden.to(dtype), self.weight.to(dtype)
+            fits = out is not None and out.dtype == dtype and out.shape == (part.shape[0], weight.shape[0])
+            product = torch.mm(part, weight.T, out=out if fits else None)
+            if self.bias is not None:
+                product.add_(self.bias.to(dtype))
+            return self.shape(widen(product))
+
+    def shape(self, product: Tensor) -> Tensor:
+        """Logits from the product, in place."""
+        logits = product if self.scale == 1.0 else product.mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def shape_slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of `shape`, from its result."""
+        if self.softcap is None:
+            return self.scale
+        return (1 - (logits / self.softcap).square_()).mul_(self.scale)
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -59,6 +96,8 @@ def head_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """sum(tokens.weight x loss) over N tokens, differentiable in the hidden states and the head.
 
+    Vocabularies of different size (padded differently) are compared on the ids that all of them have.
+
     Args:
         hidden [N, H]: the student's hidden states that predict the tokens.
         head: the student's output layer.
@@ -67,45 +106,60 @@ def head_loss(
         chunk: rows whose logits exist at the same time. About 128 stays in a CPU's cache; larger suits a GPU.
 
     Returns:
-        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them.
+        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them. No token at all gives a
+        zero with zero gradients.
+
+    Raises:
+        NotFinite: the sum is NaN or infinite.
     """
     if hidden.shape[0] == 0:
         return hidden.sum() + 0.0 * head.weight.sum(), {}
     stats: dict[str, Tensor] = {}
+    shared = head.first(min([head.weight.shape[0], *(source.vocabulary for source in sources.values())]))
     # Statistics leave through a dict: as outputs of the autograd function they would be tracked as differentiable.
-    total = _HeadLoss.apply(hidden, head.weight, head.bias, head.compute_dtype(hidden), tokens, sources, loss, chunk, stats)
+    total = _HeadLoss.apply(hidden, shared.weight, shared.bias, shared, tokens, sources, loss, chunk, stats)
+    if not torch.isfinite(total):
+        wrong = int((~torch.isfinite(stats["loss"])).sum())
+        raise NotFinite(
+            f"the loss of {wrong} of {len(stats['loss'])} tokens is not finite: the weights or the logits of student or "
+            "teacher are NaN or infinite, or the teacher rules out what the student writes. Lower optim.lr, or take a bounded "
+            "divergence (loss/divergence=jsd)."
+        )
     return total, stats
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, dtype, tokens, sources, loss, chunk, stats):
+    def forward(ctx, hidden, weight, bias, head, tokens, sources, loss, chunk, stats):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        dtype = head.compute_dtype(hidden)
+        layer = replace(
+            head, weight=weight.detach().to(dtype), bias=None if bias is None else bias.detach().to(dtype), dtype=dtype
+        )
         grad_hidden = torch.empty_like(hidden, dtype=wide) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
         total = hidden.new_zeros((), dtype=wide)
         parts: dict[str, list[Tensor]] = {}
+        scratch, vocabulary = Scratch(), weight.shape[0]
         with torch.autocast(hidden.device.type, enabled=False):
-            cast_weight = weight.detach().to(dtype)
-            cast_bias = None if bias is None else bias.detach().to(dtype)
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 part, some = hidden[rows].detach().to(dtype), tokens.take(rows)
-                with torch.set_grad_enabled(any(ctx.needs_input_grad)):
-                    raw = widen(F.linear(part, cast_weight, cast_bias)).requires_grad_(any(ctx.needs_input_grad))
-                    logits = {"student": raw} | {k: s.project(s.hidden[rows]).to(wide) for k, s in sources.items()}
-                    value, extra = loss(logits, some)
-                    weighted = (some.weight.to(wide) * value).sum()
-                total += weighted.detach()
-                for name, column in (extra | {"loss": value.detach()}).items():
+                logits = {"student": layer.project(part, scratch.like("student", part, vocabulary)).to(wide)}
+                for name, source in sources.items():
+                    buffer = scratch.like(name, part, source.vocabulary)
+                    logits[name] = source.project(source.hidden[rows], buffer).to(wide)[:, :vocabulary]
+                chain = layer.shape_slope(logits["student"])  # before a closed form overwrites the logits
+                value, slope, extra = graded(loss, logits, some, scratch, any(ctx.needs_input_grad))
+                total += (some.weight.to(wide) * value).sum()
+                for name, column in (extra | {"loss": value}).items():
                     parts.setdefault(name, []).append(column)
-                if any(ctx.needs_input_grad):
-                    (slope,) = torch.autograd.grad(weighted, raw)
-                    slope = slope.to(dtype)
+                if slope is not None:
+                    slope = slope.mul_(some.weight.to(wide)[:, None]).mul_(chain).to(dtype)
                     if grad_hidden is not None:
-                        grad_hidden[rows] = slope @ cast_weight
+                        grad_hidden[rows] = slope @ layer.weight
                     if grad_weight is not None:
                         _accumulate(grad_weight, slope, part)
                     if grad_bias is not None:
@@ -120,6 +174,28 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx, grad_total):
         grads = [None if g is None else (g * grad_total).to(t) for g, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None)
+
+
+def graded(
+    loss: TokenLoss, logits: dict[str, Tensor], tokens: Tokens, scratch: Scratch, needed: bool
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """A chunk's loss [n], its slope [n, V] with respect to the student's logits (None if not needed), its statistics.
+
+    By the loss's closed form for this kind of chunk, if it has one, else by autograd.
+    """
+    if not needed:
+        with torch.no_grad():
+            value, extra = loss(logits, tokens)
+        return value, None, extra
+    closed_form = getattr(loss, "closed_form", None)
+    found = None if closed_form is None else closed_form(logits, tokens, scratch)
+    if found is not None:
+        return found
+    with torch.enable_grad():
+        leaf = logits["student"].detach().requires_grad_()
+        value, extra = loss({**logits, "student": leaf}, tokens)
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), slope, extra
 
 
 def _accumulate(grad_weight: Tensor, slope: Tensor, part: Tensor) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd
+from opd_lightning.losses.ratio import update_ratio
+from opd_lightning.losses.support import FullVocabulary
 from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
 from opd_lightning.types import Rollout, Tokens
 
@@ -25,11 +28,17 @@ class Objective:
         cross_entropy: a term on the written tokens.
         reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
         coefficients: of the terms "divergence", "policy_gradient", "cross_entropy" and "reference"; 1 unless given.
+        clip: bounds the divergence, see `clip.py`; None does not.
+        ratio_cap: multiply the divergence by min(S / S_old, cap) of the written token from the second update on one rollout
+            on (SDPO, arXiv 2601.20802); None does not. A sampled token has its own ratio.
         temperature: divides all logits in every term and every logged KL; keep it equal to the sampling temperature
             unless you mean otherwise.
+        temperature_squared: multiply the divergence by temperature^2, so that its gradients keep their size (Hinton et al.
+            2015, arXiv 1503.02531, section 2).
 
     Raises:
-        ValueError: no term at all, a coefficient of no term or a negative one, a temperature that is not positive.
+        ValueError: no term at all, a coefficient of no term or a negative one, a temperature that is not positive, a clip or
+            a divergence that the support cannot take.
     """
 
     TERMS = ("divergence", "policy_gradient", "cross_entropy", "reference")
@@ -43,8 +52,11 @@ class Objective:
         policy_gradient: PolicyGradient | None = None,
         cross_entropy: CrossEntropy | None = None,
         reference: Entries | None = None,
+        clip: Any = None,
+        ratio_cap: float | None = None,
         coefficients: Mapping[str, float] | None = None,
         temperature: float = 1.0,
+        temperature_squared: bool = False,
     ):
         if divergence is None and policy_gradient is None and cross_entropy is None:
             raise ValueError("the loss has no term: choose loss/divergence=, loss/policy_gradient= or loss/cross_entropy=.")
@@ -55,11 +67,24 @@ class Objective:
                 raise ValueError(f"loss.coefficients.{name}={value} is of no term; terms are {', '.join(self.TERMS)}.")
             if not value >= 0:
                 raise ValueError(f"loss.coefficients.{name}={value} must not be negative.")
+        if divergence is not None and support.needs_own_samples and (clip is not None or ratio_cap is not None):
+            raise ValueError(
+                "loss/support=sampled takes neither loss/clip nor loss.ratio_cap; it has sampler_cap and its own ratio."
+            )
+        if divergence is not None and support.needs_own_samples and not getattr(divergence, "elementwise", True):
+            raise ValueError(
+                "loss/support=sampled needs a divergence whose entries follow from one token each; choose reverse_kl, or "
+                "loss/support=full."
+            )
+        if ratio_cap is not None and not ratio_cap >= 1:
+            raise ValueError(f"loss.ratio_cap={ratio_cap} must be at least 1; 2.0 is SDPO's, null leaves the ratio out.")
         if not temperature > 0:
             raise ValueError(f"loss.temperature={temperature} must be positive; 1.0 is the models' own distribution.")
         self.weight, self.aggregate, self.temperature = weight, aggregate, temperature
         self.divergence, self.support, self.reference = divergence, support, reference
         self.policy_gradient, self.cross_entropy = policy_gradient, cross_entropy
+        self.clip, self.ratio_cap = clip, ratio_cap
+        self.stretch = temperature**2 if temperature_squared else 1.0
         self.coefficients = dict.fromkeys(self.TERMS, 1.0) | dict(coefficients or {})
 
     @property
@@ -80,7 +105,8 @@ class Objective:
     @property
     def compares_updates(self) -> bool:
         """Does a term read log-probabilities of before the first update on a rollout?"""
-        return self.rewarded or (self.divergence is not None and self.support.needs_own_samples)
+        own = self.divergence is not None and (self.support.needs_own_samples or self.ratio_cap is not None)
+        return self.rewarded or own
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages [P, G] from the rewards [P, G] of the whole batch: P prompts, G samples each."""
@@ -109,7 +135,8 @@ class Objective:
         log_s, stats = log_p["student"], diagnose(log_p)
         terms: dict[str, Tensor] = {}
         if self.divergence is not None:
-            terms["divergence"] = self.support(self.divergence, log_s, log_p["teacher"], tokens)
+            terms["divergence"], extra = self.distance(log_s, log_p["teacher"], tokens)
+            stats |= extra
         if self.policy_gradient is not None:
             terms["policy_gradient"], extra = self.policy_gradient(log_s, tokens)
             stats |= extra
@@ -121,6 +148,37 @@ class Objective:
         if len(terms) > 1:
             stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
         return torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0), stats
+
+    def distance(self, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The divergence term [n] and what clip and ratio did to it."""
+        stats: dict[str, Tensor] = {}
+        if self.clip is None:
+            value = self.support(self.divergence, log_s, log_t, tokens)
+        else:
+            value, stats = self.clip(self.support, self.divergence, log_s, log_t, tokens)
+        if self.ratio_cap is not None:
+            logprob = log_s.detach().gather(-1, tokens.ids[:, None]).squeeze(-1)
+            stats["ratio"] = update_ratio(logprob, tokens).clamp(max=self.ratio_cap)
+            value = value * stats["ratio"]
+        return self.stretch * value, stats | self.support.describe(log_s, log_t)
+
+    def closed_form(
+        self, logits: Mapping[str, Tensor], tokens: Tokens, scratch: Scratch
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
+        """The loss [n], its slope [n, V] and the statistics without autograd, where this objective has a closed form.
+
+        That is one exact divergence of the three common ones and nothing else. The logits are overwritten.
+        """
+        others = (self.policy_gradient, self.cross_entropy, self.reference, self.clip, self.ratio_cap)
+        beta = beta_of(self.divergence)
+        if beta is None or not isinstance(self.support, FullVocabulary) or any(part is not None for part in others):
+            return None
+        s, t = logits["student"], logits["teacher"]
+        if self.temperature != 1.0:
+            s, t = s.div_(self.temperature), t.div_(self.temperature)
+        value, slope, stats = generalised_jsd(s, t, beta, scratch)
+        factor = self.coefficients["divergence"] * self.stretch
+        return factor * value, slope.mul_(factor / self.temperature), stats
 
     def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""

@@ -1,7 +1,8 @@
 """Supports: over which tokens of the vocabulary a divergence is taken.
 
 Each is called as support(divergence, log_s, log_t, tokens) with log-probabilities [n, V] and returns a loss [n]; a
-divergence maps log-probabilities of student and teacher to entries of the same shape, see `divergence.py`.
+divergence maps log-probabilities of student and teacher to entries of the same shape, see `divergence.py`. `describe` gives
+what is worth knowing of the choice of tokens, [n] by name.
 """
 
 import torch
@@ -19,6 +20,10 @@ class FullVocabulary:
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
         """Returns the divergence [n]."""
         return divergence(log_s, log_t).sum(-1)
+
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Nothing is left out."""
+        return {}
 
 
 class TopK:
@@ -58,8 +63,19 @@ class TopK:
             raise ValueError(f"loss.support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/support=full.")
         if self.k == vocabulary:
             return divergence(log_s, log_t).sum(-1)
-        top = (log_t if self.of == "teacher" else log_s).detach().topk(self.k, -1).indices
+        top = self.top(log_s, log_t)
         return divergence(self.narrow(log_s, top), self.narrow(log_t, top)).sum(-1)
+
+    def top(self, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """Indices [n, k] of the tokens."""
+        return (log_t if self.of == "teacher" else log_s).detach().topk(self.k, -1).indices
+
+    @torch.no_grad()
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Probability outside of the k tokens, of either side."""
+        top = self.top(log_s, log_t)
+        inside = {"student": log_s.gather(-1, top), "teacher": log_t.gather(-1, top)}
+        return {f"{name}_tail_mass": (1 - chosen.exp().sum(-1)).clamp_min(0.0) for name, chosen in inside.items()}
 
     def narrow(self, log_p: Tensor, top: Tensor) -> Tensor:
         """Log-probabilities [n, k] or [n, k + 1] that sum to one, from [n, V] and the indices `top` [n, k]."""
@@ -81,23 +97,39 @@ class SampledToken:
 
     Args:
         sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        baseline: subtract E_{y~S}[c(y)] from c, over the whole vocabulary (vOPD, arXiv 2605.07865; for reverse KL it is
+            KL(S || T)): unbiased still, and of less variance, where the teacher's whole distribution is at hand.
     """
 
     needs_own_samples = True
 
-    def __init__(self, sampler_cap: float | None = None):
+    def __init__(self, sampler_cap: float | None = None, baseline: bool = False):
         check_cap("loss.support", sampler_cap)
-        self.sampler_cap = sampler_cap
+        self.sampler_cap, self.baseline = sampler_cap, baseline
 
     def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
         """Returns the surrogate [n], whose gradient is the estimate's."""
         token = tokens.ids[:, None]
+        expected = self.expected_cost(divergence, log_s.detach(), log_t) if self.baseline else 0.0
         log_s, log_t = log_s.gather(-1, token).squeeze(-1), log_t.gather(-1, token).squeeze(-1)
-        cost = self.coefficient(divergence, log_s, log_t) - self.coefficient(divergence, log_s, log_s)
+        cost = self.cost(divergence, log_s, log_t) - expected
         ratio = update_ratio(log_s, tokens).detach()
         if self.sampler_cap is not None:
             ratio = ratio * sampler_ratio(log_s, tokens, self.sampler_cap)
         return ratio * cost * log_s
+
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Nothing but the sampled token is looked at."""
+        return {}
+
+    def cost(self, divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """c, 0 at S = T, at log-probabilities of any shape."""
+        return self.coefficient(divergence, log_s, log_t) - self.coefficient(divergence, log_s, log_s)
+
+    def expected_cost(self, divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """E_{y~S}[c(y)] [n] from log-probabilities [n, V]."""
+        p = log_s.exp()
+        return torch.where(p == 0, 0.0, p * self.cost(divergence, log_s, log_t)).sum(-1)
 
     @staticmethod
     def coefficient(divergence, log_s: Tensor, log_t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ batch loss is sum(weights x per-token loss) / Z, with Z summed over all devices 
 that gradients depend neither on the micro-batch size nor on the number of devices.
 """
 
+import torch
 from torch import Tensor
 
 from opd_lightning.types import Rollout
@@ -26,6 +27,24 @@ def skip_first(rollout: Rollout, n: int) -> Tensor:
     weight = completion_mask(rollout)
     weight[:, :n] = 0
     return weight
+
+
+def by_position(rollout: Rollout, first: int = 0, last: int | None = None, decay: float = 1.0) -> Tensor:
+    """decay^t on token t (from 0) of the completions that count, and 0 before `first` and from `last` on.
+
+    A decay below 1 trusts the beginning, above 1 the end; `last` learns from prefixes only (arXiv 2602.15260).
+
+    Raises:
+        ValueError: first < 0, last <= first, or decay not positive.
+    """
+    if first < 0 or (last is not None and last <= first):
+        raise ValueError(f"loss.weight.first={first} and last={last} leave no position; take 0 <= first < last.")
+    if not decay > 0:
+        raise ValueError(f"loss.weight.decay={decay} must be positive; 1 weighs all positions alike.")
+    weight = completion_mask(rollout)
+    position = torch.arange(weight.shape[1], device=weight.device)
+    inside = (position >= first) & (position < (weight.shape[1] if last is None else last))
+    return weight * inside * decay**position
 
 
 def token_mean(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Scorer:
                 hidden = part.hidden.new_empty(sum(lengths), part.hidden.shape[-1])
             hidden[packed_index(rows, rollout.lengths)] = part.hidden
         assert hidden is not None
-        return LogitSource(hidden, part.project), sum(totals)
+        return LogitSource(hidden, part.project, part.vocabulary), sum(totals)
 
     def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int]:
         """Answer the prompts as this teacher reads them.

@@ -75,14 +75,17 @@ class External(_Fixed):
         """Load the weights next to the student's.
 
         Raises:
-            ValueError: the vocabularies differ.
+            ValueError: a word of the tokenizer lies outside of one of the vocabularies. Vocabularies may be padded differently.
         """
         name = f"teacher.path={self.source.path}"
         self.model = Student(self.source.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(name)
-        theirs, ours = self.model.head.weight.shape[0], student.head.weight.shape[0]
-        if theirs != ours:
-            raise ValueError(f"{name} predicts {theirs} tokens, the student {ours}; choose models of one family and size.")
+        shared, words = min(self.model.head.weight.shape[0], student.head.weight.shape[0]), len(self.source.tokenizer())
+        if shared < words:
+            raise ValueError(
+                f"{name} and the student share {shared} ids, and their tokenizer has {words}: not all words can be compared; "
+                "choose models of one family."
+            )
 
 
 class Live:
