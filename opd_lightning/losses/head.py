@@ -141,7 +141,6 @@ class _HeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
         total = hidden.new_zeros((), dtype=wide)
-        parts: dict[str, list[Tensor]] = {}
         scratch, vocabulary = Scratch(), weight.shape[0]
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk):
@@ -155,7 +154,10 @@ class _HeadLoss(torch.autograd.Function):
                 value, slope, extra = graded(loss, logits, some, scratch, any(ctx.needs_input_grad))
                 total += (some.weight.to(wide) * value).sum()
                 for name, column in (extra | {"loss": value}).items():
-                    parts.setdefault(name, []).append(column)
+                    # Kept in one block each: small tensors between a CPU's large ones would fragment its memory.
+                    if name not in stats:
+                        stats[name] = column.new_empty(hidden.shape[0])
+                    stats[name][rows] = column
                 if slope is not None:
                     slope = slope.mul_(some.weight.to(wide)[:, None]).mul_(chain).to(dtype)
                     if grad_hidden is not None:
@@ -164,7 +166,6 @@ class _HeadLoss(torch.autograd.Function):
                         _accumulate(grad_weight, slope, part)
                     if grad_bias is not None:
                         grad_bias += slope.sum(0)
-        stats.update({name: torch.cat(columns) for name, columns in parts.items()})
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
