@@ -4,7 +4,8 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import torch
 import yaml
@@ -24,6 +25,9 @@ EXTRAS = {
     "logger": {"save_dir", "id", "name"},
 }
 """Arguments that the program adds to a node, by the beginning of its place in the configuration."""
+
+KEYS = {"data": {"batch_size"}, "evaluation": {"every", "suite", "answers"}, "study": {"name", "sweep"}}
+"""What stands in nodes that are no object's."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -54,6 +58,13 @@ def check_names(cfg: dict[str, Any]) -> None:
     for key, value in cfg.items():
         if key not in known:
             raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}")
+    for place, keys in KEYS.items():
+        for key, value in cfg[place].items():
+            if key not in keys:
+                raise ValueError(f"{place}.{key}={value!r} is no key{nearest(key, keys)}")
+    for key, value in cfg["callbacks"].items():
+        if value is not None and "_target_" not in value:
+            raise ValueError(f"callbacks.{key} is no callback{nearest(key, [k for k in cfg['callbacks'] if k != key])}")
     for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
         if not NAMES.fullmatch(str(value)):
             raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
@@ -81,22 +92,40 @@ def check_binding(place: str, node: dict[str, Any]) -> None:
     extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
     for key in given - set(parameters):
         raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}")
+    for key in given & set(parameters):
+        check_type(f"{place}.{key}", node[key], parameters[key].annotation)
     if not node.get("_partial_"):
         needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
         for key in needed - given - extra:
             raise ValueError(f"{place}.{key} is missing; {node['_target_']} needs it.")
 
 
+PLAIN = (int, float, bool, str, type(None))
+
+
+def check_type(place: str, value: Any, annotation: Any) -> None:
+    """A number is where a number is meant; annotations that are more than plain types are left to their targets."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if not all(kind in PLAIN for kind in kinds) or type(value) in kinds or (type(value) is int and float in kinds):
+        return
+    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f"{place}={value!r} should be {names}.")
+
+
 def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, told from what the chosen classes say of themselves."""
+    check_numbers(cfg)
     check_teacher(cfg)
     check_rollout(cfg)
-    check_numbers(cfg)
     warnings = []
     loss, policies = cfg["loss"], parts(cfg["rollout"])
+    shipped = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
     if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
         warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
     sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    for name, value in loss["coefficients"].items():
+        if name in loss and not loss[name] and value != shipped["loss"]["coefficients"].get(name):
+            warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     sampled = loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples
     estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]
     if any(term["sampler_cap"] is None for term in estimates) and sampling not in (
@@ -153,7 +182,7 @@ def check_rollout(cfg: dict[str, Any]) -> None:
             "loss/policy_gradient."
         )
     if loss["policy_gradient"] and samples >= 1:
-        build(loss["policy_gradient"]).advantage(torch.zeros(2, samples))
+        build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], samples))
     if loss["cross_entropy"] and own and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
     if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not own:
@@ -162,7 +191,8 @@ def check_rollout(cfg: dict[str, Any]) -> None:
             "rollout=student or loss/support=full."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
-    if budget is not None and not any(part.student_writes for part in policies) and (steps is None or steps < 1):
+    writes = any(part.student_writes for part in policies) and cfg["rollout"].get("share") != 0
+    if budget is not None and not writes and (steps is None or steps < 1):
         raise ValueError(
             f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
             "trainer.max_steps beside it."
@@ -174,6 +204,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
     if precision.startswith("16"):
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
+    check_type("trainer.max_steps", steps, int)
     endless = cfg["budget"]["student_tokens"] is not None and steps == -1
     if steps is None or (steps < 1 and not endless):
         raise ValueError(f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens ends the run.")
@@ -189,6 +220,9 @@ def check_numbers(cfg: dict[str, Any]) -> None:
             "constant_with_warmup, or set trainer.max_steps too."
         )
     counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
+    for key, value in {**counts, "seed": cfg["seed"], "evaluation.every": cfg["evaluation"]["every"]}.items():
+        check_type(key, value, int)
+    check_type("micro_tokens", cfg["micro_tokens"], int | None)
     for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1.")

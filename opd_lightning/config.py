@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def accepted(node: DictConfig | dict, offers: dict[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """The configuration of another run, inside or outside a Hydra application."""
+def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
+    """The configuration of another run, inside or outside a Hydra application; `folders` hold options of the user's own."""
+    if folders:
+        overrides = [*overrides, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():
         return hydra.compose("config", overrides=overrides)
     with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):

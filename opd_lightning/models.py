@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.types import LogitSource, Sequences, Tokens
@@ -103,13 +110,26 @@ class Pretrained:
             raise ValueError(f"model.chat_template={given} does not exist; give a file, or the template itself.")
         return Path(given).read_text()
 
+    def vocabulary(self) -> dict[str, int]:
+        """The tokenizer's ids; asks for neither EOS nor chat template."""
+        if is_run(self.path):
+            return self._base().vocabulary()
+        with self._explained():
+            return AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False).get_vocab()
+
     def window(self) -> int:
         """Tokens that the model can read at once, prompt and completion together."""
+        return int(getattr(self._config(), "max_position_embeddings", 0) or sys.maxsize)
+
+    def words(self) -> int:
+        """Size of the vocabulary, padding included."""
+        return int(self._config().vocab_size)
+
+    def _config(self) -> PretrainedConfig:
         if is_run(self.path):
-            return self._base().window()
+            return self._base()._config()
         with self._explained():
-            config = AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False)
-        return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize)
+            return AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False).get_text_config()
 
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
@@ -121,9 +141,9 @@ class Pretrained:
 
     def _base(self) -> "Pretrained":
         """What the run at `path` started from."""
-        start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]["path"]
-        dtype = str(self.dtype).removeprefix("torch.")
-        return Pretrained(start, dtype, self.attention, self.template_options, None, self.chat_template, self.field)
+        start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]
+        dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
+        return Pretrained(start["path"], dtype, self.attention, self.template_options, None, template, self.field)
 
     def _from_run(self) -> PreTrainedModel:
         student = Student(self._base().model())

@@ -1,86 +1,112 @@
 """What the command line asks for and cannot be had, said in one sentence before Hydra composes anything."""
 
 import os
-from collections.abc import Iterable
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.names import nearest
-
-ELSEWHERE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
-"""With these the configuration is not only the shipped one, and what it has is for Hydra to say."""
 
 
 def explain(arguments: list[str]) -> str | None:
     """The first unknown option or key among command-line arguments, with the nearest name, or a folder that cannot be.
 
-    None if there is nothing of the kind.
+    In a sweep every cell is looked at before the first begins. None if there is nothing of the kind.
     """
     words = [a for a in arguments if "=" in a and not a.startswith("-")]
-    if any(a.split("=")[0] in ELSEWHERE for a in arguments) or any("hydra.searchpath" in a for a in words):
-        return None
+    if any(a.split("=")[0] in ("--config-path", "-cp", "--config-name", "-cn") for a in arguments):
+        return None  # another configuration altogether, and what it has is for Hydra to say
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
         return " ".join(str(error).split())
-    chosen = [o for o in overrides if group_of(o).is_dir()]
-    folders = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
-    problems = [*folders, *(no_option(o) for o in chosen)]
-    return next((p for p in problems if p), None) or no_key(overrides, chosen)
+    folders = [Path(CONF_DIR), *more_folders(arguments, overrides)]
+    chosen = [o for o in overrides if any((folder / o.key_or_group).is_dir() for folder in folders)]
+    places = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
+    problems = [*places, *(no_option(o, folders) for o in chosen)]
+    return next((p for p in problems if p), None) or no_key(overrides, chosen, folders)
 
 
-def no_option(override: Override) -> str | None:
+def more_folders(arguments: list[str], overrides: list[Override]) -> list[Path]:
+    """Configuration folders beside the shipped one: --config-dir and hydra.searchpath."""
+    found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
+    found += [after for before, after in pairwise(arguments) if before in ("--config-dir", "-cd")]
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath":
+            given = override.value()
+            found += [str(path).removeprefix("file://") for path in (given if isinstance(given, list) else [given])]
+    return [Path(path).absolute() for path in found]
+
+
+def no_option(override: Override, folders: list[Path]) -> str | None:
     """A sentence if an override chooses an option that its group does not have."""
-    options = sorted(p.stem for p in group_of(override).glob("*.yaml"))
-    wrong = [value for value in values(override) if value is not None and value not in options]
     group = override.key_or_group
+    options = sorted(p.stem for folder in folders for p in (folder / group).glob("*.yaml"))
+    wrong = [value for value in values(override) if value not in options]
     return f"{group}={wrong[0]} is no option of {group}{nearest(wrong[0], options)}" if wrong else None
 
 
-def no_key(overrides: list[Override], chosen: list[Override]) -> str | None:
-    """A sentence if an override sets a key that is not there under the chosen options."""
-    keys = [o for o in overrides if o not in chosen and not o.is_add() and not o.is_delete()]
-    keys = [o for o in keys if o.key_or_group.split(".")[0] != "hydra"]
-    if not keys or any(o.is_sweep_override() for o in chosen):
-        return None  # which keys there are depends on the cell of the sweep
-    try:
-        base = OmegaConf.to_container(compose([o.input_line for o in chosen if o.input_line]), resolve=False)
-    except HydraException as error:
-        return " ".join(str(error).split())
-    return next((sentence for o in keys if (sentence := unknown(o, base))), None)
+def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path]) -> str | None:
+    """A sentence if an override sets a key that is not there under one of the chosen options."""
+    adding = [o for o in overrides if o.is_add() or o.is_force_add() or o.is_delete()]
+    keys = [o for o in overrides if o not in chosen and o not in adding and o.key_or_group.split(".")[0] != "hydra"]
+    # Of a sweep over options, each option is tried once beside the first of the others.
+    named = {o.key_or_group: values(o) for o in chosen if values(o)}
+    first = {group: options[0] for group, options in named.items()}
+    cells = [first, *({**first, group: option} for group, options in named.items() if keys for option in options[1:])]
+    for cell in cells:
+        line = [f"{group}={option}" for group, option in cell.items()]
+        try:
+            base = OmegaConf.to_container(compose([*line, *(o.input_line for o in adding if o.input_line)], folders[1:]))
+        except HydraException as error:
+            return retold(str(error), folders)
+        except YAMLError as error:
+            return f"a configuration file is no YAML: {' '.join(str(error).split())}"
+        swept = [f"{group}={option}" for group, option in cell.items() if len(named[group]) > 1]
+        beside = f" under {' '.join(swept)}" if swept else ""
+        sentence = next((sentence for o in keys if (sentence := unknown(o, base, beside))), None)
+        if sentence:
+            return sentence
+    return None
 
 
-def group_of(override: Override) -> Path:
-    """The folder of the group that an override chooses from, if there is one."""
-    return Path(CONF_DIR) / override.key_or_group
+def retold(message: str, folders: list[Path]) -> str:
+    """What Hydra says of a configuration that cannot be composed, in one sentence and with the nearest name."""
+    if found := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message):
+        group, option = found.groups()
+        options = sorted(p.stem for folder in folders for p in (folder / group).glob("*.yaml"))
+        return f"override {group}: {option} is no option of {group}{nearest(option, options)}"
+    return " ".join(message.split("Available options", maxsplit=1)[0].split())
 
 
-def values(override: Override) -> Iterable[Any]:
-    """The options that an override names: one, or those of a sweep."""
-    if not override.is_sweep_override():
-        return [override.value()]
-    return list(override.sweep_iterator())
+def values(override: Override) -> list[Any]:
+    """The options that an override names: one, or those of a sweep; a pattern (glob) is Hydra's to fill in."""
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-def unknown(override: Override, base: Any) -> str | None:
+def unknown(override: Override, base: Any, beside: str) -> str | None:
     """A sentence if a key is not in the composed configuration."""
     node, path = base, list[str]()
     for part in override.key_or_group.split("."):
         if node is None:
             place = ".".join(path)
-            return f"{override.input_line}: {place} is null here; choose an option for it ({place}=...) beside it."
+            return f"{override.input_line}: {place} is null{beside}; choose an option for it ({place}=...) beside it."
         if not isinstance(node, dict):
             return None
         if part not in node:
             siblings = [".".join([*path, str(name)]) for name in node if not str(name).startswith("_")]
             groups = [] if path else [p.name for p in Path(CONF_DIR).iterdir() if p.is_dir()]
-            return f"{override.input_line} is no key{nearest('.'.join([*path, part]), [*siblings, *groups])}"
+            return f"{override.input_line} is no key{beside}{nearest('.'.join([*path, part]), [*siblings, *groups])}"
         path.append(part)
         node = node[part]
     return None

@@ -1,9 +1,12 @@
 """Looks at the data with the models' own eyes before anything long begins: what is missing, too long, or seen twice."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data import encode_chat
@@ -12,7 +15,7 @@ from opd_lightning.models import Pretrained
 from opd_lightning.tasks.base import Example, Messages, Task
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teacher import Scorer
-from opd_lightning.types import RolloutPolicy
+from opd_lightning.types import RolloutPolicy, Tokens
 
 
 def preflight(
@@ -40,6 +43,7 @@ def preflight(
             f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
             "(task/verifier=numeric, say) or choose a method without rewards."
         )
+    check_objective(objective, model)
     if rollout.reads_references:
         check_references(examples)
     held = list({e.id: e for evaluation in suite.values() for e in evaluation.examples}.values())
@@ -51,8 +55,22 @@ def preflight(
         reader, context = scorer.weights.source or model, scorer.context
         check_lengths("rollout", examples, reader, tokenizer, context, context.template_options, longest)
     pairs = near_duplicates(examples, held)
-    found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs)}
+    found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs), "digest": digest(examples)}
+    found |= getattr(task, "notes", {})
     return found | ({"near_duplicates_first": pairs[:5]} if pairs else {})
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """Of what training reads: a run must not go on with other data under the same name."""
+    read = [[e.messages, e.completion, e.demonstration, sorted(e.extra.items())] for e in examples]
+    return hashlib.blake2b(json.dumps(read).encode(), digest_size=8).hexdigest()
+
+
+def check_objective(objective: Objective, model: Pretrained) -> None:
+    """The loss takes a token of this vocabulary; its parts say themselves what they cannot take."""
+    zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
+    logits = {name: torch.zeros(1, model.words()) for name in ("student", *objective.sources)}
+    objective(logits, Tokens(zero, zero, one, one))
 
 
 def check_references(examples: Sequence[Example]) -> None:

@@ -89,6 +89,13 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     suite = {name: build(node, **offers) for name, node in cfg.evaluation.suite.items()}
     examples = task.examples("train")
     found = preflight(model, tokenizer, task, examples, rollout, objective, scorers, suite)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    before = read_status(folder).get("data", found)
+    if checkpoint.exists() and before["digest"] != found["digest"]:
+        raise ValueError(
+            f"task has other training examples than those that the run in {folder} began with; bring them back, or choose "
+            "another study.name."
+        )
     write_status(folder, "running", data=found)
     if found["near_duplicates"]:
         log.warning(
@@ -126,7 +133,6 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     )
     if not is_worker():
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
-    checkpoint = folder / "checkpoints" / "last.ckpt"
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)

@@ -55,7 +55,8 @@ NAMES = {
     ),
     "key": (["optim.lrr=1"], "optim.lrr=1 is no key; did you mean optim.lr?"),
     "group": (["metod=sft"], "metod=sft is no key; did you mean method?"),
-    "key_of_nothing": (["method=sft", "teacher.path=x"], "teacher.path=x: teacher is null here; choose an option for it"),
+    "key_of_nothing": (["method=sft", "teacher.path=x"], "teacher.path=x: teacher is null; choose an option for it"),
+    "key_in_a_sweep": (["-m", "method=sft,gkd", "rollout.share=0.25"], "rollout.share=0.25 is no key under method=sft"),
     "grammar": (["optim.lr=[1"], "no viable alternative at input '[1'"),
 }
 
@@ -64,6 +65,32 @@ NAMES = {
 def test_unknown_names_are_told_before_anything_is_composed(command, arguments, sentence):
     code, output, files = command(*arguments)
     assert code == 1 and sentence in output and "Traceback" not in output and files == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["method=sfdt"], "method=sfdt is no option of method; did you mean sft?"),
+        (["optim.lrr=1"], "optim.lrr=1 is no key; did you mean optim.lr?"),
+        (["experiment=typp"], "experiment=typp is no option of experiment; did you mean typo?"),
+        (["experiment=bad"], "override method: sfdt is no option of method; did you mean sft?"),
+        (["experiment=broken"], "a configuration file is no YAML"),
+    ],
+)
+def test_unknown_names_beside_a_folder_of_ones_own(command, tmp_path, words, sentence):
+    arguments = experiment(tmp_path, "name: typo")
+    (tmp_path / "mine" / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /method: sfdt\nname: bad\n"
+    )
+    (tmp_path / "mine" / "experiment" / "broken.yaml").write_text("name: [\n")
+    chosen = [a for a in arguments if not (a.startswith("experiment=") and words[0].startswith("experiment="))]
+    code, output, files = command(*chosen, *words)
+    assert code == 1 and sentence in output and "Traceback" not in output and files == []
+
+
+def test_a_sweep_over_a_pattern_is_hydras_to_fill_in(command):
+    code, output, _ = command("-m", "method=glob(sf*)", "trainer.max_steps=1", "task.n_train=16", "task.n_eval=8")
+    assert code == 0 and "sft_kl, seed 0" in output and "Traceback" not in output
 
 
 def test_a_sweep_with_an_unknown_option_is_refused_as_a_whole(command):
@@ -81,6 +108,51 @@ INPUTS = {
     "key_typo_in_an_experiment": (
         lambda t: experiment(t, "name: typo\nmicro_token: 1"),
         r"micro_token=1 is no key of a run; did you mean micro_tokens\?",
+        0,
+    ),
+    "keys_of_plain_nodes": (
+        lambda t: experiment(t, "name: typo\ndata: {batchsize: 4}"),
+        r"data.batchsize=4 is no key; did you mean batch_size",
+        0,
+    ),
+    "key_of_the_evaluation": (
+        lambda t: experiment(t, "name: typo\nevaluation: {evry: 4}"),
+        r"evaluation.evry=4 is no key; did you mean every",
+        0,
+    ),
+    "callback_typo": (
+        lambda t: experiment(t, "name: typo\ncallbacks: {sampels: {every: 4}}"),
+        r"callbacks.sampels is no callback; did you mean samples",
+        0,
+    ),
+    "text_for_a_number": (lambda t: ["data.batch_size=abc"], r"data.batch_size='abc' should be int", 0),
+    "fraction_for_a_number": (lambda t: ["rollout.samples_per_prompt=2.5"], r"rollout.samples_per_prompt=2.5 should be int", 0),
+    "text_for_a_rate": (lambda t: ["optim.lr=abc"], r"optim.lr='abc' should be float", 0),
+    "text_for_a_coefficient": (
+        lambda t: ["loss.coefficients.divergence=abc"],
+        r"loss.coefficients.divergence='abc' must be a number",
+        1,
+    ),
+    "reinforce_with_one": (
+        lambda t: ["method=reinforce", "data.batch_size=1"],
+        r"data.batch_size=1 leaves REINFORCE without a baseline",
+        0,
+    ),
+    "beta": (lambda t: ["loss/divergence=jsd", "loss.divergence.beta=2"], r"loss.divergence.beta=2 must lie in \[0, 1\]", 1),
+    "support": (lambda t: ["method=opd_topk", "loss.support.k=33"], r"loss.support.k=33 exceeds the vocabulary of 32", 1),
+    "nothing_to_minimise": (lambda t: ["loss.coefficients.divergence=0"], r"the loss has no term", 1),
+    "pattern": (
+        lambda t: [
+            "task/verifier=regex",
+            "task.verifier.pattern='('",
+            *table(t, *QUESTIONS, columns="prompt: prompt, answer: answer"),
+        ],
+        r"task.verifier.pattern='\(' is no regular expression",
+        1,
+    ),
+    "mixture_without_a_student": (
+        lambda t: ["method=gkd", "rollout.share=0", "budget.student_tokens=50"],
+        r"budget.student_tokens=50 never ends method=gkd",
         0,
     ),
     "tokenizers_differ": (
@@ -209,6 +281,24 @@ def test_bad_input_never_ends_the_other_cells_of_a_sweep(command, tmp_path, name
     assert code != 0 and "Traceback" not in output, output
     assert len(list(re.finditer(rf"error: .*?{sentence}", output))) == 2, output
     assert files.count("status.json") == 2 * begins and set(files) <= {"status.json", "multirun.yaml"}
+
+
+def test_a_good_cell_runs_behind_a_bad_one(command, tmp_path):
+    """No verifier: RL cannot, SFT can."""
+    data = table(tmp_path, *QUESTIONS, columns="prompt: prompt, completion: completion")
+    code, output, _ = command("-m", *data, "task.max_new_tokens=8", "method=grpo,sft", "trainer.max_steps=1")
+    states = {p.parent.parent.name[:3]: json.loads(p.read_text())["state"] for p in (tmp_path / "out").rglob("status.json")}
+    assert code != 0 and "has no verifier" in output and states == {"grp": "failed", "sft": "finished"}
+
+
+def test_other_data_behind_the_same_name_is_refused(command, tmp_path):
+    """A run is not taken up again with examples that it did not begin with."""
+    columns = "prompt: prompt, completion: completion"
+    run = ["method=sft", "task.max_new_tokens=8", *table(tmp_path, *QUESTIONS, columns=columns)]
+    assert command(*run, "trainer.max_steps=1")[0] == 0
+    table(tmp_path, *[{**q, "completion": "answer 9"} for q in QUESTIONS], columns=columns)
+    code, output, _ = command(*run, "trainer.max_steps=2")
+    assert code == 1 and "has other training examples than those" in output and "choose another study.name" in output
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m"]])

@@ -4,6 +4,7 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -114,6 +115,24 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, file):
         assert [row for _, row in read_rows(str(tmp_path / name))] == ROWS, name
 
 
+def test_spreadsheets_marks_and_null_cells(tmp_path):
+    """A byte-order mark is no part of a column's name; a template around nothing is nothing; ids stay unique."""
+    lines = ["prompt,hint", *(f"word {i},{i}" for i in range(4))]
+    (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(lines))
+    assert TableTask(str(tmp_path / "a.csv"), {"prompt": "prompt"}).examples("train")
+    (tmp_path / "b.csv").write_bytes("prompt\ncaf\u00e9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"b\.csv:\d: no CSV in UTF-8"):
+        TableTask(str(tmp_path / "b.csv"), {"prompt": "prompt"})
+    rows = [{"q": f"word {i}", "hint": None if i == 2 else "h"} for i in range(4)]
+    with pytest.raises(ValueError, match=r"c\.jsonl:3: the prompt is empty"):
+        TableTask(write(tmp_path / "c.jsonl", rows), {"prompt": "{q} {hint}"})
+    (tmp_path / "held").mkdir()
+    held = write(tmp_path / "held" / "c.jsonl", [{"q": f"other {i}"} for i in range(3)])
+    task = TableTask(write(tmp_path / "c.jsonl", rows), {"prompt": "q"}, heldout={"path": held})
+    ids = [e.id for split in ("train", "validation", "test") for e in task.examples(split)]
+    assert len(set(ids)) == len(ids) == 7 and "heldout/c.jsonl:1" in ids
+
+
 MALFORMED = {
     "not_json": ('{"prompt": "a"}\n{"prompt": \n', r"bad\.jsonl:2: not JSON"),
     "not_utf8": (b'{"prompt": "a"}\n\xff\xfe\n', r"bad\.jsonl:2: not JSON in UTF-8"),
@@ -149,6 +168,15 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path, content, sentence):
         ({"columns": {"prompt": "q", "id": "same {a[0]}"}}, r"repeat an id"),
         ({"verifier": lambda c, a: None, "columns": {"prompt": "q"}}, r"rows\.jsonl:1: has no answer for task\.verifier"),
         ({"n_eval": 0}, r"task\.n_eval=0"),
+        ({"columns": {"prompt": 1}}, r"rows\.jsonl:1: task\.columns\.prompt=1 is no column"),
+        ({"columns": {"prompt": "{q.text}"}}, r"rows\.jsonl:1: .*cannot be filled in"),
+        ({"heldout": {"pth": "x"}}, r"task\.heldout\.pth is unknown; did you mean path\?"),
+        ({"heldout": {"split": "x"}}, r"task\.heldout\.path is missing"),
+        (
+            {"prepare": lambda row: row["nope"]},
+            r"rows\.jsonl:1: task\.prepare raised KeyError \('nope'\); columns are q, a, why",
+        ),
+        ({"path": "mine.jsonll"}, r"mine\.jsonll does not exist and is of no known kind; did you mean \.jsonl\?"),
         ({"prepare": lambda row: None}, r"task\.prepare leaves no row"),
     ],
 )
@@ -276,7 +304,9 @@ def test_rows_that_a_recipe_does_not_mean_are_left_out():
     assert science({**row, "domain": "Biology"}) is None and science({**row, "type": "filling"}) is None
     assert boxed_only({"solution": "no answer"}) is None
     columns = {"Action": ["get"], "Action_Input": ["{}"]}
-    assert json.loads(tool_use({"prompt": "p", "golden_answer": columns})["calls"]) == [{"Action": "get", "Action_Input": "{}"}]
+    assert json.loads(tool_use({"prompt": "p", "golden_answer": columns})["calls"]) == [{"Action": "get", "Action_Input": {}}]
+    with pytest.raises(ValueError, match="not an object"):
+        tool_use({"prompt": "p", "golden_answer": [{"Action": "get", "Action_Input": "[1]"}]})
 
 
 TEN = """
@@ -309,7 +339,13 @@ def test_ten_lines_written_by_hand_train(small, tmp_path, method):
         )
     )
     status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "finished" and status["data"] == {"train": 8, "heldout": 1, "near_duplicates": 0}
+    assert status["state"] == "finished" and status["data"] == {
+        "train": 8,
+        "heldout": 1,
+        "near_duplicates": 0,
+        "repeated_prompts": 0,
+        "digest": ANY,
+    }
 
 
 def test_the_worked_example_of_the_readme_runs(small, tmp_path, monkeypatch):

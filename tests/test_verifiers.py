@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from opd_lightning.tasks.base import Verdict
 from opd_lightning.tasks.recipes import tool_calls
-from opd_lightning.tasks.verifiers import Function, Math, choice, exact, numeric, regex
+from opd_lightning.tasks.verifiers import Function, Math, Numeric, Regex, choice, exact
 
 NUMERIC = [
     ("The answer is 72.", "72", 1.0),
@@ -19,29 +19,38 @@ NUMERIC = [
     ("no number", "3", 0.0),
     ("", "3", 0.0),
     ("0.3333333", "0.3333334", 1.0),
-    ("100001", "100000", 0.0),
+    ("1000001", "1000000", 0.0),
+    ("12345679", "12345678", 0.0),
+    ("1/2", "2", 0.0),
+    ("so 3/4", "0.75", 1.0),
+    ("5", "1/5", 0.0),
+    ("7", "1e999", 0.0),
+    ("1/0", "1", 0.0),
 ]
 
 
 @pytest.mark.parametrize(("completion", "answer", "content"), NUMERIC)
 def test_numeric(completion, answer, content):
-    assert numeric(completion, answer) == Verdict(content, None)
+    assert Numeric()(completion, answer) == Verdict(content, None)
 
 
 def test_numeric_behind_a_marker():
-    assert numeric("1+1=2\n#### 2\nThat took 5 minutes", "so\n#### 2", marker="####") == Verdict(1.0, 1.0)
-    assert numeric("first #### 3, no: #### 2", "#### 2", marker="####") == Verdict(1.0, 1.0)
-    assert numeric("It is 2", "#### 2", marker="####") == Verdict(1.0, 0.0)
-    assert numeric("2 ####", "#### 2", marker="####") == Verdict(0.0, 0.0)
+    assert Numeric("####")("1+1=2\n#### 2\nThat took 5 minutes", "so\n#### 2") == Verdict(1.0, 1.0)
+    assert Numeric("####")("first #### 3, no: #### 2", "#### 2") == Verdict(1.0, 1.0)
+    assert Numeric("####")("It is 2", "#### 2") == Verdict(1.0, 0.0)
+    assert Numeric("####")("2 ####", "#### 2") == Verdict(0.0, 0.0)
 
 
 def test_exact_and_regex():
     assert exact(" The  cat ", "the cat").content == 1.0 and exact("The cat", "the cat", ignore_case=False).content == 0.0
     assert exact("the cat.", "the cat").content == 0.0
-    pattern = r"<a>(.*?)</a>"
-    assert regex("<a>no</a> <a> yes </a>", "yes", pattern) == Verdict(1.0, 1.0)
-    assert regex("yes", "yes", pattern) == Verdict(0.0, 0.0)
-    assert regex("code 42", "42", r"\d+") == Verdict(1.0, 1.0)
+    tagged = Regex(r"<a>(.*?)</a>|<b>(.*?)</b>")
+    assert tagged("<a>no</a> <a> yes </a>", "yes") == Verdict(1.0, 1.0) == tagged("<b>yes</b>", "yes")
+    assert tagged("yes", "yes") == Verdict(0.0, 0.0)
+    assert Regex(r"\d+")("code 42", "42") == Verdict(1.0, 1.0)
+    for verifier, field in ((Regex, "pattern"), (Numeric, "marker")):
+        with pytest.raises(ValueError, match=rf"task\.verifier\.{field}='\(' is no regular expression"):
+            verifier("(")
 
 
 CHOICE = [
@@ -51,6 +60,9 @@ CHOICE = [
     ("\\boxed{\\text{B}}", 1.0, 1.0),
     ("B", 1.0, 0.0),
     ("B) because A is wrong", 1.0, 0.0),
+    ("**B**", 1.0, 0.0),
+    ("<answer>B: Water</answer>", 1.0, 1.0),
+    ("The answer is I think B", 0.0, 0.0),
     ("A big tree", 0.0, 0.0),
     ("Both are right, but the answer is Because", 0.0, 0.0),
     ("<answer>A</answer> although the answer is B", 0.0, 1.0),
@@ -60,6 +72,11 @@ CHOICE = [
 @pytest.mark.parametrize(("completion", "content", "format"), CHOICE)
 def test_choice(completion, content, format):
     assert choice(completion, "B") == Verdict(content, format)
+
+
+def test_the_answer_of_a_choice_is_looked_for_too():
+    assert choice("B", "\\boxed{B}").content == choice("B", "The answer is B.").content == choice("B", "(B)").content == 1.0
+    assert choice("A", "Acetone").content == 0.0
 
 
 MATH = [
@@ -90,6 +107,8 @@ def test_a_function_of_ones_own():
     assert verifier("ab", "abcd") == Verdict(0.5, None) and Function("operator.eq")("a", "a") == Verdict(1.0, None)
     with pytest.raises(ValueError, match=r"task\.verifier\.path=tests\.test_verifiers\.nope cannot be imported"):
         Function("tests.test_verifiers.nope")
+    with pytest.raises(ValueError, match="operator is no function"):
+        Function("operator")
     with pytest.raises(ValueError, match=r"returned 7\.0; scores must lie in \[0, 1\]"):
         Function("tests.test_verifiers.broken")("x", "y")
     with pytest.raises(ValueError, match=r"raised ValueError .* on completion='', answer='y'"):
@@ -97,7 +116,7 @@ def test_a_function_of_ones_own():
 
 
 def test_tool_calls_count_tools_and_merge_arguments():
-    gold = '[{"Action": "get", "Action_Input": "{\\"a\\": {\\"b\\": 1}}"}, {"Action": "put", "Action_Input": "{}"}]'
+    gold = '[{"Action": "get", "Action_Input": {"a": {"b": 1}}}, {"Action": "put", "Action_Input": {}}]'
     said = 'Action: put\nAction Input: {}\nAction: get\nAction Input: {"a": {"b": 1}} done'
     assert tool_calls(said, gold) == Verdict(1.0, 1.0)
     assert tool_calls(said.replace("1", "2"), gold) == Verdict(0.0, 1.0)
@@ -110,9 +129,9 @@ def test_tool_calls_count_tools_and_merge_arguments():
 def test_no_text_breaks_a_verifier(text):
     for verdict in (
         exact(text, "a"),
-        numeric(text, "1", marker="#"),
-        regex(text, "a", r"<a>(.*?)</a>"),
+        Numeric("#")(text, "1"),
+        Regex(r"<a>(.*?)</a>")(text, "a"),
         choice(text, "A"),
-        tool_calls(text, '[{"Action": "a", "Action_Input": "{}"}]'),
+        tool_calls(text, '[{"Action": "a", "Action_Input": {}}]'),
     ):
         assert 0.0 <= verdict.content <= 1.0

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean as mean
 
 from transformers import PreTrainedTokenizerBase
 
@@ -56,9 +58,12 @@ class GreedyAccuracy:
         self.sampling = Sampling(max_new_tokens, temperature=0.0)
 
     def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
-        """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated."""
-        answers = ask(student, self, samples=1, seed=0)
-        return by_skill(self.examples, answers, summarise)
+        """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated.
+
+        Accuracy is the share that is right; where a task gives partial scores, `score` is their mean. Without a verifier there
+        is neither.
+        """
+        return by_skill(self.examples, ask(student, self, samples=1, seed=0), partial(summarise, self.task))
 
 
 class SampledAccuracy:
@@ -95,7 +100,7 @@ class SampledAccuracy:
         for k in passes:
             if not 1 <= k <= samples:
                 raise ValueError(
-                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples, and samples={samples}."
+                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples; set samples={k} or more."
                 )
         if temperature == 0:
             raise ValueError("evaluation.suite.sampled.temperature=0 makes all samples equal; GreedyAccuracy measures that.")
@@ -105,7 +110,7 @@ class SampledAccuracy:
         self.samples, self.passes, self.seed, self.solved = samples, passes, seed, solved
 
     def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
-        """For each skill and group of skills: `avg@<samples>` and each `pass@<k>`."""
+        """For each skill and group of skills: `avg@<samples>`, each `pass@<k>`, and how the samples are written."""
         return by_skill(self.examples, ask(student, self, self.samples, self.seed), self.passing)
 
     def passing(self, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
@@ -113,7 +118,8 @@ class SampledAccuracy:
         scores = [[a.verdict.content for a in answers] for answers in prompts]
         right = [sum(score >= self.solved for score in some) for some in scores]
         mean = {f"avg@{self.samples}": proportion([sum(some) / len(some) for some in scores])}
-        return mean | {f"pass@{k}": proportion([pass_at(k, self.samples, c) for c in right]) for k in self.passes}
+        passes = {f"pass@{k}": proportion([pass_at(k, self.samples, c) for c in right]) for k in self.passes}
+        return mean | passes | {f"sampled_{name}": e for name, e in describe(prompts).items()}
 
 
 def ask(student: Student, what: GreedyAccuracy | SampledAccuracy, samples: int, seed: int) -> list[list[Answer]]:
@@ -131,15 +137,22 @@ def ask(student: Student, what: GreedyAccuracy | SampledAccuracy, samples: int, 
     return answers
 
 
-def summarise(prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
+def summarise(task: Task, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
     """The numbers of one skill from one answer per prompt."""
-    answers = [some[0] for some in prompts]
-    formats = [a.verdict.format for a in answers if a.verdict.format is not None]
-    return {
-        "accuracy": proportion([a.verdict.content for a in answers]),
-        **({"format": proportion(formats)} if formats else {}),
-        "length": average([a.length for a in answers]),
-        "truncated": proportion([float(a.truncated) for a in answers]),
+    scores = [some[0].verdict.content for some in prompts]
+    numbers = {"accuracy": proportion([float(score >= 1.0) for score in scores])} if task.verifies else {}
+    if task.verifies and getattr(task, "partial_scores", False):
+        numbers["score"] = proportion(scores)
+    return numbers | describe(prompts)
+
+
+def describe(prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
+    """How completions are written, as means over the prompts of what each prompt's samples show."""
+    formats = [[a.verdict.format for a in some if a.verdict.format is not None] for some in prompts]
+    told = {"format": proportion([mean(some) for some in formats])} if all(formats) else {}
+    return told | {
+        "length": average([mean([a.length for a in some]) for some in prompts]),
+        "truncated": proportion([mean([float(a.truncated) for a in some]) for some in prompts]),
     }
 
 

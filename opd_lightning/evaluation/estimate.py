@@ -47,8 +47,12 @@ def proportion(values: Sequence[float]) -> Estimate:
 
 
 def average(values: Sequence[float]) -> Estimate:
-    """A mean over prompts without an interval, for lengths and the like."""
-    return Estimate(sum(values) / len(values), len(values))
+    """A mean over prompts of any numbers, with the normal interval of a mean (none for a single prompt)."""
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return Estimate(mean, n)
+    half = Z95 * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return Estimate(mean, n, mean - half, mean + half)
 
 
 def pass_at(k: int, n: int, solved: int) -> float:

@@ -27,7 +27,8 @@ class Objective:
         policy_gradient: a term on rewarded completions. None: no verifier is needed.
         cross_entropy: a term on the written tokens.
         reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
-        coefficients: of the terms "divergence", "policy_gradient", "cross_entropy" and "reference"; 1 unless given.
+        coefficients: of the terms "divergence", "policy_gradient", "cross_entropy" and "reference"; 1 unless given, and
+            0 drops the term.
         clip: bounds the divergence, see `clip.py`; None does not.
         ratio_cap: multiply the divergence by min(S / S_old, cap) of the written token from the second update on one rollout
             on (SDPO, arXiv 2601.20802); None does not. A sampled token has its own ratio.
@@ -58,15 +59,20 @@ class Objective:
         temperature: float = 1.0,
         temperature_squared: bool = False,
     ):
+        for name, value in (coefficients or {}).items():
+            if name not in self.TERMS:
+                raise ValueError(f"loss.coefficients.{name}={value} is of no term; terms are {', '.join(self.TERMS)}.")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"loss.coefficients.{name}={value!r} must be a number that is not negative; 0 drops the term.")
+        off = {name for name, value in (coefficients or {}).items() if value == 0}
+        divergence = None if "divergence" in off else divergence
+        policy_gradient = None if "policy_gradient" in off else policy_gradient
+        cross_entropy = None if "cross_entropy" in off else cross_entropy
+        reference = None if "reference" in off else reference
         if divergence is None and policy_gradient is None and cross_entropy is None:
             raise ValueError("the loss has no term: choose loss/divergence=, loss/policy_gradient= or loss/cross_entropy=.")
         if divergence is not None and support is None:
             raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
-        for name, value in (coefficients or {}).items():
-            if name not in self.TERMS:
-                raise ValueError(f"loss.coefficients.{name}={value} is of no term; terms are {', '.join(self.TERMS)}.")
-            if not value >= 0:
-                raise ValueError(f"loss.coefficients.{name}={value} must not be negative.")
         if divergence is not None and support.needs_own_samples and (clip is not None or ratio_cap is not None):
             raise ValueError(
                 "loss/support=sampled takes neither loss/clip nor loss.ratio_cap; it has sampler_cap and its own ratio."

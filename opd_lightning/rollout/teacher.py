@@ -1,8 +1,10 @@
 """The teacher writes: sequence-level distillation, and what the teacher once wrote is not written twice."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -51,15 +53,18 @@ class TeacherRollout:
         self.tokenizer, self.folder, self.samples = tokenizer, folder, samples_per_prompt
         self.updates_per_rollout, self.truncated, self.max_new_tokens = updates_per_rollout, truncated, max_new_tokens
         self.written: dict[str, tuple[list[int], bool]] | None = None
+        self.costs: dict[int, int] = {}
 
     def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer]) -> Rollout:
         """One completion per prompt and sample; those that are not known yet are drawn from `seed`."""
         teacher, prompts = scorers["teacher"], prompts.repeat(self.samples)
-        names = [f"{example.id}#{b % self.samples}" for b, example in enumerate(prompts.examples)]
+        # By what the teacher reads, not by the example's id: data may change behind an id.
+        read = [hashlib.blake2b(json.dumps(ids).encode(), digest_size=16).hexdigest() for ids in teacher.prompt_ids(prompts)]
+        names = [f"{digest}#{b % self.samples}" for b, digest in enumerate(read)]
         known = self.remembered() if teacher.weights.fixed else {}
         # A prompt that stands twice in a batch is answered once.
         new = list({name: b for b, name in enumerate(names) if name not in known}.values())
-        passed = 0
+        passed = self.costs.get(seed, 0)  # of a step that is taken again after a crash: the ledger has forgotten it
         if new:
             asked = Prompts([prompts.examples[b] for b in new], [prompts.ids[b] for b in new])
             done, passed = teacher.write(student, asked, self.sampling, seed)
@@ -67,7 +72,7 @@ class TeacherRollout:
             fresh = {names[b]: answer for b, answer in zip(new, answers, strict=True)}
             known.update(fresh)
             if teacher.weights.fixed:
-                self.keep(fresh)
+                self.keep({"seed": seed, "tokens": passed, "rows": fresh})
         rows = [torch.tensor(known[name][0]) for name in names]
         cut = torch.tensor([known[name][1] for name in names])
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
@@ -91,13 +96,14 @@ class TeacherRollout:
                 # A line is one batch. A process that was killed may have left half a line, whose batch is drawn again.
                 whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
                 self.path.write_text("".join(whole))
-                for line in whole:
-                    self.written |= {name: (ids, cut) for name, (ids, cut) in json.loads(line).items()}
+                for batch in map(json.loads, whole):
+                    self.costs[batch["seed"]] = batch["tokens"]
+                    self.written |= {name: (ids, cut) for name, (ids, cut) in batch["rows"].items()}
         return self.written
 
-    def keep(self, fresh: dict[str, tuple[list[int], bool]]) -> None:
-        """Append a batch to the file."""
+    def keep(self, batch: dict[str, Any]) -> None:
+        """Append a batch, with its seed and what it cost, to the file."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(fresh) + "\n")
+                file.write(json.dumps(batch) + "\n")

@@ -50,6 +50,9 @@ class Task(Protocol):
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
         batch_size: prompts per rollout that suit it; the default of data.batch_size.
         demonstration_template: how a demonstration is worded, the default of `context=demonstration`.
+
+    A task may also have `partial_scores` (True: a content below 1 is not right, and the mean score is reported beside the
+    accuracy) and `notes` (numbers about its data, for status.json).
     """
 
     verifies: bool

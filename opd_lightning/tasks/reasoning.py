@@ -31,6 +31,7 @@ class ReasoningGymTask:
     """
 
     verifies = True
+    partial_scores = True
 
     def __init__(
         self,
@@ -105,5 +106,6 @@ class ReasoningGymTask:
 
     def _example(self, entry: dict[str, Any], id: str) -> Example:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        answer = f"<answer>{entry['answer']}</answer>"
+        # Some data sets have no single answer, only a way to score one.
+        answer = None if entry["answer"] is None else f"<answer>{entry['answer']}</answer>"
         return Example(id, [*system, {"role": "user", "content": entry["question"]}], completion=answer, demonstration=answer)

@@ -44,8 +44,20 @@ def tool_use(row: Row) -> Row:
     return {
         "prompt": row["prompt"],
         "response": responses[0] if isinstance(responses, list) and responses else responses,
-        "calls": json.dumps([{"Action": c["Action"], "Action_Input": c["Action_Input"]} for c in calls]),
+        "calls": json.dumps([{"Action": c["Action"], "Action_Input": arguments(c["Action_Input"])} for c in calls]),
     }
+
+
+def arguments(given: Any) -> dict[str, Any]:
+    """The arguments of a golden call: an object, or the JSON of one; nothing is no arguments.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    read = json.loads(given) if isinstance(given, str) and given.strip() else (given or {})
+    if not isinstance(read, dict):
+        raise ValueError(f"Action_Input is {given!r}, not an object")
+    return read
 
 
 def tool_calls(completion: str, answer: str) -> Verdict:
@@ -56,13 +68,12 @@ def tool_calls(completion: str, answer: str) -> Verdict:
     arguments can be read.
 
     Args:
-        answer: a JSON list of {"Action", "Action_Input"}, as `tool_use` writes it.
+        answer: a JSON list of {"Action", "Action_Input"}, the input an object, as `tool_use` writes it.
     """
     right = json.loads(answer)
     wanted = Counter(call["Action"] for call in right)
-    arguments = merged(json.loads(call["Action_Input"] or "{}") for call in right)
     names, inputs = calls_of(completion)
-    content = names == wanted and merged(inputs) == arguments
+    content = names == wanted and merged(inputs) == merged(call["Action_Input"] for call in right)
     return Verdict(float(content), float(bool(names) and bool(inputs)))
 
 
@@ -73,7 +84,7 @@ def calls_of(completion: str) -> tuple[Counter[str], list[Any]]:
     for match in re.finditer(r"Action Input:\s*(?=\{)", completion):
         try:
             inputs.append(json.JSONDecoder().raw_decode(completion, match.end())[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return names, inputs
 

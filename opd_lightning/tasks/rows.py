@@ -3,8 +3,11 @@
 import csv
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from opd_lightning.names import nearest
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -22,6 +25,10 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
     """
     file = Path(path)
+    if file.suffix not in FILES and file.is_file():
+        raise ValueError(f"task.path={path} is a file of no known kind{nearest(file.suffix, FILES)}")
+    if file.suffix not in FILES and get_close_matches(file.suffix, FILES, n=1):
+        raise ValueError(f"task.path={path} does not exist and is of no known kind{nearest(file.suffix, FILES)}")
     if file.suffix in FILES:
         if not file.is_file():
             raise ValueError(f"task.path={path} does not exist; give a file, a folder or a hub id.")
@@ -39,7 +46,7 @@ def from_jsonl(file: Path) -> Iterator[tuple[str, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file}:{number}: not JSON in UTF-8 ({error}); each line must be one object.") from error
         yield place(file, number), checked(row, file, number)
@@ -48,7 +55,7 @@ def from_jsonl(file: Path) -> Iterator[tuple[str, Row]]:
 def from_json(file: Path) -> Iterator[tuple[str, Row]]:
     """A JSON array of objects."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON in UTF-8 ({error}); for one object per line, name it .jsonl.") from error
     if not isinstance(rows, list):
@@ -59,12 +66,16 @@ def from_json(file: Path) -> Iterator[tuple[str, Row]]:
 
 def from_csv(file: Path) -> Iterator[tuple[str, Row]]:
     """A header line and as many cells in every row."""
-    with file.open(newline="", encoding="utf-8") as stream:
+    csv.field_size_limit(2**31 - 1)
+    with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark
         reader = csv.DictReader(stream)
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
-            yield place(file, reader.line_num), row
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
+                yield place(file, reader.line_num), row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{file}:{reader.line_num + 1}: no CSV in UTF-8 ({error}); save it as UTF-8.") from error
 
 
 def from_parquet(file: Path) -> Iterator[tuple[str, Row]]:

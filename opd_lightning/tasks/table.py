@@ -1,7 +1,9 @@
 """A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
 
 import math
+import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from opd_lightning.names import nearest
@@ -28,8 +30,8 @@ class TableTask:
         skill          the name under which it is evaluated
         id             unique; file and line unless given
 
-    Splits are disjoint by construction: equal prompts are kept once, held-out ones leave the training set. Which rows are
-    held out follows from their prompts alone, not from their order.
+    Splits are disjoint by construction: equal prompts (case and blanks apart) are kept once, held-out ones leave the training
+    set, and `notes` says how many rows that cost. Which rows are held out follows from their prompts alone.
 
     Args:
         path, name, split: the training rows, see `read_rows`.
@@ -63,26 +65,37 @@ class TableTask:
         batch_size: int = 8,
         demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
     ):
-        self.columns = {part: column for part, column in columns.items() if column is not None}
+        self.columns = {part: str(column) for part, column in columns.items() if column is not None}
         for part in self.columns:
             if part not in PARTS:
                 raise ValueError(f"task.columns.{part} is no part of an example{nearest(part, PARTS)}")
         if "prompt" not in self.columns:
             raise ValueError("task.columns.prompt is missing; say which column holds the prompt.")
+        for key in heldout or {}:
+            if key not in ("path", "name", "split"):
+                raise ValueError(f"task.heldout.{key} is unknown{nearest(key, ('path', 'name', 'split'))}")
+        if heldout is not None and "path" not in heldout:
+            raise ValueError("task.heldout.path is missing; say where the held-out rows are, or task.heldout=null.")
         for key, value in (("n_train", n_train), ("n_eval", n_eval)):
             if value is not None and value < 1:
                 raise ValueError(f"task.{key}={value} must be at least 1.")
         self.verifier, self.system, self.prepare = verifier, system, prepare
         self.verifies = verifier is not None
+        self.partial_scores = getattr(verifier, "partial_scores", False)
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.demonstration_template = demonstration_template
+        self.notes = {"repeated_prompts": 0}
         self.splits = self._split(path, name, split, heldout, n_train, n_eval)
 
     def _split(self, path, name, split, heldout, n_train, n_eval) -> dict[str, list[Example]]:
-        rows = distinct(self._read(path, name, split))
+        read = self._read(path, name, split)
+        rows = distinct(read)
         held_out = None if heldout is None else {"name": None, "split": "test", **heldout}
         test = [] if held_out is None else distinct(self._read(**held_out, lenient=True))
         rows = distinct(rows, without=test)
+        self.notes["repeated_prompts"] = len(read) - len(rows)
+        taken = {e.id for e in rows}  # two files may have the same name, and rows are called by it
+        test = [replace(e, id=f"heldout/{e.id}") if e.id in taken else e for e in test]
         held = min(n_eval, max(1, len(rows) // 10))
         if heldout is None:
             if len(rows) < 3:
@@ -98,7 +111,7 @@ class TableTask:
     def _read(self, path: str, name: str | None, split: str, lenient: bool = False) -> list[Example]:
         examples = []
         for place, row in read_rows(path, name, split):
-            prepared = row if self.prepare is None else self.prepare(row)
+            prepared = self._prepare(place, row)
             if prepared is not None:
                 examples.append(self._example(place, prepared, lenient))
         if not examples:
@@ -109,6 +122,18 @@ class TableTask:
                 f"task.columns.id={self.columns.get('id')}: {len(examples) - len(ids)} rows of {path} repeat an id."
             )
         return examples
+
+    def _prepare(self, place: str, row: Row) -> Row | None:
+        if self.prepare is None:
+            return row
+        try:
+            return self.prepare(row)
+        except Exception as error:
+            columns = ", ".join(row)
+            raise ValueError(
+                f"{place}: task.prepare raised {type(error).__name__} ({error}); columns are {columns}. It must take every "
+                "row, or return None to leave one out."
+            ) from error
 
     def examples(self, split: str) -> Sequence[Example]:
         """ "train", "validation" or "test"."""
@@ -153,8 +178,13 @@ def take(examples: Sequence[Example], n: int) -> tuple[list[Example], list[Examp
 def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
     """What plays a part in a row: a column's value, or a template filled in; None where a spared one is missing."""
     try:
-        return column.format(**row) if "{" in column else row[column]
-    except (KeyError, IndexError, TypeError) as error:
+        if "{" not in column:
+            return row[column]
+        named = [name for _, name, _, _ in string.Formatter().parse(column) if name]
+        if any(row.get(name) is None for name in named if name in row):
+            return None  # a template around an empty cell is empty, not the word None
+        return column.format(**row)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         if spared and isinstance(error, KeyError):
             return None
         if "{" in column:

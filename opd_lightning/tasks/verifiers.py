@@ -6,12 +6,16 @@ in the answer just as in the completion. A verifier of your own may return a boo
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from opd_lightning.names import find
 from opd_lightning.tasks.base import Verdict
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?(?:\s?/\s?\d+(?![\d.]))?"
+)
+"""A number: commas between groups of three digits, decimals, an exponent, a simple fraction."""
 
 
 def exact(completion: str, answer: str, ignore_case: bool = True) -> Verdict:
@@ -20,68 +24,114 @@ def exact(completion: str, answer: str, ignore_case: bool = True) -> Verdict:
     return Verdict(float(said.lower() == right.lower() if ignore_case else said == right))
 
 
-def numeric(completion: str, answer: str, marker: str | None = None, tolerance: float = 1e-6) -> Verdict:
-    """The last number of the completion is that of the answer.
+class Numeric:
+    """The last number of the completion is that of the answer. Whole numbers are compared exactly.
 
     Args:
         marker: a regular expression that announces the final number, such as "####" or "answer is"; where it occurs, the
             first number behind its last occurrence counts, and the format is whether it occurs.
-        tolerance: largest relative difference (absolute below 1).
+        tolerance: largest relative difference of numbers that are not whole (absolute below 1).
+
+    Raises:
+        ValueError: the marker is no regular expression.
     """
-    said, announced = last_number(completion, marker)
-    right, _ = last_number(answer, marker)
-    close = said is not None and right is not None and abs(said - right) <= tolerance * max(1.0, abs(right))
-    return Verdict(float(close), None if marker is None else float(announced))
+
+    def __init__(self, marker: str | None = None, tolerance: float = 1e-6):
+        self.marker, self.tolerance = None if marker is None else compiled("task.verifier.marker", marker), tolerance
+
+    def __call__(self, completion: str, answer: str) -> Verdict:
+        """Right if both have a number and they agree."""
+        said, announced = self.final(completion)
+        right, _ = self.final(answer)
+        close = said is not None and right is not None and self.agree(said, right)
+        return Verdict(float(close), None if self.marker is None else float(announced))
+
+    def agree(self, said: Fraction, right: Fraction) -> bool:
+        """Equal, or nearly so where one of them is not whole."""
+        if said.denominator == right.denominator == 1:
+            return said == right
+        return abs(said - right) <= Fraction(self.tolerance) * max(Fraction(1), abs(right))
+
+    def final(self, text: str) -> tuple[Fraction | None, bool]:
+        """The number that a text ends in, or the one behind the marker, and whether the marker announced one."""
+        announced = list(self.marker.finditer(text)) if self.marker is not None else []
+        if announced:
+            behind = numbers(text[announced[-1].end() :])
+            return (behind[0] if behind else None), bool(behind)
+        found = numbers(text)
+        return (found[-1] if found else None), False
 
 
-def last_number(text: str, marker: str | None) -> tuple[float | None, bool]:
-    """The number that a text ends in, or the one behind the marker, and whether the marker was there."""
-    announced = list(re.finditer(marker, text)) if marker is not None else []
-    if announced:
-        behind = numbers(text[announced[-1].end() :])
-        return (behind[0] if behind else None), bool(behind)
-    found = numbers(text)
-    return (found[-1] if found else None), False
+def numbers(text: str) -> list[Fraction]:
+    """All numbers of a text, exactly; a division by zero is none."""
+    found = []
+    for match in NUMBER.findall(text):
+        top, _, bottom = match.replace(",", "").replace(" ", "").partition("/")
+        if not bottom or int(bottom):
+            found.append(Fraction(top) / int(bottom or 1))
+    return found
 
 
-def numbers(text: str) -> list[float]:
-    """All numbers of a text; commas between groups of three digits are read over."""
-    return [float(match.replace(",", "")) for match in NUMBER.findall(text) if match]
+def compiled(field: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression, or ValueError."""
+    try:
+        return re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{field}={pattern!r} is no regular expression ({error}).") from error
 
 
-def regex(completion: str, answer: str, pattern: str, ignore_case: bool = True) -> Verdict:
-    """What the pattern's last match holds (its first group, if it has one) is the answer; the format is a match."""
-    matches = list(re.finditer(pattern, completion, re.DOTALL))
-    if not matches:
-        return Verdict(0.0, 0.0)
-    last = matches[-1]
-    said = last.group(1) if last.re.groups else last.group(0)
-    return Verdict(exact(said or "", answer, ignore_case).content, 1.0)
+class Regex:
+    """What the pattern's last match holds is the answer; the format is a match.
+
+    Args:
+        pattern: of its groups the first that matched counts, without groups the whole match.
+        ignore_case: in comparing with the answer.
+
+    Raises:
+        ValueError: the pattern is no regular expression.
+    """
+
+    def __init__(self, pattern: str, ignore_case: bool = True):
+        self.pattern, self.ignore_case = compiled("task.verifier.pattern", pattern), ignore_case
+
+    def __call__(self, completion: str, answer: str) -> Verdict:
+        """Right if the text that was found equals the answer, blanks apart."""
+        matches = list(self.pattern.finditer(completion))
+        if not matches:
+            return Verdict(0.0, 0.0)
+        groups = [group for group in matches[-1].groups() if group is not None]
+        return Verdict(exact(groups[0] if groups else matches[-1].group(0), answer, self.ignore_case).content, 1.0)
 
 
+LETTER = r"[*(\s]*([A-J])(?![A-Za-z])"
 CHOICES = tuple(
     re.compile(pattern)
     for pattern in (
-        r"<answer>\s*\(?([A-J])\)?[.:]?\s*</answer>",
-        r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-J])\)?",
-        r"(?i:answer|option|choice)(?:\s+(?i:is))?\s*[:=]?\s*\**\(?([A-J])\)?(?![A-Za-z])",
+        rf"(?i:<answer>){LETTER}",
+        rf"\\boxed\{{(?:\\text\{{)?{LETTER}",
+        rf"(?i:\banswer\b|\boption\b|\bchoice\b)(?:\s+(?i:is))?\s*:?{LETTER}(?!\s+[a-z])",
     )
 )
-"""How a choice is announced; the first that occurs counts."""
+"""How a choice is announced; the first that occurs counts. "The answer is I think B" announces nothing."""
 
 
 def choice(completion: str, answer: str) -> Verdict:
-    """The letter that is chosen, A to J, is the answer's; the format is whether it is announced as the answer.
+    """The letter that is chosen, A to J in capitals, is the answer's; the format is whether it is announced as the answer.
 
     Announced: <answer>B</answer>, \\boxed{B}, "the answer is (B)". Otherwise a completion that is a letter, or begins
     with one as in "B) because", still counts as right.
     """
-    right = answer.strip().strip("().").upper()[:1]
+    said, announced = chosen(completion)
+    return Verdict(float(said is not None and said == chosen(answer)[0]), float(announced))
+
+
+def chosen(text: str) -> tuple[str | None, bool]:
+    """The letter that a text chooses, and whether it announces it."""
     for pattern in CHOICES:
-        if found := pattern.findall(completion):
-            return Verdict(float(found[-1] == right), 1.0)
-    bare = re.match(r"\s*\(?([A-J])(?:[).:]|\s*$)", completion)
-    return Verdict(float(bare is not None and bare.group(1) == right), 0.0)
+        if found := pattern.findall(text):
+            return found[-1], True
+    bare = re.match(r"[*(\s]*([A-J])(?:[*).:]|\s*$)", text)
+    return (bare.group(1) if bare else None), False
 
 
 class Math:
@@ -119,12 +169,16 @@ class Function:
         path: where it is, such as "my_package.scores.score".
 
     Raises:
-        ValueError: it cannot be imported.
+        ValueError: it cannot be imported, or is no function.
     """
+
+    partial_scores = True
 
     def __init__(self, path: str):
         try:
             self.function: Callable[[str, str], Any] = find(path)
+            if not callable(self.function):
+                raise ValueError(f"{path} is no function")
         except ValueError as error:
             raise ValueError(
                 f"task.verifier.path={path} cannot be imported ({error}); give package.module.function."

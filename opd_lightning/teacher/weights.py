@@ -65,7 +65,7 @@ class External(_Fixed):
 
     def __init__(self, path: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32", attention: str = "sdpa"):
         self.source = Pretrained(path, dtype, attention, field="teacher.path")
-        if self.source.tokenizer().get_vocab() != tokenizer.get_vocab():
+        if self.source.vocabulary() != tokenizer.get_vocab():
             raise ValueError(
                 f"teacher.path={path} has another tokenizer than the student, so token ids would mean different texts; choose "
                 "a teacher of the student's family."
@@ -80,7 +80,7 @@ class External(_Fixed):
         name = f"teacher.path={self.source.path}"
         self.model = Student(self.source.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(name)
-        shared, words = min(self.model.head.weight.shape[0], student.head.weight.shape[0]), len(self.source.tokenizer())
+        shared, words = min(self.model.head.weight.shape[0], student.head.weight.shape[0]), len(self.source.vocabulary())
         if shared < words:
             raise ValueError(
                 f"{name} and the student share {shared} ids, and their tokenizer has {words}: not all words can be compared; "
