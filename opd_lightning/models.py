@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
+from opd_lightning.sharding import gathered
 from opd_lightning.types import LogitSource, Sequences, Tokens
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Pretrained:
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
         teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
         chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
+        checkpointing: recompute activations in the backward pass of training, for memory.
         field: of the configuration, to name in errors.
     """
 
@@ -61,13 +63,14 @@ class Pretrained:
         template_options: dict | None = None,
         teacher: str | None = None,
         chat_template: str | None = None,
+        checkpointing: bool = False,
         field: str = "model.path",
     ):
         if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
         self.path, self.dtype, self.attention = path, getattr(torch, dtype), attention
         self.template_options, self.teacher = template_options or {}, teacher
-        self.chat_template, self.field = chat_template, field
+        self.chat_template, self.checkpointing, self.field = chat_template, checkpointing, field
 
     def model(self) -> PreTrainedModel:
         """Load the weights, in eval mode."""
@@ -80,6 +83,8 @@ class Pretrained:
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        if self.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -143,7 +148,9 @@ class Pretrained:
         """What the run at `path` started from."""
         start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]
         dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
-        return Pretrained(start["path"], dtype, self.attention, self.template_options, None, template, self.field)
+        return Pretrained(
+            start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, self.field
+        )
 
     def _from_run(self) -> PreTrainedModel:
         student = Student(self._base().model())
@@ -201,7 +208,7 @@ class Student(nn.Module):
         """The language model in eval mode and without gradients; the mode is given back afterwards."""
         was_training = self.training
         self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered(self):
             yield self.lm
         self.train(was_training)
 
@@ -235,6 +242,6 @@ class Student(nn.Module):
         """
         with self.evaluating():
             hidden = self.hidden(sequences)
-        # The dtype is settled here: where a chunk is projected later, autocast is off.
-        head = replace(self.head, dtype=self.head.compute_dtype(hidden))
-        return LogitSource(hidden, (head.copy() if snapshot else head).project, head.weight.shape[0])
+            # The dtype is settled here: where a chunk is projected later, autocast is off.
+            head = replace(self.head, dtype=self.head.compute_dtype(hidden))
+            return LogitSource(hidden, (head.copy() if snapshot else head).project, head.weight.shape[0])

@@ -3,24 +3,31 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.batching import packed_index, plan_micro_batches
+from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.metrics import Ledger, StepMetrics
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.optim import Optim
 from opd_lightning.seeds import derive_seed, seeded
+from opd_lightning.sharding import shard, whole
 from opd_lightning.tasks.base import Example, Verdict
 from opd_lightning.teacher.scorer import Scorer
 from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
+
+POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
+"""Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""
 
 
 class DistillationModule(L.LightningModule):
@@ -60,6 +67,7 @@ class DistillationModule(L.LightningModule):
         self.micro_tokens, self.chunk = micro_tokens, chunk
         self.ledger = Ledger()
         self.latest: Rollout | None = None
+        self.batch: Batch | None = None
         self.stopped_by: str | None = None  # what ended training before max_steps, set by callbacks
         self.student: Student = None  # type: ignore[assignment]
 
@@ -70,6 +78,8 @@ class DistillationModule(L.LightningModule):
             self.student.verify_head(f"model.path={self.model.path}")
             for scorer in self.scorers.values():
                 scorer.weights.attach(self.student)
+            if isinstance(self.trainer.strategy, ModelParallelStrategy):
+                shard(self.student, self.device_mesh["data_parallel"], self.objective)
 
     def configure_optimizers(self):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
@@ -83,7 +93,7 @@ class DistillationModule(L.LightningModule):
             rollout = self.latest = self.rollout(self.student, prompts, seed, self.scorers)
             rollout.describe(metrics)
         with self.ledger.timing("score"):
-            batch = self.score(rollout, metrics)
+            batch = self.batch = self.score(rollout, metrics)
         for _ in range(self.rollout.updates_per_rollout):
             dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
             with self.ledger.timing("update"), seeded(dropout, self.device):
@@ -92,15 +102,28 @@ class DistillationModule(L.LightningModule):
 
     def score(self, rollout: Rollout, metrics: StepMetrics) -> Batch:
         """What the loss will know of each token: its weight, its advantage, the teachers' distributions on it."""
+        if int(rollout.lengths.min()) < 1:
+            empty = rollout.prompts.examples[int(rollout.lengths.argmin())].id
+            raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         advantages = self.reward(rollout, metrics) if self.objective.rewarded else None
         weight, normaliser = self.objective.weights(rollout)
         active = self.objective.active(weight, advantages)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
         mask, silent = rollout.mask, bool(active == 0)
+        if normaliser == 0 and self.global_step == 0:
+            raise ValueError(
+                "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
+                "raise rollout.max_new_tokens, or set rollout.truncated=keep."
+            )
         sources = {}
         for name in sorted(self.objective.sources):
             sources[name], read = self.scorers[name].score(self.student, rollout, self.micro_tokens)
             metrics.total(f"{name}_tokens", torch.tensor(read, device=self.device))
+            if int(rollout.ids.max()) >= sources[name].vocabulary:
+                raise ValueError(
+                    f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
+                    f"{sources[name].vocabulary}); choose models of one family."
+                )
         position = torch.arange(rollout.ids.shape[1], device=self.device).expand_as(mask)
         tokens = Tokens(
             ids=rollout.ids[mask],
@@ -123,21 +146,25 @@ class DistillationModule(L.LightningModule):
         for i, (rows, live) in enumerate(plan):
             with self.syncing(last=i == len(plan) - 1):
                 sequences, tokens, sources = batch.micro(rows, self.tokenizer.pad_token_id)
-                loss, stats = self.student(sequences, tokens.scaled(live), sources, self.objective)
+                try:
+                    loss, stats = self.student(sequences, tokens.scaled(live), sources, self.objective)
+                except NotFinite as error:
+                    raise self.broken(str(error), batch, losses) from error
                 # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
                 self.manual_backward(loss * self.trainer.world_size)
             metrics.total("train/loss", loss)
             losses[packed_index(rows, batch.rollout.lengths)] = stats["loss"].to(losses.dtype)
+            counted = (tokens.weight > 0) & live
             for name, values in stats.items():
-                metrics.mean(f"train/{name}", values, where=(tokens.weight > 0) & live)
+                metrics.mean(f"train/{name}", values, where=counted)
+            for low, high in pairwise(POSITIONS):
+                for name in sorted({"forward_kl", "reverse_kl"} & set(stats)):
+                    inside = counted & (tokens.position >= low) & (tokens.position < high)
+                    metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
         if plan:
-            norm = self.optim.clip(self.student.parameters())
+            norm = whole(self.optim.clip(self.student.parameters()))
             if not torch.isfinite(norm):
-                raise ValueError(
-                    f"the loss or gradient of update {self.global_step + 1} is not finite; the weights are still those before "
-                    f"it, and the batch is in {self.dump(batch, losses)}. Lower optim.lr or optim.clip_norm, and look at the "
-                    "last rows of metrics.csv."
-                )
+                raise self.broken("the gradient is not finite. Lower optim.lr or optim.clip_norm.", batch, losses)
             metrics.mean("train/grad_norm", norm)
         # A silent step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
         optimizer.step()
@@ -179,8 +206,8 @@ class DistillationModule(L.LightningModule):
                 old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
-    def dump(self, batch: Batch, losses: Tensor) -> Path:
-        """Save a batch that broke training; returns the file (one per device)."""
+    def broken(self, reason: str, batch: Batch, losses: Tensor) -> ValueError:
+        """What to raise when an update cannot be made; the batch is saved for a look at it, one file per device."""
         rollout, tokens = batch.rollout, batch.tokens
         path = Path(self.trainer.default_root_dir) / f"nonfinite-step-{self.global_step + 1}-rank-{self.global_rank}.pt"
         columns = {"token_ids": tokens.ids, "weight": tokens.weight, "advantage": tokens.advantage, "loss": losses}
@@ -195,7 +222,10 @@ class DistillationModule(L.LightningModule):
             },
             path,
         )
-        return path
+        return ValueError(
+            f"update {self.global_step + 1}: {reason} The weights are still those before it, the batch is in {path}, and the "
+            "last rows of metrics.csv show how it came."
+        )
 
     def report(self, metrics: StepMetrics) -> None:
         """One reduction over devices, one log call, and the ledger."""

@@ -18,13 +18,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 
 
-def save_tiny(folder: Path, seed: int) -> str:
+def save_tiny(folder: Path, seed: int, intermediate: int = 32) -> str:
     """A random model that fits the world's vocabulary; large enough weights that its distributions are not uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=16,
-        intermediate_size=32,
+        intermediate_size=intermediate,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=128,
@@ -49,6 +49,13 @@ def tiny(tmp_path_factory) -> str:
 def other(tmp_path_factory) -> str:
     """A teacher of the same family with other weights."""
     return save_tiny(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory) -> tuple[str, str]:
+    """A student and a teacher in which nothing but logits is as wide as the vocabulary."""
+    folder = tmp_path_factory.mktemp("models")
+    return save_tiny(folder / "student", seed=2, intermediate=24), save_tiny(folder / "teacher", seed=3, intermediate=24)
 
 
 @pytest.fixture

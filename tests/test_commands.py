@@ -117,23 +117,26 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tiny_run, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_two_devices_train_like_one(tiny_run, tmp_path, method):
-    """DDP over gloo, with micro-batches of few rows so that the devices' counts differ.
+@pytest.mark.parametrize(("trainer", "method"), [("ddp", "sft"), ("ddp", "grpo"), ("fsdp2", "kd")])
+def test_two_devices_train_like_one(tiny_run, tmp_path, trainer, method):
+    """Over gloo, with micro-batches of few rows so that the devices' counts differ.
 
-    SFT must give the weights of one device. GRPO draws by rank, so it must only go through, silent steps included.
+    SFT and KD must give the weights of one device. GRPO draws by rank, so it must only go through, silent steps included.
+    FSDP2 stops half-way and goes on from its checkpoint.
     """
-    ddp = ["trainer=ddp", "trainer.devices=2", "micro_tokens=40", f"method={method}", "logger=none", "trainer.max_steps=4"]
+    two = [f"trainer={trainer}", "trainer.devices=2", "micro_tokens=40", f"method={method}", "logger=none", "study.name=two"]
     base = [o for o in tiny_run if "max_steps" not in o]
-    code, output = call(*base, *ddp, "study.name=two")
-    assert code == 0, output
+    for steps in (2, 4) if trainer == "fsdp2" else (4,):
+        code, output = call(*base, *two, f"trainer.max_steps={steps}")
+        assert code == 0, output
     if method == "grpo":
         return
-    assert call(*base, "logger=none", "trainer.max_steps=4", "method=sft", "study.name=one")[0] == 0
+    assert call(*base, "logger=none", "trainer.max_steps=4", f"method={method}", "study.name=one")[0] == 0
     files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("one", "two")]
     a, b = (torch.load(f, weights_only=True) for f in files)
     assert a["ledger"]["tokens"] == b["ledger"]["tokens"]
-    one, two = (torch.cat([v.flatten() for v in c["state_dict"].values()]) for c in (a, b))
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    one, two = (torch.cat([c["state_dict"][k].flatten() for k in sorted(a["state_dict"])]) for c in (a, b))
     assert (one - two).abs().max() < 2e-6
     # AdamW hides the scale of a gradient; its norm and the loss do not.
     rows = [read_csv(f.parents[1] / "metrics.csv") for f in files]

@@ -185,7 +185,7 @@ RUNTIME = {
     "no_model": (["model.path=no/such/folder"], r"model\.path=no/such/folder could not be loaded"),
     "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
     "no_verifier": (["method=grpo", "task=instructions", "~task.n_eval"], "has no verifier"),
-    "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"the loss or gradient of update \d is not finite"),
+    "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"update \d: the (loss|gradient) .*not finite"),
     "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
     "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
     "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opd_lightning.config import CONF_DIR
 from opd_lightning.context import NoContext
@@ -59,9 +60,11 @@ def step(
     clip_norm=None,
     precision="32-true",
     halt_after=None,
+    root=None,
+    checkpointing=False,
 ):
     """One SGD step at rate 1 from the tiny model: (the module, its gradient as one vector, the step's metrics)."""
-    model = Pretrained(tiny, dtype=dtype)
+    model = Pretrained(tiny, dtype=dtype, checkpointing=checkpointing)
     tokenizer = model.tokenizer()
     rollout = rollout or Ragged()
     others = {"teacher": teacher, "reference": teacher}
@@ -90,6 +93,7 @@ def step(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        default_root_dir=root,
     )
     before = torch.cat([p.detach().flatten() for p in model.model().parameters()])
     trainer.fit(module, data)
@@ -358,3 +362,85 @@ def test_every_preset_improves_the_new_skill(small, method):
     folder = run(small("model=world", f"method={method}", "evaluation.every=100", *sizes))
     record = json.loads((folder / "evaluation.json").read_text())
     assert record["intervals"]["end"]["new/accuracy"]["low"] > record["intervals"]["start"]["new/accuracy"]["high"]
+
+
+def test_a_batch_that_breaks_the_loss_is_saved_too(tiny, other, tmp_path):
+    """NaN in a weight of the teacher: found before any gradient, with the batch at hand."""
+    teacher = External(other, world_tokenizer())
+    attach = teacher.attach
+
+    def poisoned(student):
+        attach(student)
+        teacher.model.lm.model.norm.weight.data[0] = float("nan")
+
+    teacher.attach = poisoned
+    with pytest.raises(
+        ValueError, match=r"update 1: the loss of 32 of 32 tokens is not finite.* the batch is in (.*)nonfinite-step-1"
+    ):
+        step(tiny, distil(), teacher=teacher, root=tmp_path)
+    assert torch.load(next(tmp_path.glob("nonfinite-*")), weights_only=True)["step"] == 1
+
+
+def test_nothing_to_learn_from_is_refused_at_the_first_rollout(tiny):
+    objective = Objective(partial(skip_first, n=50), token_mean, cross_entropy=CrossEntropy())
+    with pytest.raises(ValueError, match=r"loss\.weight leaves no token of the first rollout"):
+        step(tiny, objective)
+
+
+def test_activation_checkpointing_changes_no_gradient(tiny, other):
+    """The backbone is computed twice, the head once; rollouts and teachers stay in eval mode."""
+    gradients = [step(tiny, distil(), teacher=External(other, world_tokenizer()), checkpointing=c)[1] for c in (False, True)]
+    assert gradients[0].norm() > 1e-3 and (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-6
+
+
+def test_kl_is_logged_by_position(tiny, other):
+    _, _, metrics = step(tiny, distil(), teacher=External(other, world_tokenizer()))
+    by_position = {k: float(v) for k, v in metrics.items() if k.startswith("position/reverse_kl")}
+    assert set(by_position) == {"position/reverse_kl_from_0", "position/reverse_kl_from_4"}
+    early = sum(min(n, 4) for n in LENGTHS)
+    mean = (by_position["position/reverse_kl_from_0"] * early + by_position["position/reverse_kl_from_4"] * (32 - early)) / 32
+    assert mean == pytest.approx(float(metrics["train/reverse_kl"]), rel=1e-5)
+
+
+class Widest(TorchDispatchMode):
+    """Remembers the most rows of any tensor as wide as the vocabulary."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
+                stored = tensor.untyped_storage().nbytes() // tensor.element_size()  # an expanded view holds nothing more
+                self.rows = max(self.rows, min(tensor.numel(), stored) // self.vocabulary)
+        return out
+
+
+@pytest.mark.parametrize("method", sorted(p.stem for p in (Path(CONF_DIR) / "method").glob("*.yaml")))
+def test_no_preset_ever_holds_the_logits_of_a_batch(small, narrow, method):
+    """Over two whole runs: at most a chunk of rows, or the rows of one decoding step, exists at a time."""
+    models = (f"model.path={narrow[0]}", f"model.teacher={narrow[1]}")
+    cfg = small(f"method={method}", *models, "chunk=4", "evaluation=none", "task.max_new_tokens=12")
+    with Widest(vocabulary=32) as watch:
+        run(cfg)
+    decoding = 8 * 4  # completions that are decoded at a time, at most
+    assert 0 < watch.rows <= decoding
+
+
+def test_the_estimator_panel_ranks_estimates_as_theory_does(small):
+    """On the real start model and teacher: more of the vocabulary is closer, a baseline takes variance away."""
+    sizes = ("~model.path", "~model.teacher", "data.batch_size=8", "task.n_train=16", "evaluation=none")
+    panel = (
+        "callbacks=estimators",
+        "callbacks.estimators.every=2",
+        "callbacks.estimators.ks=[1,16,31]",
+        "callbacks.estimators.draws=64",
+    )
+    rows = read_csv(run(small("model=world", "method=opd", *sizes, *panel)) / "metrics.csv")
+    found = {k.removeprefix("estimators/"): v for row in rows for k, v in row.items() if k.startswith("estimators/")}
+    assert found["top31/relative_error"] < 1e-3 and found["top16/relative_error"] < found["top1/relative_error"]
+    assert found["top16/teacher_tail_mass"] < found["top1/teacher_tail_mass"]
+    assert found["sampled_baseline/variance"] < found["sampled/variance"]
+    assert found["top31/cosine"] > 0.999

@@ -19,7 +19,7 @@ from opd_lightning.types import LogitSource, Tokens
 class TokenLoss(Protocol):
     """A loss per token: called as loss(logits by source, each [n, V]; the n tokens) -> (loss [n], statistics [n] by name)."""
 
-    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens, /) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 class NotFinite(ValueError):
