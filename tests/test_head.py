@@ -27,13 +27,13 @@ from opd_lightning.types import LogitSource, Tokens
 N, H, V = 11, 6, 13
 
 
-def parts(dtype=torch.float64, bias=False):
+def parts(dtype=torch.float64, bias=False, n=N, h=H, v=V):
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, dtype=dtype, generator=generator)  # noqa: E731
-    hidden, weight, teacher_hidden, teacher_weight = draw(N, H), draw(V, H), draw(N, 4), draw(V, 4)
-    tokens = Tokens(torch.arange(N) % V, torch.arange(N), torch.rand(N, generator=generator))
-    source = LogitSource(teacher_hidden, Head(teacher_weight).project, V)
-    return hidden.requires_grad_(), weight.requires_grad_(), draw(V).requires_grad_() if bias else None, tokens, source
+    hidden, weight, teacher_hidden, teacher_weight = draw(n, h), draw(v, h), draw(n, 4), draw(v, 4)
+    tokens = Tokens(torch.arange(n) % v, torch.arange(n), torch.rand(n, generator=generator))
+    source = LogitSource(teacher_hidden, Head(teacher_weight).project, v)
+    return hidden.requires_grad_(), weight.requires_grad_(), draw(v).requires_grad_() if bias else None, tokens, source
 
 
 def objective():
@@ -148,12 +148,12 @@ def test_gradcheck_of_every_divergence_support_and_clip(divergence, support, cli
     A sampled token's loss is a surrogate whose value is not what its gradient belongs to, so it is compared with autograd on
     full logits; positions are clipped with a constant scale, so there, too. The others are checked numerically.
     """
-    hidden, weight, bias, tokens, source = parts(bias=True)
-    tokens = Tokens(tokens.ids, tokens.position, tokens.weight, old_logprob=torch.full((N,), -2.5, dtype=torch.float64))
+    hidden, weight, bias, tokens, source = parts(bias=True, n=3, h=2, v=6)
+    tokens = Tokens(tokens.ids, tokens.position, tokens.weight, old_logprob=torch.full((3,), -2.5, dtype=torch.float64))
     ratio = None if support.startswith("sampled") else 2.0
     options = {"divergence": DIVERGENCES[divergence], "support": SUPPORTS[support], "clip": CLIPS[clip], "ratio_cap": ratio}
     loss = Objective(completion_mask, token_mean, **options, temperature=1.3)
-    through = lambda h, w, b: head_loss(h, Head(w, b), tokens, {"teacher": source}, loss, 4)[0]  # noqa: E731
+    through = lambda h, w, b: head_loss(h, Head(w, b), tokens, {"teacher": source}, loss, 2)[0]  # noqa: E731
     ours = torch.autograd.grad(through(hidden, weight, bias), (hidden, weight, bias))
     logits = {"student": linear(hidden, weight, bias), "teacher": source.project(source.hidden)}
     whole = (tokens.weight.double() * loss(logits, tokens)[0]).sum()
@@ -162,7 +162,7 @@ def test_gradcheck_of_every_divergence_support_and_clip(divergence, support, cli
     if support.startswith("sampled") or clip == "positions":
         return
     without = Objective(completion_mask, token_mean, **{**options, "ratio_cap": None}, temperature=1.3)
-    plain = lambda h, w, b: head_loss(h, Head(w, b), tokens, {"teacher": source}, without, 4)[0]  # noqa: E731
+    plain = lambda h, w, b: head_loss(h, Head(w, b), tokens, {"teacher": source}, without, 2)[0]  # noqa: E731
     assert torch.autograd.gradcheck(plain, (hidden, weight, bias), nondet_tol=1e-12)
 
 
