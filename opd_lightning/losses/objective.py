@@ -137,7 +137,7 @@ class Objective:
             The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement, and
             each term where there are several.
         """
-        log_p = {name: torch.log_softmax(value / self.temperature, -1) for name, value in logits.items()}
+        log_p = {name: torch.log_softmax(self.cooled(value), -1) for name, value in logits.items()}
         log_s, stats = log_p["student"], diagnose(log_p)
         terms: dict[str, Tensor] = {}
         if self.divergence is not None:
@@ -154,6 +154,10 @@ class Objective:
         if len(terms) > 1:
             stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
         return torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0), stats
+
+    def cooled(self, logits: Tensor) -> Tensor:
+        """Divided by the temperature, without a copy where that is 1."""
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     def distance(self, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The divergence term [n] and what clip and ratio did to it."""
@@ -188,23 +192,31 @@ class Objective:
 
     def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
-        log_s = torch.log_softmax(logits["student"] / self.temperature, -1)
+        log_s = torch.log_softmax(self.cooled(logits["student"]), -1)
         return log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}
 
 
 @torch.no_grad()
 def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is worth knowing whatever is optimised, in nats [n]; `log_p` maps "student" and others to [n, V]."""
-    log_s = log_p["student"]
+    log_s = log_p["student"].detach()
     p_s = log_s.exp()
-    stats = {"student_entropy": -(p_s * log_s).sum(-1)}
+    stats = {"student_entropy": -expect(p_s, log_s)}
     if "teacher" in log_p:
         log_t = log_p["teacher"]
-        p_t, gap = log_t.exp(), log_t - log_s
-        stats["forward_kl"] = torch.where(p_t == 0, 0.0, p_t * gap).sum(-1)
-        stats["reverse_kl"] = -torch.where(p_s == 0, 0.0, p_s * gap).sum(-1)
-        stats["teacher_entropy"] = -torch.where(p_t == 0, 0.0, p_t * log_t).sum(-1)
-        stats["top1_agreement"] = (log_s.argmax(-1) == log_t.argmax(-1)).to(log_s.dtype)
+        p_t, gap = log_t.exp(), log_s - log_t
+        stats["forward_kl"], stats["reverse_kl"] = -expect(p_t, gap), expect(p_s, gap)
+        stats["teacher_entropy"] = -expect(p_t, log_t)
+        tops = [x == x.amax(-1, keepdim=True) for x in (log_s, log_t)]
+        stats["top1_agreement"] = tops[0].logical_and_(tops[1]).any(-1).to(log_s.dtype)
     if "reference" in log_p:
-        stats["reference_kl"] = torch.where(p_s == 0, 0.0, p_s * (log_s - log_p["reference"])).sum(-1)
+        stats["reference_kl"] = expect(p_s, log_s - log_p["reference"])
     return stats
+
+
+def expect(p: Tensor, x: Tensor) -> Tensor:
+    """sum_v p_v x_v, [n, V] each, where a token of probability 0 adds nothing even if its x is infinite."""
+    value = torch.linalg.vecdot(p, x)
+    if value.isnan().any():
+        value = torch.where(p == 0, 0.0, p * x).sum(-1)
+    return value
