@@ -1,6 +1,7 @@
 """What a run leaves can be evaluated, exported and started from, and says the same everywhere."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -67,3 +68,17 @@ def test_bad_requests_are_refused(small, tmp_path):
     folder = run(small("method=sft"))
     with pytest.raises(ValueError, match="not whole groups"):
         configuration([f"run={folder}", "evaluation=text"])
+
+
+def test_a_chat_template_of_ones_own_goes_with_the_run(small, tiny, other, tmp_path):
+    """Base models have none: neither the teacher, nor a run that starts from this one, nor an export asks for it again."""
+    for name, source in (("base", tiny), ("teacher", other)):
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}=")
+    models = (f"model.path={tmp_path / 'base'}", f"model.teacher={tmp_path / 'teacher'}")
+    folder = run(small("method=opd", *models, f"model.chat_template={tmp_path / 'mine.jinja'}"))
+    with pytest.raises(ValueError, match=r"has no chat template; use an instruction-tuned model, or model\.chat_template="):
+        Pretrained(str(tmp_path / "base")).tokenizer()
+    assert Pretrained(str(folder)).tokenizer().chat_template == (tmp_path / "mine.jinja").read_text()
+    assert (export(folder, tmp_path / "exported") / "chat_template.jinja").read_text() == (tmp_path / "mine.jinja").read_text()
