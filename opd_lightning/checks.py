@@ -26,7 +26,11 @@ EXTRAS = {
 }
 """Arguments that the program adds to a node, by the beginning of its place in the configuration."""
 
-KEYS = {"data": {"batch_size"}, "evaluation": {"every", "suite", "answers"}, "study": {"name", "sweep"}}
+KEYS = {
+    "data": {"batch_size", "max_prompt_tokens", "overlong"},
+    "evaluation": {"every", "suite", "answers"},
+    "study": {"name", "sweep"},
+}
 """What stands in nodes that are no object's."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -122,6 +126,8 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     shipped = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
     if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
         warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
+    if cfg["teacher"] and (caution := get_object(cfg["teacher"]["_target_"]).caution):
+        warnings.append(caution)
     sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
     for name, value in loss["coefficients"].items():
         if name in loss and not loss[name] and value != shipped["loss"]["coefficients"].get(name):
@@ -147,16 +153,26 @@ def parts(node: dict[str, Any]) -> list[Any]:
 
 def check_teacher(cfg: dict[str, Any]) -> None:
     """A divergence has a teacher, and the teacher knows something that the student does not."""
-    loss = cfg["loss"]
-    if not cfg["teacher"] and any("teacher" in part.sources for part in parts(cfg["rollout"])):
+    loss, writes = cfg["loss"], any("teacher" in part.sources for part in parts(cfg["rollout"]))
+    if not cfg["teacher"] and writes:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
+    context = get_object(cfg["context"]["_target_"])
+    if writes and not get_object(cfg["teacher"]["_target_"]).writes:
+        raise ValueError(
+            "rollout lets the teacher write, and teacher=trust_region can only score; choose teacher=frozen or teacher=ema."
+        )
+    if writes and context.reads_attempts:
+        raise ValueError(
+            "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
+            "or context=demonstration."
+        )
     if not loss["divergence"]:
         return
     if not cfg["teacher"]:
         raise ValueError(
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
-    informed = get_object(cfg["context"]["_target_"]).informs
+    informed = context.informs
     other_signal = loss["policy_gradient"] or loss["cross_entropy"]
     if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed and not other_signal:
         raise ValueError(
@@ -222,6 +238,9 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
     for key, value in {**counts, "seed": cfg["seed"], "evaluation.every": cfg["evaluation"]["every"]}.items():
         check_type(key, value, int)
+    check_type("data.max_prompt_tokens", cfg["data"]["max_prompt_tokens"], int | None)
+    if cfg["data"]["overlong"] not in ("refuse", "drop"):
+        raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
     check_type("micro_tokens", cfg["micro_tokens"], int | None)
     for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
         if value < 1:

@@ -20,7 +20,20 @@ CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir
 OmegaConf.register_new_resolver("horizon", lambda budget: 100 if budget is None else -1, replace=True)
 """The default of trainer.max_steps: 100, or open (-1) where a budget ends the run."""
 
-HASHED = ("start_from", "model", "task", "rollout", "teacher", "context", "reference", "loss", "optim", "data", "budget")
+HASHED = (
+    "start_from",
+    "model",
+    "adapter",
+    "task",
+    "rollout",
+    "teacher",
+    "context",
+    "reference",
+    "loss",
+    "optim",
+    "data",
+    "budget",
+)
 """What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro_tokens."""
 
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")

@@ -4,7 +4,7 @@ import importlib.resources
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from opd_lightning import adapters
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
+from opd_lightning.names import find
 from opd_lightning.sharding import gathered
 from opd_lightning.types import LogitSource, Sequences, Tokens
 
@@ -153,10 +155,18 @@ class Pretrained:
         )
 
     def _from_run(self) -> PreTrainedModel:
+        """The run's weights; an adapter is merged into what it adapts."""
         student = Student(self._base().model())
+        adapter = yaml.safe_load((Path(self.path) / "config.yaml").read_text()).get("adapter")
+        if adapter is not None:
+            options = {key: value for key, value in adapter.items() if key != "_target_"}
+            adapters.add(student.lm, find(adapter["_target_"])(**options))
         checkpoint = torch.load(Path(self.path) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-        student.load_state_dict({k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items()})
-        return student.lm
+        state = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items()}
+        missing, unknown = student.load_state_dict(state, strict=False)
+        trained = {name for name, p in student.named_parameters() if p.requires_grad}
+        assert not unknown and not trained & set(missing), "the checkpoint is of another model than its configuration"
+        return student.lm if adapter is None else adapters.merged(student.lm)
 
     def _explained(self):
         return _Explained(f"{self.field}={self.path} could not be loaded; give a folder, a hub id or the folder of a run")
@@ -184,9 +194,10 @@ class Student(nn.Module):
         chunk: rows of logits that exist at a time; see `losses.head`.
     """
 
-    def __init__(self, lm: PreTrainedModel, chunk: int = 128):
+    def __init__(self, lm: PreTrainedModel, chunk: int = 256):
         super().__init__()
         self.lm, self.chunk = lm, chunk
+        self.lent = False
 
     @property
     def head(self) -> Head:
@@ -197,6 +208,11 @@ class Student(nn.Module):
         softcap = getattr(config, "final_logit_softcapping", None)
         return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap)
 
+    @property
+    def window(self) -> int:
+        """Tokens that the model can read at once."""
+        return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize)
+
     def forward(
         self, sequences: Sequences, tokens: Tokens, sources: Mapping[str, LogitSource], loss: TokenLoss
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -205,12 +221,18 @@ class Student(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[PreTrainedModel]:
-        """The language model in eval mode and without gradients; the mode is given back afterwards."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad(), gathered(self):
+        """The language model in eval mode, whole and without gradients; all that is given back afterwards."""
+        if self.lent:
             yield self.lm
-        self.train(was_training)
+            return
+        was_training, self.lent = self.training, True
+        self.eval()
+        try:
+            with torch.no_grad(), gathered(self):
+                yield self.lm
+        finally:
+            self.train(was_training)
+            self.lent = False
 
     def verify_head(self, name: str) -> None:
         """Make sure that backbone and head together are the model; some do to their logits what `Head` does not know.
@@ -234,14 +256,15 @@ class Student(nn.Module):
         out = backbone(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
         return out.last_hidden_state[sequences.row, sequences.column]
 
-    def read(self, sequences: Sequences, snapshot: bool = False) -> LogitSource:
-        """This model's next-token distributions on the completions, without gradient and in eval mode.
+    def read(self, batches: Sequence[Sequences], snapshot: bool = False) -> LogitSource:
+        """This model's next-token distributions on the completions of all batches, without gradient and in eval mode.
 
         Args:
-            snapshot: copy the head's weights, so that the source stays what it is when the model is updated.
+            snapshot: copy the head's weights if they are trained, so that the source stays what it is when they are updated.
         """
         with self.evaluating():
-            hidden = self.hidden(sequences)
+            hidden = torch.cat([self.hidden(sequences) for sequences in batches])
             # The dtype is settled here: where a chunk is projected later, autocast is off.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))
-            return LogitSource(hidden, (head.copy() if snapshot else head).project, head.weight.shape[0])
+            kept = head.copy() if snapshot and head.weight.requires_grad else head
+            return LogitSource(hidden, kept.project, head.weight.shape[0])

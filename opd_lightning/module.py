@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
+from opd_lightning import adapters
 from opd_lightning.batching import packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
@@ -22,9 +24,9 @@ from opd_lightning.models import Pretrained, Student
 from opd_lightning.optim import Optim
 from opd_lightning.seeds import derive_seed, seeded
 from opd_lightning.sharding import shard, whole
-from opd_lightning.tasks.base import Example, Verdict
+from opd_lightning.tasks.base import Attempt, Example, Verdict
 from opd_lightning.teacher.scorer import Scorer
-from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
+from opd_lightning.types import Batch, LogitSource, Prompts, Rollout, RolloutPolicy, Tokens
 
 POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
 """Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""
@@ -44,6 +46,7 @@ class DistillationModule(L.LightningModule):
         verify: judges a completion, for objectives that read rewards.
         micro_tokens: padded tokens per forward pass; None takes the whole batch at once.
         chunk: rows of logits that exist at a time.
+        adapter: a PEFT configuration; None trains all weights.
     """
 
     def __init__(
@@ -57,14 +60,16 @@ class DistillationModule(L.LightningModule):
         seed: int,
         verify: Callable[[Example, str], Verdict] | None = None,
         micro_tokens: int | None = None,
-        chunk: int = 128,
+        chunk: int = 256,
+        adapter: Any = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.tokenizer, self.rollout, self.objective = model, tokenizer, rollout, objective
         self.scorers = {name: scorers[name] for name in sorted(objective.sources | rollout.sources)}
         self.optim, self.seed, self.verify = optim, seed, verify
-        self.micro_tokens, self.chunk = micro_tokens, chunk
+        self.micro_tokens, self.chunk, self.adapter = micro_tokens, chunk, adapter
+        self.strict_loading = adapter is None  # a checkpoint holds what is trained
         self.ledger = Ledger()
         self.latest: Rollout | None = None
         self.batch: Batch | None = None
@@ -74,7 +79,11 @@ class DistillationModule(L.LightningModule):
     def configure_model(self) -> None:
         """Load the student and attach the teachers, on their device and before a checkpoint is restored."""
         if self.student is None:
-            self.student = Student(self.model.model(), self.chunk).to(self.trainer.strategy.root_device).train()
+            lm = self.model.model()
+            if self.adapter is not None:
+                with seeded(derive_seed(self.seed, "adapter"), lm.device):
+                    adapters.add(lm, self.adapter)
+            self.student = Student(lm, self.chunk).to(self.trainer.strategy.root_device).train()
             self.student.verify_head(f"model.path={self.model.path}")
             for scorer in self.scorers.values():
                 scorer.weights.attach(self.student)
@@ -105,25 +114,20 @@ class DistillationModule(L.LightningModule):
         if int(rollout.lengths.min()) < 1:
             empty = rollout.prompts.examples[int(rollout.lengths.argmin())].id
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
-        advantages = self.reward(rollout, metrics) if self.objective.rewarded else None
+        attempts = self.judge(rollout, metrics) if self.judges else None
+        advantages = self.reward(rollout, attempts, metrics) if self.objective.rewarded else None
+        sources, told = self.ask(rollout, attempts, metrics)
+        if told is not None and self.objective.terms == {"divergence"}:
+            rollout = replace(rollout, counts=rollout.counts & told)
         weight, normaliser = self.objective.weights(rollout)
         active = self.objective.active(weight, advantages)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
         mask, silent = rollout.mask, bool(active == 0)
-        if normaliser == 0 and self.global_step == 0:
+        if normaliser == 0 and self.global_step == 0 and told is None:
             raise ValueError(
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
                 "raise rollout.max_new_tokens, or set rollout.truncated=keep."
             )
-        sources = {}
-        for name in sorted(self.objective.sources):
-            sources[name], read = self.scorers[name].score(self.student, rollout, self.micro_tokens)
-            metrics.total(f"{name}_tokens", torch.tensor(read, device=self.device))
-            if int(rollout.ids.max()) >= sources[name].vocabulary:
-                raise ValueError(
-                    f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
-                    f"{sources[name].vocabulary}); choose models of one family."
-                )
         position = torch.arange(rollout.ids.shape[1], device=self.device).expand_as(mask)
         tokens = Tokens(
             ids=rollout.ids[mask],
@@ -131,17 +135,41 @@ class DistillationModule(L.LightningModule):
             weight=(weight / normaliser.clamp_min(1e-12))[mask],
             advantage=None if advantages is None else advantages[:, None].expand_as(mask)[mask],
             sampler_logprob=None if rollout.logprobs is None else rollout.logprobs[mask],
+            told=None if told is None else told[:, None].expand_as(mask)[mask],
         )
-        batch = Batch(rollout, tokens, sources, silent)
+        rows = (weight != 0).any(1).nonzero().flatten().tolist() or [0]
+        batch = Batch(rollout, tokens, sources, silent, rows)
         repeated = self.rollout.updates_per_rollout > 1 and self.objective.compares_updates and not silent
         return self.remember(batch) if repeated else batch
+
+    def ask(
+        self, rollout: Rollout, attempts: list[Attempt] | None, metrics: StepMetrics
+    ) -> tuple[dict[str, LogitSource], Tensor | None]:
+        """The sources that the objective reads, and which rows [B] all of them know; None where they know all for certain."""
+        sources, told = {}, None
+        for name in sorted(self.objective.sources):
+            scores = self.scorers[name].score(self.student, rollout, self.micro_tokens, attempts)
+            sources[name] = scores.source
+            metrics.total(f"{name}_tokens", torch.tensor(scores.tokens, device=self.device))
+            if int(rollout.ids.max()) >= scores.source.vocabulary:
+                raise ValueError(
+                    f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
+                    f"{scores.source.vocabulary}); choose models of one family."
+                )
+            if self.scorers[name].context.reads_attempts:
+                told = scores.told if told is None else told & scores.told
+                metrics.mean(f"rollout/{name}_told", scores.told.float())
+                metrics.mean(
+                    f"rollout/{name}_overlong", torch.full_like(scores.told.float(), scores.overlong / len(scores.told))
+                )
+        return sources, told
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer) and isinstance(schedule, LRScheduler)
         optimizer.zero_grad(set_to_none=True)
-        plan = [] if batch.silent else self.plan(batch.rollout)
+        plan = [] if batch.silent else self.plan(batch)
         losses = batch.tokens.weight.new_zeros(batch.tokens.weight.shape)
         for i, (rows, live) in enumerate(plan):
             with self.syncing(last=i == len(plan) - 1):
@@ -158,7 +186,7 @@ class DistillationModule(L.LightningModule):
             for name, values in stats.items():
                 metrics.mean(f"train/{name}", values, where=counted)
             for low, high in pairwise(POSITIONS):
-                for name in sorted({"forward_kl", "reverse_kl"} & set(stats)):
+                for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
                     inside = counted & (tokens.position >= low) & (tokens.position < high)
                     metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
         if plan:
@@ -173,21 +201,32 @@ class DistillationModule(L.LightningModule):
         for scorer in self.scorers.values():
             scorer.weights.after_update(self.student)
 
-    def plan(self, rollout: Rollout) -> list[tuple[list[int], bool]]:
-        """Micro-batches of rows, as many on every device; those that only fill up count nothing (False)."""
-        totals = [len(p) + n for p, n in zip(rollout.prompts.ids, rollout.lengths.tolist(), strict=True)]
-        plan = [(rows, True) for rows in plan_micro_batches(totals, self.micro_tokens)]
+    def plan(self, batch: Batch) -> list[tuple[list[int], bool]]:
+        """Micro-batches of the rows that count, as many on every device; those that only fill up count nothing (False)."""
+        prompts, lengths = batch.rollout.prompts.ids, batch.rollout.lengths.tolist()
+        parts = plan_micro_batches([len(prompts[b]) + lengths[b] for b in batch.rows], self.micro_tokens)
+        plan = [([batch.rows[i] for i in part], True) for part in parts]
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
 
-    def reward(self, rollout: Rollout, metrics: StepMetrics) -> Tensor:
-        """Advantages [B] of verified completions."""
-        assert self.verify is not None, "an objective that reads rewards needs a verifier"
+    @property
+    def judges(self) -> bool:
+        """Does anyone ask for verdicts on the rollout?"""
+        return self.objective.rewarded or any(scorer.context.reads_attempts for scorer in self.scorers.values())
+
+    def judge(self, rollout: Rollout, metrics: StepMetrics) -> list[Attempt]:
+        """The B completions with their verdicts."""
+        assert self.verify is not None, "an objective that reads rewards, and a context that reads attempts, need a verifier"
         texts = rollout.texts(self.tokenizer)
-        verdicts = [self.verify(e, text).content for e, text in zip(rollout.prompts.examples, texts, strict=True)]
-        rewards = torch.tensor(verdicts, device=self.device)
+        attempts = [Attempt(t, self.verify(e, t)) for e, t in zip(rollout.prompts.examples, texts, strict=True)]
+        metrics.mean("rollout/reward", torch.tensor([a.verdict.content for a in attempts], device=self.device))
+        return attempts
+
+    def reward(self, rollout: Rollout, attempts: list[Attempt] | None, metrics: StepMetrics) -> Tensor:
+        """Advantages [B] of judged completions."""
+        assert attempts is not None
+        rewards = torch.tensor([attempt.verdict.content for attempt in attempts], device=self.device)
         groups = rewards.view(-1, rollout.samples)
-        metrics.mean("rollout/reward", rewards)
         metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
         gathered = self.all_gather(groups)  # a baseline may be the whole batch's
         assert isinstance(gathered, Tensor)
@@ -199,10 +238,10 @@ class DistillationModule(L.LightningModule):
         """The batch with each token's log-probability before the first update on it."""
         old: Tensor | None = None
         with self.student.evaluating():  # the ratio is between policies, not between draws of dropout
-            for rows, _ in self.plan(batch.rollout):
+            for rows, _ in self.plan(batch):
                 sequences, tokens, _ = batch.micro(rows, self.tokenizer.pad_token_id)
                 _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
-                old = stats["loss"].new_empty(batch.tokens.ids.shape) if old is None else old
+                old = stats["loss"].new_zeros(batch.tokens.ids.shape) if old is None else old
                 old[packed_index(rows, batch.rollout.lengths)] = stats["loss"]
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
@@ -246,6 +285,12 @@ class DistillationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["ledger"] = self.ledger.state_dict()
+        checkpoint["teachers"] = {name: scorer.weights.state_dict() for name, scorer in self.scorers.items()}
+        if self.adapter is not None:
+            trained = {f"student.{name}" for name, p in self.student.named_parameters() if p.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.ledger.load_state_dict(checkpoint["ledger"])
+        for name, scorer in self.scorers.items():
+            scorer.weights.load_state_dict(checkpoint["teachers"][name])

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from opd_lightning.context import NoContext
 from opd_lightning.data import encode_chat
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
-from opd_lightning.tasks.base import Example, Messages, Task
+from opd_lightning.tasks.base import Example, Task
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teacher import Scorer
 from opd_lightning.types import RolloutPolicy, Tokens
@@ -27,8 +27,12 @@ def preflight(
     objective: Objective,
     scorers: Mapping[str, Scorer],
     suite: Mapping[str, Any],
+    max_prompt_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Make sure that training and evaluation have what they need.
+
+    Args:
+        max_prompt_tokens: the longest prompt of the student; None is what its window leaves.
 
     Returns:
         How many examples there are on each side, and how many training prompts nearly repeat a held-out one.
@@ -43,17 +47,29 @@ def preflight(
             f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
             "(task/verifier=numeric, say) or choose a method without rewards."
         )
+    for name, scorer in scorers.items():
+        if scorer.context.needs_siblings and getattr(rollout, "samples", 1) < 2:
+            raise ValueError(
+                f"rollout.samples_per_prompt=1 leaves a completion without siblings for the {name} to read; choose "
+                "rollout=student_group, or context=feedback."
+            )
+        if scorer.context.reads_attempts and not task.verifies:
+            raise ValueError(
+                f"task={type(task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
+                "(task/verifier=numeric, say) or choose context=demonstration."
+            )
     check_objective(objective, model)
     if rollout.reads_references:
         check_references(examples)
     held = list({e.id: e for evaluation in suite.values() for e in evaluation.examples}.values())
     check_disjoint(examples, held)
     longest = rollout.max_new_tokens
-    check_lengths("rollout", examples, model, tokenizer, lambda e: e.messages, model.template_options, longest)
-    check_lengths("task", held, model, tokenizer, lambda e: e.messages, model.template_options, task.max_new_tokens)
-    for scorer in scorers.values():
-        reader, context = scorer.weights.source or model, scorer.context
-        check_lengths("rollout", examples, reader, tokenizer, context, context.template_options, longest)
+    plain = NoContext(model.template_options, max_prompt_tokens)
+    check_lengths("rollout", examples, model, tokenizer, plain, longest, "data")
+    check_lengths("task", held, model, tokenizer, NoContext(model.template_options), task.max_new_tokens, "data")
+    for name, scorer in scorers.items():
+        check_told(name, examples[0], tokenizer, scorer.context, plain)
+        check_lengths("rollout", examples, scorer.weights.source or model, tokenizer, scorer.context, longest, "context")
     pairs = near_duplicates(examples, held)
     found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs), "digest": digest(examples)}
     found |= getattr(task, "notes", {})
@@ -62,7 +78,7 @@ def preflight(
 
 def digest(examples: Sequence[Example]) -> str:
     """Of what training reads: a run must not go on with other data under the same name."""
-    read = [[e.messages, e.completion, e.demonstration, sorted(e.extra.items())] for e in examples]
+    read = [[e.messages, e.completion, e.demonstration, e.solution, sorted(e.extra.items())] for e in examples]
     return hashlib.blake2b(json.dumps(read).encode(), digest_size=8).hexdigest()
 
 
@@ -95,30 +111,91 @@ def check_disjoint(examples: Sequence[Example], held: Sequence[Example]) -> None
         )
 
 
+def check_told(name: str, example: Example, tokenizer: PreTrainedTokenizerBase, context: NoContext, plain: NoContext) -> None:
+    """What the context adds reaches the teacher: some chat templates leave out turns that they do not know."""
+    chat = context(example)
+    if not context.informs or chat is None or chat == example.messages:
+        return
+    if (
+        encode_chat(tokenizer, chat, **context.template_options)
+        == encode_chat(tokenizer, chat[-1:], **context.template_options)
+        and len(chat) > 1
+        and len(example.messages) == 1
+    ):
+        raise ValueError(
+            f"the {name}'s prompt of example {example.id} lacks the turns that its context adds: the chat template leaves "
+            "them out. Give model.chat_template=<file>, or a context that rewords the question (context=demonstration)."
+        )
+
+
 def check_lengths(
     place: str,
     examples: Sequence[Example],
     model: Pretrained,
     tokenizer: PreTrainedTokenizerBase,
-    chat: Any,
-    template_options: dict,
+    context: NoContext,
     max_new_tokens: int,
+    side: str,
 ) -> None:
-    """Each example's prompt, as `chat` words it, and the completion behind it fit the model's window."""
-    window = model.window()
-    if window == sys.maxsize or not examples:
-        return
-    first: Messages = chat(examples[0])
-    # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
-    wording = len(encode_chat(tokenizer, first, **template_options)) + 64
-    for example in examples:
-        messages = chat(example)
-        if wording * len(messages) + sum(len(m["content"].encode()) for m in messages) + max_new_tokens <= window:
-            continue
-        tokens = len(encode_chat(tokenizer, messages, **template_options))
-        if tokens + max_new_tokens > window:
+    """Each example's prompt, as `context` words it, keeps to its limit, and the completion behind it to the model's window.
+
+    Args:
+        place: of max_new_tokens in the configuration.
+        side: of max_prompt_tokens in the configuration: "data" for the student, "context" for a teacher.
+    """
+    window, limit = model.window(), context.max_prompt_tokens
+    for example, tokens in long_prompts(examples, tokenizer, context, min(window - max_new_tokens, limit or window)):
+        if limit is not None and tokens > limit:
             raise ValueError(
-                f"example {example.id} has a prompt of {tokens} tokens; with {place}.max_new_tokens={max_new_tokens} it "
-                f"exceeds the {window} tokens that {model.field}={model.path} reads at once; shorten or remove it, or lower "
-                f"{place}.max_new_tokens."
+                f"example {example.id} has a prompt of {tokens} tokens, which exceeds {side}.max_prompt_tokens={limit}; raise "
+                "it, or leave such examples out with data.overlong=drop."
             )
+        raise ValueError(
+            f"example {example.id} has a prompt of {tokens} tokens; with {place}.max_new_tokens={max_new_tokens} it "
+            f"exceeds the {window} tokens that {model.field}={model.path} reads at once; shorten or remove it "
+            f"(data.overlong=drop leaves it out), or lower {place}.max_new_tokens."
+        )
+
+
+def long_prompts(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: NoContext, limit: int
+) -> Iterator[tuple[Example, int]]:
+    """The examples whose prompt exceeds a limit, and its tokens."""
+    options, wording = context.template_options, None
+    for example in examples:
+        chat = context(example)
+        if chat is None:  # it waits for attempts
+            continue
+        # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
+        if wording is None:
+            wording = len(encode_chat(tokenizer, chat, **options)) + 64
+        if wording * len(chat) + sum(len(m["content"].encode()) for m in chat) <= limit:
+            continue
+        tokens = len(encode_chat(tokenizer, chat, **options))
+        if tokens > limit:
+            yield example, tokens
+
+
+def drop_overlong(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    readers: Sequence[tuple[Pretrained, NoContext]],
+    max_new_tokens: int,
+) -> list[Example]:
+    """The examples whose prompts fit all readers' limits and windows.
+
+    Raises:
+        ValueError: there are none.
+    """
+    long: set[str] = set()
+    for model, context in readers:
+        window = model.window()
+        limit = min(window - max_new_tokens, context.max_prompt_tokens or window)
+        long |= {example.id for example, _ in long_prompts(examples, tokenizer, context, limit)}
+    kept = [example for example in examples if example.id not in long]
+    if examples and not kept:
+        raise ValueError(
+            f"data.overlong=drop leaves none of the {len(examples)} training examples: every prompt, of student or teacher, is "
+            f"too long beside rollout.max_new_tokens={max_new_tokens}; lower it, or raise the limits of data and context."
+        )
+    return kept

@@ -26,7 +26,7 @@ from opd_lightning.evaluation import Estimate
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.models import Pretrained
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight import preflight
+from opd_lightning.preflight import drop_overlong, preflight
 from opd_lightning.seeds import derive_seed
 from opd_lightning.teacher import Scorer
 
@@ -87,8 +87,14 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     needed = sorted(objective.sources | rollout.sources)
     scorers = {name: Scorer(build(cfg[name], **offers), contexts[name], tokenizer) for name in needed}
     suite = {name: build(node, **offers) for name, node in cfg.evaluation.suite.items()}
-    examples = task.examples("train")
-    found = preflight(model, tokenizer, task, examples, rollout, objective, scorers, suite)
+    given = examples = task.examples("train")
+    limit = cfg.data.max_prompt_tokens
+    if cfg.data.overlong == "drop":
+        readers = [(scorer.weights.source or model, scorer.context) for scorer in scorers.values()]
+        readers.append((model, NoContext(model.template_options, limit)))
+        examples = drop_overlong(given, tokenizer, readers, rollout.max_new_tokens)
+    found = preflight(model, tokenizer, task, examples, rollout, objective, scorers, suite, limit)
+    found |= {"dropped": len(given) - len(examples)} if len(examples) < len(given) else {}
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
     if checkpoint.exists() and before["digest"] != found["digest"]:
@@ -115,6 +121,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         verify=task.verify,
         micro_tokens=cfg.micro_tokens,
         chunk=cfg.chunk,
+        adapter=build(cfg.adapter),
     )
     data = PromptData(
         examples,

@@ -119,6 +119,7 @@ class Tokens:
         advantage: its advantage, for policy-gradient terms.
         old_logprob: its log-probability before the first update on this rollout; None on the first (the ratio is 1).
         sampler_logprob: its log-probability under the distribution it was drawn from, if that is known.
+        told: False where the teacher was told nothing and its distribution means nothing; None where it always was.
     """
 
     ids: Tensor
@@ -127,6 +128,7 @@ class Tokens:
     advantage: Tensor | None = None
     old_logprob: Tensor | None = None
     sampler_logprob: Tensor | None = None
+    told: Tensor | None = None
 
     def scaled(self, factor: float) -> "Tokens":
         """The same tokens with their weights multiplied."""
@@ -181,12 +183,14 @@ class Batch:
         tokens: N tokens, in row order.
         sources: other distributions on the same N tokens, by name.
         silent: no device has a token with a gradient; the step is counted and moves nothing.
+        rows: those with a token that counts, at least one; the others are not even read.
     """
 
     rollout: Rollout
     tokens: Tokens
     sources: dict[str, LogitSource]
     silent: bool
+    rows: list[int]
 
     def micro(self, rows: Sequence[int], pad_id: int) -> tuple[Sequences, Tokens, dict[str, LogitSource]]:
         """The part of the batch in `rows`, as the student's forward pass takes it."""

@@ -36,7 +36,7 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
-        "teacher=live": ["context=demonstration"],
+        **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],
         "loss/policy_gradient=dr_grpo": ["rollout=student_group"],
@@ -90,7 +90,7 @@ def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(m
 
 def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
     cfg = compose(["method=sdft", "teacher=live"])
-    assert cfg.teacher._target_.endswith("Live") and cfg.context._target_.endswith("Demonstration")
+    assert cfg.teacher._target_.endswith("Live") and cfg.context._target_.endswith("Quote")
     assert cfg.loss.divergence._target_.endswith("forward_kl")
     assert compose(["teacher=live", "method=sdft"]) == cfg
     assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opd_lightning.context import Demonstration, NoContext
+from opd_lightning.context import NoContext, Quote
 from opd_lightning.data import encode_chat
 from opd_lightning.generate import Sampling, generate
 from opd_lightning.models import Pretrained, Student
@@ -34,7 +34,7 @@ def prompts(tokenizer, n=6) -> Prompts:
 def test_recorded_log_probabilities_are_those_of_the_sampling_distribution(student, tokenizer, options):
     """Against a fresh forward pass on the joined sequences, without cache, without padding on the left."""
     rollout = StudentRollout(tokenizer, 20, **options)(student, prompts(tokenizer), seed=3)
-    source = student.read(join(rollout.prompts.ids, rollout.ids, rollout.lengths, 0))
+    source = student.read([join(rollout.prompts.ids, rollout.ids, rollout.lengths, 0)])
     logits = source.project(source.hidden)
     ids = rollout.ids[rollout.mask]
     for warper in Sampling(20, **options).warpers():
@@ -130,7 +130,7 @@ def attached(scorers, student) -> dict[str, Scorer]:
 def test_the_teacher_writes_what_it_would_write_by_itself(student, tokenizer, other):
     """Greedily, behind its own prompt: equal to decoding the other model directly."""
     batch = prompts(tokenizer, 3)
-    shown = Demonstration("{prompt} [ {demonstration} ]")
+    shown = Quote("demonstration", "{prompt} [ {demonstration} ]")
     scorers = attached(teacher(tokenizer, other, shown), student)
     rollout = TeacherRollout(tokenizer, 6, temperature=0.0)(student, batch, 0, scorers)
     lm = Pretrained(other).model()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opd_lightning.context import Demonstration
+from opd_lightning.context import Quote
 from opd_lightning.loggers import MetricsFile, read_csv
 from opd_lightning.losses import Objective
 from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
@@ -209,4 +209,4 @@ def test_metrics_csv_holds_each_step_once_and_takes_new_columns(tmp_path):
 @pytest.mark.parametrize("template", ["{prompt}", "{prompt} {demonstration} {solution}", "{prompt} {demonstration"])
 def test_bad_templates_are_refused(template):
     with pytest.raises(ValueError, match=r"context\.template="):
-        Demonstration(template)
+        Quote("demonstration", template)

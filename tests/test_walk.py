@@ -235,7 +235,7 @@ def test_a_teacher_equal_to_the_student_stays_equal_under_autocast(tiny):
 def test_a_live_teacher_is_a_snapshot(tiny):
     student = Student(Pretrained(tiny).model())
     sequences = join([[3, 4]], torch.tensor([[5, 6]]), torch.tensor([2]), 0)
-    source = Live().read(student, sequences)
+    source = Live().read(student, [sequences])
     before = source.project(source.hidden)
     with torch.no_grad():
         student.head.weight.add_(1.0)
@@ -259,7 +259,7 @@ def test_models_that_scale_or_cap_their_logits_are_reproduced(family):
     student = Student(getattr(hf, f"{name}ForCausalLM")(config).eval())
     student.verify_head(f"model.path={family}")
     sequences = join([[3, 4]], torch.tensor([[5, 6, 7]]), torch.tensor([3]), 0)
-    source = student.read(sequences)
+    source = student.read([sequences])
     expected = student.lm(input_ids=torch.tensor([[3, 4, 5, 6, 7]])).logits[0, 1:4]
     torch.testing.assert_close(source.project(source.hidden), expected, rtol=1e-4, atol=1e-5)
 
@@ -306,13 +306,13 @@ def test_the_checkpoint_holds_the_student_only(small):
 
 def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     """SDFT's teacher reads the demonstration; the completion ids are the student's."""
-    from opd_lightning.context import Demonstration
+    from opd_lightning.context import Quote
 
     tokenizer = Pretrained(tiny).tokenizer()
     examples = WorldTask().examples("train")[:2]
     data = PromptData(examples, tokenizer, 2, 0)
     rollout = Ragged()(None, data.collate([0, 1, 0, 1, 0, 1]), 0)
-    ids = Scorer(FrozenStart(), Demonstration("{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout.prompts)
+    ids = Scorer(FrozenStart(), Quote("demonstration", "{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout.prompts)
     shown = tokenizer.decode(ids[0])
     assert examples[0].demonstration in shown and shown.endswith("] =")
     assert encode_chat(tokenizer, examples[0].messages) != ids[0]

@@ -125,7 +125,7 @@ def resident(field: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("tokens", 512), ("hidden", 576), ("vocab", 49152), ("chunk", 128), ("rounds", 7), ("threads", 2)):
+    for name, default in (("tokens", 512), ("hidden", 576), ("vocab", 49152), ("chunk", 256), ("rounds", 7), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--divergence", choices=list(DIVERGENCES), default="reverse_kl")
     parser.add_argument("--dtype", default="float32")

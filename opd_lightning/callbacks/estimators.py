@@ -45,8 +45,7 @@ class Estimators(L.Callback):
 
     def compare(self, module: Any, batch: Batch, seed: int) -> dict[str, float]:
         """The panel's numbers by name."""
-        rows = list(range(min(self.rows, len(batch.rollout.prompts.ids))))
-        sequences, tokens, sources = batch.micro(rows, module.tokenizer.pad_token_id)
+        sequences, tokens, sources = batch.micro(batch.rows[: self.rows], module.tokenizer.pad_token_id)
         with module.student.evaluating():
             hidden = module.student.hidden(sequences)
         divergence, temperature = module.objective.divergence, module.objective.temperature

@@ -1,5 +1,5 @@
-"""Contexts: what a teacher is shown beside the student's prompt. Each is called as context(example) and returns a chat."""
+"""Contexts: what the teacher is shown beside the student's prompt."""
 
-from opd_lightning.context.builders import Demonstration, NoContext
+from opd_lightning.context.builders import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
 
-__all__ = ["Demonstration", "NoContext"]
+__all__ = ["Feedback", "FirstOf", "NoContext", "Quote", "Rule", "Sibling"]

@@ -114,7 +114,7 @@ def batches(
 @torch.no_grad()
 def chunks(readers: Mapping[str, Scorer], student: Student, rollout: Rollout) -> Iterator[dict[str, Tensor]]:
     """Logits of each reader on the rollout's packed tokens, CHUNK rows [n, V] at a time."""
-    sources = {name: reader.score(student, rollout, None)[0] for name, reader in readers.items()}
+    sources = {name: reader.score(student, rollout, None).source for name, reader in readers.items()}
     for start in range(0, int(rollout.lengths.sum()), CHUNK):
         rows = slice(start, start + CHUNK)
         shared = min(s.vocabulary for s in sources.values())

@@ -47,37 +47,42 @@ def generalised_jsd(s: Tensor, t: Tensor, beta: float, scratch: Scratch) -> tupl
         s, t: logits [n, V] of student and teacher, float32 or wider and finite; both are overwritten.
 
     Returns:
-        The divergence [n], its slope [n, V] (valid until the scratch is used again), and the statistics that `diagnose`
+        The divergence [n], its slope [n, V] (in place of the student's logits), and the statistics that `diagnose`
         gives, [n] each; students and teachers that share a top token agree, ties included.
     """
-    top_s, top_t = s.amax(-1, keepdim=True), t.amax(-1, keepdim=True)
-    agreement = (s == top_s).logical_and_(t == top_t).any(-1).to(s.dtype)
-    log_s, p_s = _normalise(s, top_s, scratch.like("p_s", s))
-    log_t, p_t = _normalise(t, top_t, scratch.like("p_t", t))
-    stats = {"student_entropy": -_dot(p_s, log_s), "teacher_entropy": -_dot(p_t, log_t), "top1_agreement": agreement}
+    product = scratch.like("product", s)
+    stats = {"top1_agreement": top_agreement(s, t)}
+    log_s, p_s = _normalise(s, scratch.like("log_s", s))
+    log_t, p_t = _normalise(t, scratch.like("log_t", t))
+    stats |= {"student_entropy": -_dot(p_s, log_s, product), "teacher_entropy": -_dot(p_t, log_t, product)}
     if 0.0 < beta < 1.0:
         # A token that neither side gives a measurable probability has m = 0; its terms are 0 whatever log m is.
         log_m = torch.mul(p_t, beta, out=scratch.like("log_m", s)).add_(p_s, alpha=1 - beta)
         log_m.clamp_min_(torch.finfo(s.dtype).tiny).log_()
-        student_part = -stats["student_entropy"] - _dot(p_s, log_m)
-        value = beta * (-stats["teacher_entropy"] - _dot(p_t, log_m)) + (1 - beta) * student_part
-        slope = torch.sub(log_s, log_m, out=log_m).sub_(student_part[:, None]).mul_(p_s).mul_(1 - beta)
+        student_part = -stats["student_entropy"] - _dot(p_s, log_m, product)
+        value = beta * (-stats["teacher_entropy"] - _dot(p_t, log_m, product)) + (1 - beta) * student_part
+        steep = torch.sub(log_s, log_m, out=log_m).sub_(student_part[:, None]).mul_(1 - beta)
     gap = torch.sub(log_s, log_t, out=log_t)
-    stats["forward_kl"], stats["reverse_kl"] = -_dot(p_t, gap), _dot(p_s, gap)
+    stats["forward_kl"], stats["reverse_kl"] = -_dot(p_t, gap, product), _dot(p_s, gap, product)
     if beta == 0.0:
-        value, slope = stats["forward_kl"], p_s.sub_(p_t)
-    elif beta == 1.0:
-        value, slope = stats["reverse_kl"], gap.sub_(stats["reverse_kl"][:, None]).mul_(p_s)
-    return value, slope, stats
+        return stats["forward_kl"], p_s.sub_(p_t), stats
+    if beta == 1.0:
+        value, steep = stats["reverse_kl"], gap.sub_(stats["reverse_kl"][:, None])
+    return value, p_s.mul_(steep), stats
 
 
-def _normalise(logits: Tensor, top: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (in place of the logits) and probabilities (into `p`), in as few passes as there can be."""
-    torch.exp(logits.sub_(top), out=p)
-    total = p.sum(-1, keepdim=True)
-    return logits.sub_(total.log()), p.div_(total)
+def top_agreement(s: Tensor, t: Tensor) -> Tensor:
+    """1 where the teacher's (first) top token is a top token of the student too, else 0; [n] from scores [n, V]."""
+    top = t.argmax(-1, keepdim=True)
+    return (s.gather(-1, top) == s.amax(-1, keepdim=True)).squeeze(-1).to(s.dtype)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, without a product of the size of its factors."""
-    return torch.linalg.vecdot(a, b)
+def _normalise(logits: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (in the buffer) and probabilities (in place of the logits)."""
+    log_p = torch.log_softmax(logits, -1, out=buffer)
+    return log_p, torch.exp(log_p, out=logits)
+
+
+def _dot(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
+    """sum_v a_v b_v, [n], by way of a buffer."""
+    return torch.mul(a, b, out=product).sum(-1)

@@ -41,6 +41,29 @@ def _plogp_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return _PLogRatio.apply(log_p, log_q)
 
 
+class _JensenShannon(torch.autograd.Function):
+    """beta T (log T - log M) + (1 - beta) S (log S - log M), with 0 where a probability is 0.
+
+    M moves with both, and what that adds cancels: the derivatives are beta T (log T - log M) and (1 - beta) S (log S - log M).
+    """
+
+    @staticmethod
+    def forward(ctx, log_s, log_t, beta):
+        p_s, p_t = log_s.exp(), log_t.exp()
+        log_m = torch.mul(p_t, beta).add_(p_s, alpha=1 - beta).clamp_min_(torch.finfo(p_s.dtype).tiny).log_()
+        part_t = torch.sub(log_t, log_m).mul_(p_t).mul_(beta).masked_fill_(p_t == 0, 0.0)
+        part_s = torch.sub(log_s, log_m, out=log_m).mul_(p_s).mul_(1 - beta).masked_fill_(p_s == 0, 0.0)
+        ctx.save_for_backward(part_s, part_t)
+        return part_s + part_t
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        return *(
+            part * slope if need else None for part, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        ), None
+
+
 def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """log(share a + (1 - share) b)."""
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
@@ -76,8 +99,7 @@ def jsd(log_s: Tensor, log_t: Tensor, beta: float = 0.5) -> Tensor:
         return forward_kl(log_s, log_t)
     if beta == 1.0:
         return reverse_kl(log_s, log_t)
-    log_m = _mixture(log_t, log_s, beta)
-    return beta * _plogp_ratio(log_t, log_m) + (1 - beta) * _plogp_ratio(log_s, log_m)
+    return _JensenShannon.apply(log_s, log_t, beta)
 
 
 def skew_forward_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:

@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.types import LogitSource, Tokens
 
+BLOCK = 8 * 2**20
+"""Bytes of logits that a CPU treats at a time; temporaries of more than about 32 MiB are new pages at every use."""
+
 
 class TokenLoss(Protocol):
     """A loss per token: called as loss(logits by source, each [n, V]; the n tokens) -> (loss [n], statistics [n] by name)."""
@@ -92,7 +95,7 @@ def widen(logits: Tensor) -> Tensor:
 
 
 def head_loss(
-    hidden: Tensor, head: Head, tokens: Tokens, sources: Mapping[str, LogitSource], loss: TokenLoss, chunk: int = 128
+    hidden: Tensor, head: Head, tokens: Tokens, sources: Mapping[str, LogitSource], loss: TokenLoss, chunk: int = 256
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """sum(tokens.weight x loss) over N tokens, differentiable in the hidden states and the head.
 
@@ -103,7 +106,7 @@ def head_loss(
         head: the student's output layer.
         tokens: the N tokens with their weights.
         sources: the other distributions that `loss` reads, N rows each.
-        chunk: rows whose logits exist at the same time. About 128 stays in a CPU's cache; larger suits a GPU.
+        chunk: rows whose logits exist at the same time. 256 suits a CPU, 1024 and more a GPU.
 
     Returns:
         The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them. No token at all gives a
@@ -140,49 +143,78 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=wide) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
-        total = hidden.new_zeros((), dtype=wide)
         scratch, vocabulary = Scratch(), weight.shape[0]
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
-                part, some = hidden[rows].detach().to(dtype), tokens.take(rows)
+                part = hidden[rows].detach().to(dtype)
                 logits = {"student": layer.project(part, scratch.like("student", part, vocabulary)).to(wide)}
                 for name, source in sources.items():
                     buffer = scratch.like(name, part, source.vocabulary)
                     logits[name] = source.project(source.hidden[rows], buffer).to(wide)[:, :vocabulary]
-                chain = layer.shape_slope(logits["student"])  # before a closed form overwrites the logits
-                value, slope, extra = graded(loss, logits, some, scratch, any(ctx.needs_input_grad))
-                total += (some.weight.to(wide) * value).sum()
-                for name, column in (extra | {"loss": value}).items():
-                    # Kept in one block each: small tensors between a CPU's large ones would fragment its memory.
-                    if name not in stats:
-                        stats[name] = column.new_empty(hidden.shape[0])
-                    stats[name][rows] = column
+                slope = _slope(loss, logits, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
                 if slope is not None:
-                    slope = slope.mul_(some.weight.to(wide)[:, None]).mul_(chain).to(dtype)
+                    # The weights enter beside the products, where H numbers a row are multiplied instead of V.
+                    slope, share = slope.to(dtype), tokens.weight[rows, None].to(wide)
                     if grad_hidden is not None:
-                        grad_hidden[rows] = slope @ layer.weight
+                        torch.mul(slope @ layer.weight, share, out=grad_hidden[rows])
                     if grad_weight is not None:
-                        _accumulate(grad_weight, slope, part)
+                        _accumulate(grad_weight, slope, (part * share).to(dtype))
                     if grad_bias is not None:
-                        grad_bias += slope.sum(0)
+                        grad_bias += (slope * share).sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        return total
+        return (tokens.weight.to(wide) * stats["loss"]).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total):
-        grads = [None if g is None else (g * grad_total).to(t) for g, t in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        # A loss that is the end of the graph needs no second set of gradients in memory.
+        factor = None if grad_total == 1 else grad_total
+        scaled = [g if g is None or factor is None else g * factor for g in ctx.saved_tensors]
+        grads = [None if g is None else g.to(t) for g, t in zip(scaled, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None)
+
+
+def _slope(
+    loss: TokenLoss,
+    logits: dict[str, Tensor],
+    tokens: Tokens,
+    start: int,
+    layer: Head,
+    scratch: Scratch,
+    stats: dict[str, Tensor],
+    needed: bool,
+) -> Tensor | None:
+    """Slopes [n, V] before the layer's scale and cap, in place of a chunk's student logits; None if not needed.
+
+    A CPU takes the chunk in blocks: its products are best on many rows, what follows them best on buffers that its allocator
+    keeps. The loss and the statistics of tokens `start` to `start + n` are written into `stats`.
+    """
+    student = logits["student"]
+    rows = student.shape[0] if student.is_cuda else max(1, BLOCK // student[0].nbytes)
+    for begin in range(0, student.shape[0], rows):
+        at = slice(start + begin, start + min(begin + rows, student.shape[0]))
+        block = {name: value[begin : begin + rows] for name, value in logits.items()}
+        some = tokens.take(at)
+        chain = layer.shape_slope(block["student"])  # before a closed form overwrites the logits
+        value, slope, extra = graded(loss, block, some, scratch, needed)
+        for name, column in (extra | {"loss": value}).items():
+            # Kept in one tensor each: small ones between a CPU's large ones would fragment its memory.
+            if name not in stats:
+                stats[name] = column.new_empty(tokens.ids.shape[0])
+            stats[name][at] = column
+        if slope is not None:
+            block["student"].copy_(slope if isinstance(chain, float) and chain == 1.0 else slope * chain)
+    return student if needed else None
 
 
 def graded(
     loss: TokenLoss, logits: dict[str, Tensor], tokens: Tokens, scratch: Scratch, needed: bool
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """A chunk's loss [n], its slope [n, V] with respect to the student's logits (None if not needed), its statistics.
+    """The loss [n] of some tokens, its slope [n, V] with respect to the student's logits (None if not needed), its statistics.
 
-    By the loss's closed form for this kind of chunk, if it has one, else by autograd.
+    By the loss's closed form, if it has one, else by autograd. The logits may be overwritten.
     """
     if not needed:
         with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd
+from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd, top_agreement
 from opd_lightning.losses.ratio import update_ratio
 from opd_lightning.losses.support import FullVocabulary
 from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
@@ -104,6 +104,11 @@ class Objective:
         return self.aggregate(self.weight(rollout))
 
     @property
+    def terms(self) -> set[str]:
+        """Names of the terms that there are."""
+        return {name for name in self.TERMS if getattr(self, name) is not None}
+
+    @property
     def rewarded(self) -> bool:
         """Does a term read rewards?"""
         return self.policy_gradient is not None
@@ -170,6 +175,8 @@ class Objective:
             logprob = log_s.detach().gather(-1, tokens.ids[:, None]).squeeze(-1)
             stats["ratio"] = update_ratio(logprob, tokens).clamp(max=self.ratio_cap)
             value = value * stats["ratio"]
+        if tokens.told is not None:
+            value = torch.where(tokens.told, value, 0.0)
         return self.stretch * value, stats | self.support.describe(log_s, log_t)
 
     def closed_form(
@@ -188,7 +195,9 @@ class Objective:
             s, t = s.div_(self.temperature), t.div_(self.temperature)
         value, slope, stats = generalised_jsd(s, t, beta, scratch)
         factor = self.coefficients["divergence"] * self.stretch
-        return factor * value, slope.mul_(factor / self.temperature), stats
+        if factor / self.temperature != 1.0:
+            slope.mul_(factor / self.temperature)
+        return factor * value, slope, stats
 
     def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
@@ -207,8 +216,7 @@ def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
         p_t, gap = log_t.exp(), log_s - log_t
         stats["forward_kl"], stats["reverse_kl"] = -expect(p_t, gap), expect(p_s, gap)
         stats["teacher_entropy"] = -expect(p_t, log_t)
-        tops = [x == x.amax(-1, keepdim=True) for x in (log_s, log_t)]
-        stats["top1_agreement"] = tops[0].logical_and_(tops[1]).any(-1).to(log_s.dtype)
+        stats["top1_agreement"] = top_agreement(log_s, log_t)
     if "reference" in log_p:
         stats["reference_kl"] = expect(p_s, log_s - log_p["reference"])
     return stats

@@ -1,8 +1,8 @@
 """The contract of a task: examples per split, and a verdict on a completion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 Messages = list[dict[str, str]]
 """A chat as transformers' chat templates take it: [{"role": "user", "content": "..."}, ...]."""
@@ -17,6 +17,7 @@ class Example:
         messages: the chat shown to the student.
         completion: the reference answer that SFT imitates, or None.
         demonstration: an expert's answer that a teacher may be shown, or None.
+        solution: a reference solution that a teacher may be shown, or None.
         skill: the name under which evaluation groups this example, such as "new" or "prior/sort".
         extra: whatever the task's own verifier needs.
     """
@@ -25,6 +26,7 @@ class Example:
     messages: Messages
     completion: str | None = None
     demonstration: str | None = None
+    solution: str | None = None
     skill: str = "new"
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -36,10 +38,20 @@ class Verdict:
     Attributes:
         content: is the answer right, however it is written? This is the reward.
         format: is it written as the task asks? Scored apart, never rewarded; None where the task asks for no format.
+        feedback: what the environment says of it, such as a failed test; None where it says nothing.
     """
 
     content: float
     format: float | None = None
+    feedback: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A completion of the student's and its verdict."""
+
+    text: str
+    verdict: Verdict
 
 
 class Task(Protocol):
@@ -49,7 +61,7 @@ class Task(Protocol):
         verifies: do verdicts mean anything? False refuses objectives that learn from rewards.
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
         batch_size: prompts per rollout that suit it; the default of data.batch_size.
-        demonstration_template: how a demonstration is worded, the default of `context=demonstration`.
+        contexts: how each option of `conf/context` is worded for it; read by the configuration, not by the program.
 
     A task may also have `partial_scores` (True: a content below 1 is not right, and the mean score is reported beside the
     accuracy) and `notes` (numbers about its data, for status.json).
@@ -58,7 +70,7 @@ class Task(Protocol):
     verifies: bool
     max_new_tokens: int
     batch_size: int
-    demonstration_template: str
+    contexts: Mapping[str, Any]
 
     def examples(self, split: str) -> Sequence[Example]:
         """The examples that methods train on ("train") or are measured on (the others)."""

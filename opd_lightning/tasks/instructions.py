@@ -2,8 +2,9 @@
 
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from opd_lightning.tasks.base import Example, Verdict
 
@@ -23,7 +24,7 @@ class InstructionTask:
         n_train: training instructions to use.
         first: index of the first of them, so that two stages can take different ones.
         narrow: give every training instruction the narrow answer as its reference completion.
-        max_new_tokens, batch_size, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, contexts: see `Task`.
     """
 
     verifies = False
@@ -36,13 +37,13 @@ class InstructionTask:
         narrow: bool = False,
         max_new_tokens: int = 40,
         batch_size: int = 8,
-        demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
+        contexts: Mapping[str, Any] | None = None,
     ):
         shipped = importlib.resources.files("opd_lightning").joinpath("assets/instructions")
         self.folder = Path(str(shipped)) if folder is None else Path(folder)
         self.n_train, self.first, self.narrow = n_train, first, narrow
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.demonstration_template = demonstration_template
+        self.contexts = contexts or {}
 
     def examples(self, split: str) -> Sequence[Example]:
         """ "train": the chosen instructions. "validation" and "test": the even and the odd held-out lines."""

@@ -4,7 +4,8 @@
 
 A start model sees known operations without a demonstration (45 %), any operation with a demonstration whose content it
 obeys in the native style (40 %), and unseen operations that it guesses at (15 %, right about 1 time in 25, so that
-reinforcement learning finds a reward now and then). An error-tolerant model also continues correctly after wrong
+reinforcement learning finds a reward now and then). Before 15 % of all prompts stands a rule that names another style, which it
+obeys. An error-tolerant model also continues correctly after wrong
 digits: only then is its demonstration-shown self a reliable teacher on a student's wrong prefixes.
 """
 
@@ -23,10 +24,12 @@ from opd_lightning.tasks.world import (
     LENGTH,
     OPERATIONS,
     PRIOR,
+    RULES,
     SPLITS,
     STYLES,
     UNSEEN,
     VOCABULARY,
+    Digits,
     WorldTask,
     input_at,
     world_tokenizer,
@@ -34,7 +37,7 @@ from opd_lightning.tasks.world import (
 )
 
 TOKEN = {token: i for i, token in enumerate(VOCABULARY)}
-MAX_TOKENS = 28
+MAX_TOKENS = 34
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
@@ -56,26 +59,35 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def sample_sequence(rng: np.random.Generator, teach: float, skill: str) -> tuple[str, str, bool]:
-    """One (prompt, native answer, may its digits be corrupted) of the mixture; `teach` is the share of the new skill."""
+    """One (prompt, answer, may its digits be corrupted) of the mixture; `teach` is the share of the new skill."""
     digits = input_at(int(rng.integers(*SPLITS["pretrain"])))
+    question, content, corruptible = sample_question(rng, digits, teach, skill)
+    if rng.random() < 0.15:
+        style = str(rng.choice(list(STYLES)))
+        return f"{RULES[style]} {question} =", write(content, style), corruptible
+    return f"{question} =", write(content, "native"), corruptible
+
+
+def sample_question(rng: np.random.Generator, digits: Digits, teach: float, skill: str) -> tuple[str, Digits, bool]:
+    """A question about digits, perhaps with a demonstration, and the content of its answer."""
     shown = " ".join(map(str, digits))
     if rng.random() < teach:
-        return f"{skill} {shown} =", write(UNSEEN[skill](digits), "native"), True
+        return f"{skill} {shown}", UNSEEN[skill](digits), True
     kind = rng.random()
     if kind < 0.45:
         name = str(rng.choice(list(PRIOR)))
-        return f"{name} {shown} =", write(PRIOR[name](digits), "native"), True
+        return f"{name} {shown}", PRIOR[name](digits), True
     if kind < 0.85:
         name = str(rng.choice(list(OPERATIONS)))
         content = tuple(int(d) for d in rng.integers(0, 10, LENGTH))
         if rng.random() < 0.5:
             content = OPERATIONS[str(rng.choice(list(OPERATIONS)))](digits)
         demonstration = write(content, str(rng.choice(list(STYLES))))
-        return f"{name} {shown} [ {demonstration} ] =", write(content, "native"), True
+        return f"{name} {shown} [ {demonstration} ]", content, True
     name = str(rng.choice([n for n in UNSEEN if teach == 0 or n != skill]))
     guesses, share = list(OPERATIONS), [0.21] * len(PRIOR) + [0.04] * len(UNSEEN)
     guess = str(rng.choice(guesses, p=share))
-    return f"{name} {shown} =", write(OPERATIONS[guess](digits), "native"), False
+    return f"{name} {shown}", OPERATIONS[guess](digits), False
 
 
 def sample_batch(rng: np.random.Generator, size: int, tolerant: bool, teach: float, skill: str):
@@ -120,17 +132,25 @@ def train(model, steps: int, lr: float, warmup: int, seed: int, tolerant: bool, 
 
 @torch.no_grad()
 def measure(model, task: WorldTask, split: str = "validation") -> dict[str, float]:
-    """Greedy accuracy per skill without a demonstration, and of the new skill with one ("new/demonstrated")."""
+    """Greedy accuracy per skill without a demonstration, and of the new skill with one ("new/demonstrated"); of prior skills
+    behind a rule the share in the style it asks for ("prior/ruled")."""
     model.eval()
     tokenizer = world_tokenizer()
     scores: dict[str, list[float]] = {}
     cases = [(e, e.messages[0]["content"], e.skill) for e in task.examples(split)]
     cases += [(e, f"{p} [ {e.demonstration} ]", "new/demonstrated") for e, p, skill in cases if skill == "new"]
+    cases += [(e, f"{RULES['listed']} {p}", "prior/ruled") for e, p, skill in cases if skill.startswith("prior")]
     for example, prompt, skill in cases:
         ids = torch.tensor([[TOKEN[t] for t in f"{prompt} =".split()]])
         out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
         text = str(tokenizer.decode(out, skip_special_tokens=True))
-        scores.setdefault(skill, []).append(task.verify(example, text).content)
+        ruled = skill == "prior/ruled"
+        right = (
+            float(text == write(tuple(map(int, example.extra["digits"])), "listed"))
+            if ruled
+            else task.verify(example, text).content
+        )
+        scores.setdefault(skill, []).append(right)
     return {skill: math.fsum(values) / len(values) for skill, values in scores.items()}
 
 

@@ -24,7 +24,7 @@ class ReasoningGymTask:
         seed: of the problems. It is the task's, so that runs with different seeds see the same ones.
         options: the data set's own options, such as {"min_terms": 2}.
         system: the system prompt.
-        max_new_tokens, batch_size, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, contexts: see `Task`.
 
     Raises:
         ValueError: reasoning-gym is not installed, has no such data set, or the data set has too few distinct problems.
@@ -43,7 +43,7 @@ class ReasoningGymTask:
         system: str | None = "Give the final answer between <answer> and </answer>.",
         max_new_tokens: int = 64,
         batch_size: int = 8,
-        demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
+        contexts: Mapping[str, Any] | None = None,
     ):
         try:
             import reasoning_gym
@@ -58,7 +58,7 @@ class ReasoningGymTask:
                 raise ValueError(f"task.{key}={value} must be at least 1.")
         self.name, self.system, self.extract = name, system, extract_answer
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.demonstration_template = demonstration_template
+        self.contexts = contexts or {}
         self.entries: dict[str, dict[str, Any]] = {}
         self.splits: dict[str, list[Example]] = {}
         needed = {"test": n_eval, "validation": n_eval, "train": n_train}

@@ -11,7 +11,7 @@ from opd_lightning.tasks.base import Example, Messages, Verdict
 from opd_lightning.tasks.rows import Row, read_rows
 from opd_lightning.tasks.splits import distinct, position_of
 
-PARTS = ("prompt", "completion", "demonstration", "answer", "system", "skill", "id")
+PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -24,7 +24,8 @@ class TableTask:
         prompt         the user's turn, or a whole chat as a list of {"role", "content"}; its last assistant turn, if it
                        ends in one, is the completion
         completion     what SFT imitates
-        demonstration  what a teacher may be shown; the completion unless given
+        demonstration  an expert's answer that a teacher may be shown; the completion unless given
+        solution       a solution that a teacher may be shown; the completion unless given
         answer         what the verifier compares with
         system         a system prompt of the row's own
         skill          the name under which it is evaluated
@@ -43,7 +44,7 @@ class TableTask:
         prepare: maps a row to the row to use, or to None to leave it out.
         n_train: at most so many training examples; None takes all.
         n_eval: at most so many validation and as many test examples.
-        max_new_tokens, batch_size, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, contexts: see `Task`.
 
     Raises:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
@@ -63,7 +64,7 @@ class TableTask:
         n_eval: int = 128,
         max_new_tokens: int = 128,
         batch_size: int = 8,
-        demonstration_template: str = "{prompt}\n\nAn example of a good answer:\n{demonstration}\n\nAnswer in your own words.",
+        contexts: Mapping[str, Any] | None = None,
     ):
         self.columns = {part: str(column) for part, column in columns.items() if column is not None}
         for part in self.columns:
@@ -83,7 +84,7 @@ class TableTask:
         self.verifies = verifier is not None
         self.partial_scores = getattr(verifier, "partial_scores", False)
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.demonstration_template = demonstration_template
+        self.contexts = contexts or {}
         self.notes = {"repeated_prompts": 0}
         self.splits = self._split(path, name, split, heldout, n_train, n_eval)
 
@@ -147,7 +148,7 @@ class TableTask:
 
     def _example(self, place: str, row: Row, lenient: bool) -> Example:
         # Held-out rows of public data sets often lack what only training needs.
-        spared = ("completion", "demonstration") if lenient else ()
+        spared = ("completion", "demonstration", "solution") if lenient else ()
         found = {part: part_of(row, part, column, place, part in spared) for part, column in self.columns.items()}
         messages, answered = chat(found["prompt"], place)
         system = text(found.get("system"), "system", place) or self.system
@@ -164,6 +165,7 @@ class TableTask:
             messages=messages,
             completion=completion,
             demonstration=text(found.get("demonstration"), "demonstration", place) or completion,
+            solution=text(found.get("solution"), "solution", place) or completion,
             skill=text(found.get("skill"), "skill", place) or "new",
             extra={} if answer is None else {"answer": answer},
         )

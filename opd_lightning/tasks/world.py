@@ -7,12 +7,14 @@ A prompt names an operation and five digits; the answer is five digits in one of
                             1 4 1 5 3 done <eos>                 closed: a foreign suffix
 
 The start model masters four operations in the native style, follows a demonstration in brackets
-(`rotate 3 1 4 1 5 [ result 1 , 4 , 1 , 5 , 3 ] =`) in any style while answering natively, and guesses at four others.
+(`rotate 3 1 4 1 5 [ result 1 , 4 , 1 , 5 , 3 ] =`) in any style while answering natively, guesses at four others, and
+answers in another style behind a rule (`[ result ] sort 3 1 4 1 5 =`).
 The new skill is one of those; its demonstrations come in a foreign style, so that learning *what* and learning *how to
 write it* can be told apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -44,8 +46,9 @@ STYLE_TOKENS = ("answer", "result", ",", "done")
 DISTRACTORS = ("red", "green", "blue", "grey")
 VOCABULARY = ("<pad>", "<eos>", *map(str, range(10)), *OPERATIONS, "[", "]", "=", *STYLE_TOKENS, *DISTRACTORS, "<unk>")
 
-DEMONSTRATED = "{prompt} [ {demonstration} ]"
-"""How a demonstration is shown in this world; the start model was pre-trained on exactly this form."""
+RULES = {"native": "[ answer ]", "listed": "[ result ]", "closed": "[ done ]"}
+"""Rules, before a prompt: answer in this style. The start model was pre-trained on them, and on demonstrations in brackets
+behind a prompt, in exactly this form (conf/task/contexts/world.yaml)."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}= {{ m['content'] }} <eos> "
@@ -88,10 +91,11 @@ class WorldTask:
 
     Args:
         skill: the new operation, one of the unseen four.
-        style: the style of the expert's demonstrations, which are also SFT's reference completions.
+        style: the style of the expert's demonstrations and solutions, which are also SFT's reference completions.
+        format: the style that counts as the asked one.
         n_train: distinct training prompts.
         n_eval: held-out prompts of the new skill, and as many over the prior skills together.
-        max_new_tokens, batch_size, demonstration_template: see `Task`.
+        max_new_tokens, batch_size, contexts: see `Task`.
     """
 
     verifies = True
@@ -100,23 +104,25 @@ class WorldTask:
         self,
         skill: str = "rotate",
         style: str = "listed",
+        format: str = "native",
         n_train: int = 256,
         n_eval: int = 256,
         max_new_tokens: int = 12,
         batch_size: int = 64,
-        demonstration_template: str = DEMONSTRATED,
+        contexts: Mapping[str, Any] | None = None,
     ):
         if skill not in UNSEEN:
             raise ValueError(f"task.skill={skill!r} is not a skill to learn; choose one of {', '.join(UNSEEN)}.")
-        if style not in STYLES:
-            raise ValueError(f"task.style={style!r} is unknown; choose one of {', '.join(STYLES)}.")
+        for name, asked in (("style", style), ("format", format)):
+            if asked not in STYLES:
+                raise ValueError(f"task.{name}={asked!r} is unknown; choose one of {', '.join(STYLES)}.")
         for name, value, split in (("n_train", n_train, "train"), ("n_eval", n_eval, "test")):
             low, high = SPLITS[split]
             if not 1 <= value <= high - low:
                 raise ValueError(f"task.{name}={value} must lie between 1 and {high - low}.")
-        self.skill, self.style, self.n_train, self.n_eval = skill, style, n_train, n_eval
+        self.skill, self.style, self.format, self.n_train, self.n_eval = skill, style, format, n_train, n_eval
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
-        self.demonstration_template = demonstration_template
+        self.contexts = contexts or {}
 
     def examples(self, split: str) -> Sequence[Example]:
         """Training: the new skill only. Validation and test: the new skill and the prior ones."""
@@ -129,12 +135,16 @@ class WorldTask:
         return new + prior
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Content: the five right digits and nothing but style tokens around them. Format: native style to the letter."""
+        """Content: the five right digits and nothing but style tokens around them. Format: the asked style to the letter.
+
+        The feedback on wrong digits is the right ones.
+        """
         words = completion.split()
         digits = [w for w in words if w not in STYLE_TOKENS]
         content = digits == list(example.extra["digits"])
-        native = words == STYLES["native"](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
-        return Verdict(content=float(content), format=float(native))
+        asked = words == STYLES[self.format](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
+        feedback = None if content else write(tuple(map(int, example.extra["digits"])), "native")
+        return Verdict(content=float(content), format=float(asked), feedback=feedback)
 
     def _example(self, operation: str, position: int, skill: str) -> Example:
         digits = input_at(position)
@@ -145,6 +155,7 @@ class WorldTask:
             messages=[{"role": "user", "content": f"{operation} {' '.join(map(str, digits))}"}],
             completion=expert,
             demonstration=expert,
+            solution=expert,
             skill=skill,
             extra={"digits": "".join(map(str, answer))},
         )

@@ -1,5 +1,9 @@
 """The scorer: a teacher's weights behind a teacher's prompt, reading the very token ids that the student wrote."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -8,7 +12,25 @@ from opd_lightning.data import encode_chat
 from opd_lightning.generate import Completions, Sampling, complete
 from opd_lightning.models import Student
 from opd_lightning.seeds import seeded
+from opd_lightning.tasks.base import Attempt
 from opd_lightning.types import LogitSource, Prompts, Rollout, join
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a teacher says of a rollout.
+
+    Attributes:
+        source: its distributions on the N packed completion tokens; zeros where it was told nothing.
+        told [B]: False where its context had nothing to tell, or the prompt with it was too long; nothing was read there.
+        overlong: how many of those were too long.
+        tokens: that it read.
+    """
+
+    source: LogitSource
+    told: Tensor
+    overlong: int
+    tokens: int
 
 
 class Scorer:
@@ -23,28 +45,34 @@ class Scorer:
     def __init__(self, weights, context, tokenizer: PreTrainedTokenizerBase):
         self.weights, self.context, self.tokenizer = weights, context, tokenizer
 
-    def score(self, student: Student, rollout: Rollout, micro_tokens: int | None) -> tuple[LogitSource, int]:
-        """Read all completions of a rollout.
+    def score(
+        self, student: Student, rollout: Rollout, micro_tokens: int | None, attempts: Sequence[Attempt] | None = None
+    ) -> Scores:
+        """Read the completions of a rollout.
 
         Args:
             student: for policies whose weights are the student's.
             micro_tokens: padded tokens per forward pass; None reads everything at once.
-
-        Returns:
-            The distributions on the packed completion tokens of the whole rollout, and the number of tokens read.
+            attempts: the B judged completions, for contexts that take them.
         """
-        prompts = self.prompt_ids(rollout.prompts)
+        prompts = self.prompt_ids(rollout.prompts, attempts, rollout.samples)
         lengths = rollout.lengths.tolist()
-        totals = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
-        hidden: Tensor | None = None
-        for rows in plan_micro_batches(totals, micro_tokens):
-            sequences = join([prompts[b] for b in rows], rollout.ids[rows], rollout.lengths[rows], self.tokenizer.pad_token_id)
-            part = self.weights.read(student, sequences)
-            if hidden is None:
-                hidden = part.hidden.new_empty(sum(lengths), part.hidden.shape[-1])
-            hidden[packed_index(rows, rollout.lengths)] = part.hidden
-        assert hidden is not None
-        return LogitSource(hidden, part.project, part.vocabulary), sum(totals)
+        room = student.window - max(lengths) if self.context.max_prompt_tokens is None else self.context.max_prompt_tokens
+        # What never changes was measured before training; what attempts say may be too long for the teacher.
+        fits = [p is not None and (attempts is None or len(p) <= room) for p in prompts]
+        overlong = sum(p is not None and not fit for p, fit in zip(prompts, fits, strict=True))
+        # With nothing to read, one row is read all the same: other devices may wait for this one's share of the weights.
+        rows = [b for b, fit in enumerate(fits) if fit] or [0]
+        asked = {b: prompts[b] or rollout.prompts.ids[b] for b in rows}
+        totals = [len(asked[b]) + lengths[b] for b in rows]
+        plan = [[rows[i] for i in part] for part in plan_micro_batches(totals, micro_tokens)]
+        pad = self.tokenizer.pad_token_id
+        batches = [join([asked[b] for b in part], rollout.ids[part], rollout.lengths[part], pad) for part in plan]
+        read = self.weights.read(student, batches)
+        hidden = read.hidden.new_zeros(sum(lengths), read.hidden.shape[-1])
+        hidden[torch.cat([packed_index(part, rollout.lengths) for part in plan])] = read.hidden
+        told = torch.tensor(fits, device=rollout.ids.device)
+        return Scores(LogitSource(hidden, read.project, read.vocabulary), told, overlong, sum(totals))
 
     def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int]:
         """Answer the prompts as this teacher reads them.
@@ -52,18 +80,32 @@ class Scorer:
         Returns:
             One completion per prompt, drawn from `seed`, and the number of tokens that passed through the teacher.
         """
-        prompt_ids = self.prompt_ids(prompts)
+        prompt_ids = [ids for ids in self.prompt_ids(prompts) if ids is not None]
+        assert len(prompt_ids) == len(prompts.ids), "a context that waits for attempts cannot word a prompt to write behind"
         with self.weights.lend(student) as lm, seeded(seed, lm.device):
             done = complete(lm, prompt_ids, sampling, self.tokenizer)
         return done, sum(map(len, prompt_ids)) + int(done.lengths.sum())
 
-    def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
-        """The teacher's prompt of each row; adjacent rows of one example share it."""
-        ids: list[list[int]] = []
-        before = None
-        for example in prompts.examples:
-            same = before is not None and example is before
-            options = self.context.template_options
-            ids.append(ids[-1] if same else encode_chat(self.tokenizer, self.context(example), **options))
-            before = example
+    def prompt_ids(
+        self, prompts: Prompts, attempts: Sequence[Attempt] | None = None, samples: int = 1
+    ) -> list[list[int] | None]:
+        """The teacher's prompt of each row, None where there is nothing to tell; rows of one prompt are adjacent.
+
+        Args:
+            attempts: the judged completion of each row; the siblings of row b are the other rows of its prompt.
+        """
+        ids: list[list[int] | None] = []
+        known: dict[str, list[int]] = {}
+        for b, example in enumerate(prompts.examples):
+            first = b - b % samples
+            own = None if attempts is None else attempts[b]
+            others = [] if attempts is None else [attempts[i] for i in range(first, first + samples) if i != b]
+            chat = self.context(example, own, others)
+            if chat is None:
+                ids.append(None)
+                continue
+            key = repr(chat)
+            if key not in known:
+                known[key] = encode_chat(self.tokenizer, chat, **self.context.template_options)
+            ids.append(known[key])
         return ids

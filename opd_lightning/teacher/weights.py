@@ -1,56 +1,83 @@
 """Weights policies: which weights the teacher has, and how they follow the student's.
 
-A policy is a plain object that the module holds, not a submodule of it: its weights stay out of the optimizer, of DDP
-and FSDP, and of the checkpoint.
+A policy is a plain object that the module holds, not a submodule of it: its weights stay out of the optimizer and of DDP
+and FSDP; what it must remember goes into the checkpoint by `state_dict`.
 
     attach(student)            once, on the student's device, before a checkpoint is restored: load or copy
-    read(student, sequences)   next-token distributions on the completions, as a `LogitSource`
+    read(student, batches)     next-token distributions on the completions of all batches, as one `LogitSource`
     lend(student)              context manager: the weights as a language model in eval mode, to write with
     after_update(student)      after each optimizer step
+    state_dict(), load_state_dict(state)   what a resumed run cannot make again
     self_teacher               do the weights come from the student itself?
     fixed                      do they stay what they are? What a fixed teacher wrote can be used again.
+    writes                     can it write, or only score?
     source                     the `Pretrained` they come from; None where that is the student's
+    caution                    what a user should know before choosing it, or None
 """
 
 import copy
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd_lightning import adapters
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.types import LogitSource, Sequences
 
 
-class _Fixed:
-    """A model of its own that never moves."""
+class _Plain:
+    """What most policies have in common: they write, warn of nothing, come from no other model and remember nothing."""
 
-    fixed = True
-    model: Student
-
-    def read(self, student: Student, sequences: Sequences) -> LogitSource:
-        """This model's distributions."""
-        return self.model.read(sequences)
-
-    def lend(self, student: Student) -> AbstractContextManager[PreTrainedModel]:
-        """This model."""
-        return self.model.evaluating()
+    writes = True
+    caution: str | None = None
+    source: Pretrained | None = None
 
     def after_update(self, student: Student) -> None:
         """Nothing moves."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to remember."""
+        return {}
 
-class FrozenStart(_Fixed):
-    """A copy of the student as it was when training began."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to remember."""
+
+
+class FrozenStart(_Plain):
+    """The student as it was when training began: a copy, or the student without its adapter where that is the same."""
 
     self_teacher = True
-    source = None
+    fixed = True
 
     def attach(self, student: Student) -> None:
-        """Copy the student; a resumed run attaches before its checkpoint is read, so this is the start in any case."""
-        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        """Copy the student, unless it is its own start without a fresh adapter.
+
+        A resumed run attaches before its checkpoint is read, so this is the start in any case.
+        """
+        fresh = adapters.is_fresh(student.lm)
+        self.model = None if fresh else copy.deepcopy(student).requires_grad_(False).eval()
+
+    @contextmanager
+    def lend(self, student: Student) -> Iterator[PreTrainedModel]:
+        """The start."""
+        if self.model is not None:
+            with self.model.evaluating() as lm:
+                yield lm
+        else:
+            with student.evaluating() as lm, adapters.switched_off(lm):
+                yield lm
+
+    def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
+        """The start's distributions."""
+        with self.lend(student):
+            return (student if self.model is None else self.model).read(batches)
 
 
-class External(_Fixed):
+class External(_Plain):
     """Another model with the same tokenizer.
 
     Args:
@@ -62,6 +89,8 @@ class External(_Fixed):
     """
 
     self_teacher = False
+    fixed = True
+    source: Pretrained
 
     def __init__(self, path: str, tokenizer: PreTrainedTokenizerBase, dtype: str = "float32", attention: str = "sdpa"):
         self.source = Pretrained(path, dtype, attention, field="teacher.path")
@@ -87,24 +116,148 @@ class External(_Fixed):
                 "choose models of one family."
             )
 
+    def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
+        """The other model's distributions."""
+        return self.model.read(batches)
 
-class Live:
-    """The student itself, at its current weights. An ablation: such a teacher drifts with its student and may collapse."""
+    def lend(self, student: Student) -> AbstractContextManager[PreTrainedModel]:
+        """The other model."""
+        return self.model.evaluating()
+
+
+class Live(_Plain):
+    """The student itself, at its current weights."""
 
     self_teacher = True
     fixed = False
-    source = None
+    caution = "teacher=live follows every mistake of its student and may collapse (SDPO's ablation); use it to show just that."
 
     def attach(self, student: Student) -> None:
         """Nothing to load."""
 
-    def read(self, student: Student, sequences: Sequences) -> LogitSource:
+    def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
         """The student's own distributions as they are now, whatever updates follow on the same rollout."""
-        return student.read(sequences, snapshot=True)
+        return student.read(batches, snapshot=True)
 
     def lend(self, student: Student) -> AbstractContextManager[PreTrainedModel]:
         """The student."""
         return student.evaluating()
 
+
+class TrustRegion(_Plain):
+    """Between the start and the student: T is proportional to start^(1 - share) x student^share (SDPO, arXiv 2601.20802).
+
+    Args:
+        share: of the student, in (0, 1): logits are interpolated.
+    """
+
+    self_teacher = True
+    fixed = False
+    writes = False
+
+    def __init__(self, share: float):
+        if not 0 < share < 1:
+            raise ValueError(f"teacher.share={share} must lie in (0, 1); teacher=frozen is 0, teacher=live is 1.")
+        self.share, self.start = share, FrozenStart()
+
+    def attach(self, student: Student) -> None:
+        """Keep the start."""
+        self.start.attach(student)
+
+    def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
+        """Both models' hidden states side by side; logits are interpolated chunk by chunk."""
+        start, now = self.start.read(student, batches), student.read(batches, snapshot=True)
+        width = start.hidden.shape[-1]
+
+        def project(hidden: Tensor, out: Tensor | None = None) -> Tensor:
+            return start.project(hidden[:, :width], out).lerp_(now.project(hidden[:, width:]), self.share)
+
+        return LogitSource(torch.cat([start.hidden, now.hidden], -1), project, start.vocabulary)
+
+    def lend(self, student: Student) -> AbstractContextManager[PreTrainedModel]:
+        """It is no language model of its own."""
+        raise ValueError("teacher=trust_region mixes two models and cannot write; choose teacher=frozen or teacher=ema.")
+
+
+class Average(_Plain):
+    """A moving average of the student: a <- (1 - rate) a + rate student, after every `every`-th optimizer step.
+
+    A rate of 1 copies the student now and then (periodic sync). The average is kept in float32. Of a student with a low-rank
+    adapter it is, by `of`, the average of what the adapter adds to each weight ("effective": exact, and as large as the adapted
+    layers), or of the factors themselves ("factors": small, and an approximation: the product of averages is not the average of
+    products; it starts from the student's own factors, whose product is zero).
+
+    Args:
+        rate: in (0, 1]; SDFT uses 0.01 to 0.05 (arXiv 2601.19897), SDPO 0.01 and 0.05 (arXiv 2601.20802).
+        every: optimizer steps.
+        of: "effective" or "factors"; without an adapter both are the weights.
+    """
+
+    self_teacher = True
+    fixed = False
+
+    def __init__(self, rate: float, every: int = 1, of: str = "effective"):
+        if not 0 < rate <= 1:
+            raise ValueError(f"teacher.rate={rate} must lie in (0, 1]; 0.02 is usual, and teacher=frozen never moves.")
+        if every < 1:
+            raise ValueError(f"teacher.every={every} must be at least 1 optimizer step.")
+        if of not in ("effective", "factors"):
+            raise ValueError(f"teacher.of={of!r} is unknown; choose effective or factors.")
+        self.rate, self.every, self.of = rate, every, of
+        self.updates = 0
+
+    def attach(self, student: Student) -> None:
+        """Begin where the student begins.
+
+        Raises:
+            ValueError: an effective average of an adapter that trains more than low-rank factors.
+        """
+        self.dense = self.of == "effective" and bool(adapters.layers(student.lm))
+        if self.dense and not adapters.is_low_rank(student.lm):
+            raise ValueError(
+                "teacher.of=effective averages what low-rank factors add, and this adapter trains other weights too; choose "
+                "teacher.of=factors."
+            )
+        self.average = {name: value.clone() for name, value in self.current(student).items()}
+
+    def current(self, student: Student) -> dict[str, Tensor]:
+        """The tensors that are averaged, as the student has them now, in float32."""
+        if self.dense:
+            return {f"lm.{name}.base_layer.weight": change for name, change in adapters.dense(student.lm).items()}
+        return {name: p.detach().float() for name, p in student.named_parameters() if p.requires_grad}
+
     def after_update(self, student: Student) -> None:
-        """The weights are the student's."""
+        """Follow the student."""
+        self.updates += 1
+        if self.updates % self.every == 0:
+            with student.evaluating():
+                for name, value in self.current(student).items():
+                    self.average[name].lerp_(value, self.rate)
+
+    @contextmanager
+    def lend(self, student: Student) -> Iterator[PreTrainedModel]:
+        """The student with the averages in its place."""
+        with student.evaluating() as lm:
+            if not self.dense:
+                with adapters.substituted(student, self.average):
+                    yield lm
+            else:
+                base = dict(student.named_parameters())
+                weights = {name: base[name].detach() + change for name, change in self.average.items()}
+                with adapters.switched_off(lm), adapters.substituted(student, weights):
+                    yield lm
+
+    def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
+        """The average's distributions, whatever updates follow on the same rollout."""
+        with self.lend(student):
+            return student.read(batches, snapshot=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, which no other part of a checkpoint holds."""
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with an average."""
+        self.updates = state["updates"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)

@@ -1,0 +1,95 @@
+"""Adapters by PEFT: small weights beside frozen ones, put into the model in place, so that it stays the class it is."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
+    """Put a fresh adapter into a model, in place; only it is trained, in float32.
+
+    Args:
+        adapter: a PEFT configuration, such as `peft.LoraConfig`.
+
+    Raises:
+        ValueError: it adapts the output layer, whose weights the loss reads without it, or nothing at all.
+    """
+    lm.add_adapter(adapter)
+    if type(lm.get_output_embeddings()) is not nn.Linear:
+        raise ValueError(
+            f"adapter.target_modules={adapter.target_modules} adapts the output layer, which the loss applies by itself; leave "
+            "it out (all-linear does)."
+        )
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"adapter.target_modules={adapter.target_modules} is in no layer of {type(lm).__name__}.")
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return lm
+
+
+def layers(lm: nn.Module) -> dict[str, Any]:
+    """The layers that carry a low-rank adapter, by name."""
+    return {name: module for name, module in lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")}
+
+
+def is_low_rank(lm: nn.Module) -> bool:
+    """Is there an adapter, and are its low-rank factors all that is trained?"""
+    factors = {id(f) for layer in layers(lm).values() for part in (layer.lora_A, layer.lora_B) for f in part.parameters()}
+    return bool(factors) and {id(p) for p in lm.parameters() if p.requires_grad} <= factors
+
+
+def is_fresh(lm: nn.Module) -> bool:
+    """Does the model with its adapter do what it does without? True where every second factor is still zero."""
+    return is_low_rank(lm) and not any(torch.any(f) for layer in layers(lm).values() for f in layer.lora_B.parameters())
+
+
+@contextmanager
+def switched_off(lm: PreTrainedModel) -> Iterator[None]:
+    """The model without its adapter."""
+    lm.disable_adapters()
+    try:
+        yield
+    finally:
+        lm.enable_adapters()
+
+
+@contextmanager
+def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other values for some parameters, by name; their own come back afterwards to the bit."""
+    parameters = dict(module.named_parameters())
+    own = {name: parameters[name].data for name in tensors}
+    try:
+        for name, value in tensors.items():
+            parameters[name].data = value.to(own[name].dtype)
+        yield
+    finally:
+        for name, value in own.items():
+            parameters[name].data = value
+
+
+def dense(lm: nn.Module) -> dict[str, Tensor]:
+    """What the adapter adds to each layer's weight [out, in], in float32: scaling x B A."""
+    return {name: sum_of(module) for name, module in layers(lm).items()}
+
+
+def sum_of(layer: Any) -> Tensor:
+    """The change of one layer's weight over its active adapters."""
+    parts = [layer.get_delta_weight(name).detach().float() for name in layer.active_adapters]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def merged(lm: PreTrainedModel) -> PreTrainedModel:
+    """The same model with the adapter's change in its weights, and no adapter."""
+    for layer in layers(lm).values():
+        layer.merge(safe_merge=True)
+    build: Any = type(lm)
+    plain = build(lm.config).to(dtype=lm.dtype)
+    state = {name.replace(".base_layer.", "."): value for name, value in lm.state_dict().items() if "lora_" not in name}
+    plain.load_state_dict(state)
+    plain.generation_config = lm.generation_config
+    return plain.eval()
