@@ -20,7 +20,7 @@ EXTRAS = {
     "rollout": {"tokenizer", "folder"},
     "teacher": {"tokenizer"},
     "reference": {"tokenizer"},
-    "evaluation": {"task", "tokenizer"},
+    "evaluation": {"task", "tokenizer", "model"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }

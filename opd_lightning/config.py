@@ -13,6 +13,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+import opd_lightning.stand_in  # noqa: F401  (registers the resolver `stand_in`)
+
 HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""

@@ -19,6 +19,7 @@ from opd_lightning.checks import check
 from opd_lightning.config import build, compose
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.names import find
 from opd_lightning.overrides import explain
 from opd_lightning.teacher import Scorer
 
@@ -36,12 +37,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     student = Student(model.model(), cfg.chunk).to(device)
     student.verify_head(f"model.path={model.path}")
     scorers = {}
-    if cfg.teacher is not None and cfg.loss.divergence is not None:
+    if cfg.teacher is not None and cfg.loss.divergence is not None and find(cfg.teacher["_target_"]).fixed:
         scorers["teacher"] = Scorer(build(cfg.teacher, tokenizer=tokenizer), build(cfg.context), tokenizer)
         # A teacher that is the student's start model is what the run started from, not what it became.
         start = Student(model.start().model(), cfg.chunk).to(device)
         scorers["teacher"].weights.attach(start)
-    suite = [build(node, task=task, tokenizer=tokenizer) for node in cfg.evaluation.suite.values()]
+    suite = [build(node, task=task, tokenizer=tokenizer, model=model.start()) for node in cfg.evaluation.suite.values()]
     return {name: value for evaluation in suite for name, value in evaluation(student, scorers).items()}
 
 

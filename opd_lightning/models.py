@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opd_lightning import adapters
+from opd_lightning import adapters, stand_in
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.names import find
 from opd_lightning.sharding import gathered
@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def locate(path: str) -> str:
-    """A folder for `pkg://package/folder` (as Hydra writes it), else the path unchanged."""
+    """A folder for `pkg://package/folder` (as Hydra writes it) and `stand-in://architecture`, else the path unchanged."""
+    if path.startswith(stand_in.SCHEME):
+        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
     if path.startswith("pkg://"):
         package, _, inside = path.removeprefix("pkg://").partition("/")
         return str(importlib.resources.files(package).joinpath(inside))
@@ -54,6 +56,7 @@ class Pretrained:
         teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
         chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
         checkpointing: recompute activations in the backward pass of training, for memory.
+        stand_in: say that the path is a random model, see `stand_in.py`.
         field: of the configuration, to name in errors.
     """
 
@@ -66,10 +69,14 @@ class Pretrained:
         teacher: str | None = None,
         chat_template: str | None = None,
         checkpointing: bool = False,
+        stand_in: bool = False,
         field: str = "model.path",
     ):
         if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
+        if stand_in and not path.startswith("stand-in://"):
+            raise ValueError(f"model.stand_in=true, but model.path={path} is a model of its own; leave one of them out.")
+        self.stand_in = stand_in
         self.path, self.dtype, self.attention = path, getattr(torch, dtype), attention
         self.template_options, self.teacher = template_options or {}, teacher
         self.chat_template, self.checkpointing, self.field = chat_template, checkpointing, field
@@ -151,7 +158,7 @@ class Pretrained:
         start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]
         dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
         return Pretrained(
-            start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, self.field
+            start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, field=self.field
         )
 
     def _from_run(self) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from opd_lightning.models import Pretrained
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight import drop_overlong, preflight
 from opd_lightning.seeds import derive_seed
+from opd_lightning.stand_in import NOT_VERIFIED
 from opd_lightning.teacher import Scorer
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     model: Pretrained = build(cfg.model)
     write_status(folder, "running", start_model=model.lineage())
+    if model.stand_in:
+        log.warning(f"warning: {NOT_VERIFIED}")
     tokenizer, task = model.tokenizer(), build(cfg.task)
     offers = {"task": task, "tokenizer": tokenizer, "folder": folder}
     rollout, objective = build(cfg.rollout, **offers), build(cfg.loss)
@@ -86,7 +89,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
     needed = sorted(objective.sources | rollout.sources)
     scorers = {name: Scorer(build(cfg[name], **offers), contexts[name], tokenizer) for name in needed}
-    suite = {name: build(node, **offers) for name, node in cfg.evaluation.suite.items()}
+    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items()}
     given = examples = task.examples("train")
     limit = cfg.data.max_prompt_tokens
     if cfg.data.overlong == "drop":

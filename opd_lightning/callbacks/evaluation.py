@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import lightning as L
 
 from opd_lightning.evaluation import GreedyAnswers
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation(L.Callback):
@@ -36,6 +39,9 @@ class Evaluation(L.Callback):
             )
         if not self.history:
             self.run(trainer, module)
+            for told in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
+                for warning in told:
+                    log.warning(f"warning: {warning}")
             self.ask(trainer, module, "start")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:

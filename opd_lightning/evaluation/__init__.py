@@ -6,6 +6,16 @@
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
 from opd_lightning.evaluation.estimate import Estimate
-from opd_lightning.evaluation.text import ReferenceLikelihood, TeacherDivergence
+from opd_lightning.evaluation.teacher import TeacherAccuracy
+from opd_lightning.evaluation.text import ReferenceLikelihood, StartDivergence, TeacherDivergence
 
-__all__ = ["Estimate", "GreedyAccuracy", "GreedyAnswers", "ReferenceLikelihood", "SampledAccuracy", "TeacherDivergence"]
+__all__ = [
+    "Estimate",
+    "GreedyAccuracy",
+    "GreedyAnswers",
+    "ReferenceLikelihood",
+    "SampledAccuracy",
+    "StartDivergence",
+    "TeacherAccuracy",
+    "TeacherDivergence",
+]

@@ -10,11 +10,11 @@ from opd_lightning.context import NoContext
 from opd_lightning.data import encode_chat
 from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.losses.objective import diagnose
-from opd_lightning.models import Student
+from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, StudentRollout
 from opd_lightning.seeds import derive_seed
 from opd_lightning.tasks.base import Example, Task
-from opd_lightning.teacher import Live, Scorer
+from opd_lightning.teacher import FrozenStart, Live, Scorer
 from opd_lightning.types import Prompts, Rollout
 
 
@@ -47,17 +47,57 @@ class TeacherDivergence:
 
     def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher."""
-        if "teacher" not in scorers:
-            return {}
+        return self.measure(student, scorers["teacher"], "heldout") if "teacher" in scorers else {}
+
+    def measure(self, student: Student, other: Scorer, group: str) -> dict[str, Estimate]:
+        """Both KLs to another model, under names that begin with a group's."""
         itself = Scorer(Live(), NoContext(self.template_options), self.tokenizer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.tokenizer, self.batch_size, self.template_options)):
             rollout = self.rollout(student, prompts, derive_seed(self.seed, "evaluation", i))
-            for logits in chunks({"student": itself, "teacher": scorers["teacher"]}, student, rollout):
+            for logits in chunks({"student": itself, "teacher": other}, student, rollout):
                 stats = diagnose({name: x.log_softmax(-1) for name, x in logits.items()})
                 sums = {name: total + stats[name].sum().item() for name, total in sums.items()}
             count += int(rollout.lengths.sum())
-        return {f"heldout/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
+        return {f"{group}/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
+
+
+class StartDivergence(TeacherDivergence):
+    """KL to the start model, both ways and per token, on the student's own completions: how far it has moved.
+
+    Args:
+        model: the student's start; a copy is loaded, so a run pays its memory once more.
+        task, tokenizer, max_new_tokens, split, n, seed, batch_size, template_options: as for `TeacherDivergence`.
+        skill: prompts of this skill or group of skills alone, such as "prior"; None takes all.
+    """
+
+    def __init__(
+        self,
+        model: Pretrained,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        split: str = "test",
+        n: int = 48,
+        seed: int = 0,
+        batch_size: int = 48,
+        template_options: dict | None = None,
+        skill: str | None = None,
+    ):
+        super().__init__(task, tokenizer, max_new_tokens, split, n, seed, batch_size, template_options)
+        mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
+        if not mine:
+            raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
+        self.examples, self.model, self.group = mine[:n], model, f"start/{skill or 'all'}"
+        self.start: Scorer | None = None
+
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+        """`start/<skill>/reverse_kl` and `start/<skill>/forward_kl`, nats per token."""
+        if self.start is None:
+            weights = FrozenStart()
+            weights.model = Student(self.model.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
+            self.start = Scorer(weights, NoContext(self.template_options), self.tokenizer)
+        return self.measure(student, self.start, self.group)
 
 
 class ReferenceLikelihood:

@@ -20,6 +20,13 @@ def boxed_only(row: Row, column: str = "solution") -> Row | None:
     return row if "\\boxed" in str(row.get(column)) else None
 
 
+def deep_math(row: Row) -> Row | None:
+    """A row of DeepMath-103K with MATH's column names; a row of MATH as it is. Rows without a boxed solution are left out."""
+    if "question" in row:
+        row = {"problem": row["question"], "solution": row.get("r1_solution_1")}
+    return boxed_only(row)
+
+
 def science(row: Row, domain: str = "Chemistry", level: str = "L3", kinds: Sequence[str] = ("mcq-4-choices",)) -> Row | None:
     """A multiple-choice question of SciKnowEval (arXiv 2406.09098) with its options as lines; others are left out.
 

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from opd_lightning import stand_in
 from opd_lightning.names import nearest
 
 Row = dict[str, Any]
@@ -24,6 +25,9 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
     Raises:
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
     """
+    if path.startswith(stand_in.SCHEME):
+        made = stand_in.rows(path.removeprefix(stand_in.SCHEME))
+        return [(f"{path}:{number}", row) for number, row in enumerate(made, start=1)]
     file = Path(path)
     if file.suffix not in FILES and file.is_file():
         raise ValueError(f"task.path={path} is a file of no known kind{nearest(file.suffix, FILES)}")
