@@ -25,8 +25,8 @@ from opd_lightning.optim import Optim
 from opd_lightning.seeds import derive_seed, seeded
 from opd_lightning.sharding import shard, whole
 from opd_lightning.tasks.base import Attempt, Example, Verdict
-from opd_lightning.teacher.scorer import Scorer
-from opd_lightning.types import Batch, LogitSource, Prompts, Rollout, RolloutPolicy, Tokens
+from opd_lightning.teacher.scorer import Scorer, ask
+from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
 
 POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
 """Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""
@@ -116,7 +116,8 @@ class DistillationModule(L.LightningModule):
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         attempts = self.judge(rollout, metrics) if self.judges else None
         advantages = self.reward(rollout, attempts, metrics) if self.objective.rewarded else None
-        sources, told = self.ask(rollout, attempts, metrics)
+        asked = {name: self.scorers[name] for name in sorted(self.objective.sources)}
+        sources, told = ask(asked, self.student, rollout, self.micro_tokens, attempts, metrics)
         if told is not None and self.objective.terms == {"divergence"}:
             rollout = replace(rollout, counts=rollout.counts & told)
         weight, normaliser = self.objective.weights(rollout)
@@ -141,28 +142,6 @@ class DistillationModule(L.LightningModule):
         batch = Batch(rollout, tokens, sources, silent, rows)
         repeated = self.rollout.updates_per_rollout > 1 and self.objective.compares_updates and not silent
         return self.remember(batch) if repeated else batch
-
-    def ask(
-        self, rollout: Rollout, attempts: list[Attempt] | None, metrics: StepMetrics
-    ) -> tuple[dict[str, LogitSource], Tensor | None]:
-        """The sources that the objective reads, and which rows [B] all of them know; None where they know all for certain."""
-        sources, told = {}, None
-        for name in sorted(self.objective.sources):
-            scores = self.scorers[name].score(self.student, rollout, self.micro_tokens, attempts)
-            sources[name] = scores.source
-            metrics.total(f"{name}_tokens", torch.tensor(scores.tokens, device=self.device))
-            if int(rollout.ids.max()) >= scores.source.vocabulary:
-                raise ValueError(
-                    f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
-                    f"{scores.source.vocabulary}); choose models of one family."
-                )
-            if self.scorers[name].context.reads_attempts:
-                told = scores.told if told is None else told & scores.told
-                metrics.mean(f"rollout/{name}_told", scores.told.float())
-                metrics.mean(
-                    f"rollout/{name}_overlong", torch.full_like(scores.told.float(), scores.overlong / len(scores.told))
-                )
-        return sources, told
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
@@ -247,20 +226,8 @@ class DistillationModule(L.LightningModule):
 
     def broken(self, reason: str, batch: Batch, losses: Tensor) -> ValueError:
         """What to raise when an update cannot be made; the batch is saved for a look at it, one file per device."""
-        rollout, tokens = batch.rollout, batch.tokens
         path = Path(self.trainer.default_root_dir) / f"nonfinite-step-{self.global_step + 1}-rank-{self.global_rank}.pt"
-        columns = {"token_ids": tokens.ids, "weight": tokens.weight, "advantage": tokens.advantage, "loss": losses}
-        torch.save(
-            {
-                "step": self.global_step + 1,
-                "examples": [e.id for e in rollout.prompts.examples],
-                "prompt_ids": rollout.prompts.ids,
-                "texts": rollout.texts(self.tokenizer),
-                "lengths": rollout.lengths.cpu(),
-                **{name: None if column is None else column.cpu() for name, column in columns.items()},
-            },
-            path,
-        )
+        torch.save({"step": self.global_step + 1, **batch.describe(self.tokenizer), "loss": losses.cpu()}, path)
         return ValueError(
             f"update {self.global_step + 1}: {reason} The weights are still those before it, the batch is in {path}, and the "
             "last rows of metrics.csv show how it came."

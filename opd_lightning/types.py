@@ -200,6 +200,18 @@ class Batch:
         sequences = join([prompts[b] for b in rows], self.rollout.ids[picked], lengths[picked], pad_id)
         return sequences, self.tokens.take(index), {name: s.take(index) for name, s in self.sources.items()}
 
+    def describe(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """What a person needs to see what was in it, as plain values and tensors on the host."""
+        rollout, tokens = self.rollout, self.tokens
+        columns = {"token_ids": tokens.ids, "weight": tokens.weight, "advantage": tokens.advantage}
+        return {
+            "examples": [e.id for e in rollout.prompts.examples],
+            "prompt_ids": rollout.prompts.ids,
+            "texts": rollout.texts(tokenizer),
+            "lengths": rollout.lengths.cpu(),
+            **{name: None if column is None else column.cpu() for name, column in columns.items()},
+        }
+
 
 def join(prompt_ids: Sequence[Sequence[int]], ids: Tensor, lengths: Tensor, pad_id: int) -> Sequences:
     """Put each completion behind its prompt without a gap: student and teacher prompts may differ, `ids` are the same.

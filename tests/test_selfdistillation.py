@@ -254,6 +254,9 @@ def test_rows_of_a_prompt_see_the_other_rows_alone(tiny):
     read = scorer.score(student_of(tiny), rollout, None, attempts)
     prompts = scorer.prompt_ids(rollout.prompts, attempts, samples=3)
     assert read.told.tolist() == told
+    assert not read.overlong.any()
+    short = Scorer(Live(), Sibling("{prompt} [ {sibling} ]", max_prompt_tokens=5), tokenizer)
+    assert short.score(student_of(tiny), rollout, None, attempts).overlong.tolist() == told
     assert read.tokens == sum(len(p) + int(n) for p, n in zip(prompts, rollout.lengths, strict=True) if p is not None)
 
 

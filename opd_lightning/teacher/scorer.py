@@ -1,6 +1,6 @@
 """The scorer: a teacher's weights behind a teacher's prompt, reading the very token ids that the student wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.batching import packed_index, plan_micro_batches
 from opd_lightning.data import encode_chat
 from opd_lightning.generate import Completions, Sampling, complete
+from opd_lightning.metrics import StepMetrics
 from opd_lightning.models import Student
 from opd_lightning.seeds import seeded
 from opd_lightning.tasks.base import Attempt
@@ -23,13 +24,13 @@ class Scores:
     Attributes:
         source: its distributions on the N packed completion tokens; zeros where it was told nothing.
         told [B]: False where its context had nothing to tell, or the prompt with it was too long; nothing was read there.
-        overlong: how many of those were too long.
+        overlong [B]: True where it was too long.
         tokens: that it read.
     """
 
     source: LogitSource
     told: Tensor
-    overlong: int
+    overlong: Tensor
     tokens: int
 
 
@@ -60,7 +61,7 @@ class Scorer:
         room = student.window - max(lengths) if self.context.max_prompt_tokens is None else self.context.max_prompt_tokens
         # What never changes was measured before training; what attempts say may be too long for the teacher.
         fits = [p is not None and (attempts is None or len(p) <= room) for p in prompts]
-        overlong = sum(p is not None and not fit for p, fit in zip(prompts, fits, strict=True))
+        long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
         # With nothing to read, one row is read all the same: other devices may wait for this one's share of the weights.
         rows = [b for b, fit in enumerate(fits) if fit] or [0]
         asked = {b: prompts[b] or rollout.prompts.ids[b] for b in rows}
@@ -71,7 +72,7 @@ class Scorer:
         read = self.weights.read(student, batches)
         hidden = read.hidden.new_zeros(sum(lengths), read.hidden.shape[-1])
         hidden[torch.cat([packed_index(part, rollout.lengths) for part in plan])] = read.hidden
-        told = torch.tensor(fits, device=rollout.ids.device)
+        told, overlong = (torch.tensor(column, device=rollout.ids.device) for column in (fits, long))
         return Scores(LogitSource(hidden, read.project, read.vocabulary), told, overlong, sum(totals))
 
     def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int]:
@@ -109,3 +110,33 @@ class Scorer:
                 known[key] = encode_chat(self.tokenizer, chat, **self.context.template_options)
             ids.append(known[key])
         return ids
+
+
+def ask(
+    scorers: Mapping[str, Scorer],
+    student: Student,
+    rollout: Rollout,
+    micro_tokens: int | None,
+    attempts: Sequence[Attempt] | None,
+    metrics: StepMetrics,
+) -> tuple[dict[str, LogitSource], Tensor | None]:
+    """What several scorers say of a rollout, and which rows [B] all of them know; None where they know all for certain.
+
+    Raises:
+        ValueError: a completion holds an id that one of them does not have.
+    """
+    sources, told = {}, None
+    for name, scorer in scorers.items():
+        scores = scorer.score(student, rollout, micro_tokens, attempts)
+        sources[name] = scores.source
+        metrics.total(f"{name}_tokens", torch.tensor(scores.tokens, device=rollout.ids.device))
+        if int(rollout.ids.max()) >= scores.source.vocabulary:
+            raise ValueError(
+                f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
+                f"{scores.source.vocabulary}); choose models of one family."
+            )
+        if scorer.context.reads_attempts:
+            told = scores.told if told is None else told & scores.told
+            metrics.mean(f"rollout/{name}_told", scores.told.float())
+            metrics.mean(f"rollout/{name}_overlong", scores.overlong.float())
+    return sources, told
