@@ -6,8 +6,17 @@ from math import comb
 import pytest
 import torch
 
-from opd_lightning.context import NoContext
-from opd_lightning.evaluation import GreedyAccuracy, GreedyAnswers, ReferenceLikelihood, SampledAccuracy, TeacherDivergence
+from opd_lightning.callbacks.diagnostics import repetition, stretches
+from opd_lightning.context import NoContext, Quote
+from opd_lightning.evaluation import (
+    GreedyAccuracy,
+    GreedyAnswers,
+    ReferenceLikelihood,
+    SampledAccuracy,
+    StartDivergence,
+    TeacherAccuracy,
+    TeacherDivergence,
+)
 from opd_lightning.evaluation.estimate import pass_at, proportion
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.tasks.instructions import InstructionTask
@@ -124,3 +133,48 @@ def test_shipped_instructions_are_disjoint_and_answered():
     assert rest.verify(narrow[0], narrow[0].completion).content == 1.0 and rest.verify(narrow[0], "No.").content == 0.0
     with pytest.raises(ValueError, match=r"task\.first=200"):
         InstructionTask(n_train=160, first=200).examples("train")
+
+
+def test_the_teacher_is_measured_with_its_context_and_the_student_without():
+    start = Pretrained("pkg://opd_lightning/assets/world/start")
+    task, tokenizer, student = WorldTask(n_eval=4), start.tokenizer(), Student(start.model())
+    weights = FrozenStart()
+    weights.attach(student)
+    scorer = Scorer(weights, Quote("demonstration", "{prompt} [ {demonstration} ]"), tokenizer)
+    evaluation = TeacherAccuracy(task, tokenizer, max_new_tokens=12, n=4)
+    found = {name: e.value for name, e in evaluation(student, {"teacher": scorer}).items()}
+    assert found == {"teacher/shown/accuracy": 1.0, "teacher/shown/student_accuracy": 0.0}
+    assert evaluation.warnings(found) == [] and evaluation(student, {}) == {}
+    (warning,) = evaluation.warnings({"teacher/shown/accuracy": 0.25, "teacher/shown/student_accuracy": 0.5})
+    assert "0.250" in warning and "0.500" in warning
+
+
+def test_the_distance_to_the_start_is_zero_at_the_start_and_by_skill(tiny):
+    model, task = Pretrained(tiny), WorldTask(n_eval=8)
+    student = Student(model.model())
+    prior = StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="prior")
+    assert {e.skill.split("/")[0] for e in prior.examples} == {"prior"}
+    assert all(abs(e.value) < 1e-6 for e in prior(student, {}).values())
+    for p in student.parameters():
+        p.data += 0.05
+    assert all(e.value > 1e-3 for e in prior(student, {}).values())
+    with pytest.raises(ValueError, match="has the skill 'fly'"):
+        StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="fly")
+
+
+def test_repetition_and_leakage():
+    assert repetition([1, 2, 3, 4]) == 0.0 and repetition([1] * 7) == 0.75 and repetition([]) == 0.0
+    wording = stretches("An example of a good answer:\nAnswer in your own words.")
+    assert ("an", "example", "of", "a") in wording and ("good", "answer", "answer", "in") not in wording
+    assert stretches("Here is an example of a GOOD answer.") & wording
+
+
+def test_a_rule_is_verified_by_its_pattern_on_held_out_instructions():
+    task = InstructionTask(pattern=r"(- [^\n]+(\n+|$))+", spare=72)
+    test, validation, train = (task.examples(split) for split in ("test", "validation", "train"))
+    assert task.verifies and len(test) == len(validation) == 120 and len({e.id for e in [*test, *validation, *train]}) == 400
+    obeys = lambda text: task.verify(test[0], text).content  # noqa: E731
+    assert obeys("- one\n- two") == obeys(" - one\n\n- two\n") == 1.0
+    assert obeys("one") == obeys("- one\ntwo") == obeys("") == obeys("-") == 0.0
+    with pytest.raises(ValueError, match=r"task\.n_train=200 goes beyond the 176 training instructions"):
+        InstructionTask(n_train=200, spare=72).examples("train")

@@ -26,7 +26,9 @@ def main() -> None:
     for path in sorted(Path(sys.argv[1]).glob("*/seed-*/evaluation.json")):
         run = path.parent
         config, record = yaml.safe_load((run / "config.yaml").read_text()), json.loads(path.read_text())
-        ledger = json.loads((run / "ledger.json").read_text()) if (run / "ledger.json").is_file() else {"tokens": {}, "seconds": {}}
+        ledger = (
+            json.loads((run / "ledger.json").read_text()) if (run / "ledger.json").is_file() else {"tokens": {}, "seconds": {}}
+        )
         for when in ("start", "end"):
             row = {"name": config["name"], "seed": config["seed"], "when": when, "update": record[when]["step"]}
             for name in NUMBERS:
