@@ -142,3 +142,25 @@ def test_two_devices_train_like_one(tiny_run, tmp_path, trainer, method):
     rows = [read_csv(f.parents[1] / "metrics.csv") for f in files]
     for name in ("train/grad_norm", "train/loss"):
         assert [r[name] for r in rows[0][1:]] == pytest.approx([r[name] for r in rows[1][1:]], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [[], ["adapter=lora", "adapter.r=2", "optim.lr=0.01"]], ids=["full", "lora"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_two_devices_average_their_teacher_like_one(tiny_run, tmp_path, trainer, adapter):
+    """Over gloo: student and moving-average teacher, on given completions; two devices stop half-way and go on."""
+    base = [o for o in tiny_run if not o.startswith(("trainer.max_steps", "evaluation"))]
+    base += ["method=kd", "teacher=ema", "teacher.rate=0.3", "context=demonstration", "micro_tokens=120", "evaluation=none"]
+    base += ["logger=none", *adapter]
+    for devices in (["trainer.max_steps=4", "study.name=one"], *two_stages(trainer)):
+        code, output = call(*base, *devices)
+        assert code == 0, output
+    files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("one", "two")]
+    a, b = (torch.load(f, weights_only=True) for f in files)
+    for one, two in ((a["state_dict"], b["state_dict"]), *[[c["teachers"]["teacher"]["average"] for c in (a, b)]]):
+        assert one.keys() == two.keys() and max((one[k] - two[k]).abs().max() for k in one) < 5e-6
+
+
+def two_stages(trainer):
+    two = [f"trainer={trainer}", "trainer.devices=2", "study.name=two"]
+    return [[*two, f"trainer.max_steps={steps}"] for steps in (2, 4)]

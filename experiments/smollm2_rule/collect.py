@@ -54,7 +54,7 @@ def main() -> None:
 def shown(row: dict, name: str) -> str:
     """A number with its interval over prompts, where it has one."""
     if row[name] is None:
-        return "–"
+        return "-"
     if row[f"{name}/low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row[f'{name}/low']:.3f}, {row[f'{name}/high']:.3f}]"
