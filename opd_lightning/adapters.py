@@ -16,19 +16,31 @@ def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
         adapter: a PEFT configuration, such as `peft.LoraConfig`.
 
     Raises:
-        ValueError: it adapts the output layer, whose weights the loss reads without it, or nothing at all.
+        ValueError: PEFT cannot apply it, it adapts the output layer, whose weights the loss reads without it, or it trains or
+            changes other weights than low-rank factors, which neither checkpoint nor export would have.
     """
-    lm.add_adapter(adapter)
+    init = getattr(adapter, "init_lora_weights", True)
+    if init not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"adapter.init_lora_weights={init!r} changes the frozen weights too, which a checkpoint does not hold; choose "
+            "true or gaussian."
+        )
+    try:
+        lm.add_adapter(adapter)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"adapter: PEFT cannot put it into {type(lm).__name__} ({error}).") from error
     if type(lm.get_output_embeddings()) is not nn.Linear:
         raise ValueError(
             f"adapter.target_modules={adapter.target_modules} adapts the output layer, which the loss applies by itself; leave "
             "it out (all-linear does)."
         )
-    trained = [p for p in lm.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"adapter.target_modules={adapter.target_modules} is in no layer of {type(lm).__name__}.")
-    for parameter in trained:
-        parameter.data = parameter.data.float()
+    if not is_low_rank(lm):
+        raise ValueError(
+            "adapter trains more than low-rank factors; leave out modules_to_save and bias, or choose adapter=none."
+        )
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return lm
 
 
@@ -70,6 +82,21 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[No
     finally:
         for name, value in own.items():
             parameters[name].data = value
+
+
+@contextmanager
+def added(lm: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
+    """Layers, by name, that add x @ change.T to what they return: a change of weights [out, in] that no rounding swallows."""
+
+    def hook(change: Tensor):
+        return lambda _, inputs, output: output + nn.functional.linear(inputs[0], change.to(inputs[0].dtype)).to(output.dtype)
+
+    handles = [lm.get_submodule(name).register_forward_hook(hook(change)) for name, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def dense(lm: nn.Module) -> dict[str, Tensor]:

@@ -69,6 +69,16 @@ def check_names(cfg: dict[str, Any]) -> None:
     for key, value in cfg["callbacks"].items():
         if value is not None and "_target_" not in value:
             raise ValueError(f"callbacks.{key} is no callback{nearest(key, [k for k in cfg['callbacks'] if k != key])}")
+    for key, value in cfg["evaluation"]["suite"].items():
+        if value is not None and "_target_" not in value:
+            raise ValueError(
+                f"evaluation.suite.{key} has options and no evaluation: they belong to another option of evaluation=; choose "
+                f"that one, or drop them (~evaluation.suite.{key})."
+            )
+    if cfg["evaluation"]["answers"] is not None and "_target_" not in cfg["evaluation"]["answers"]:
+        raise ValueError(
+            "evaluation.answers has options of another option of evaluation=; drop them (evaluation.answers=null)."
+        )
     for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
         if not NAMES.fullmatch(str(value)):
             raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
@@ -173,7 +183,7 @@ def check_teacher(cfg: dict[str, Any]) -> None:
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
     informed = context.informs
-    other_signal = loss["policy_gradient"] or loss["cross_entropy"]
+    other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
     if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed and not other_signal:
         raise ValueError(
             f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "

@@ -96,6 +96,7 @@ def first_stage(cfg: DictConfig) -> DictConfig:
     """
     passed = (
         "model.path",
+        "model.stand_in",
         "seed",
         "output_dir",
         "micro_tokens",

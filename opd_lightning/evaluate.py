@@ -65,7 +65,7 @@ def configuration(arguments: list[str]) -> DictConfig:
     others = OmegaConf.from_dotlist(dotted)
     cfg = OmegaConf.merge(OmegaConf.load(Path(runs[0]) / "config.yaml"), others)
     assert isinstance(cfg, DictConfig)
-    cfg.model.path = runs[0]
+    cfg.model.path, cfg.model.stand_in = runs[0], False
     return cfg
 
 

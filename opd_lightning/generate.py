@@ -65,6 +65,11 @@ class _Recorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] > self.prompt_tokens:
             self.record(input_ids[:, -1])
+        elif bool(torch.isnan(scores).any()) or bool((scores == torch.inf).any()):  # once per batch, at its first token
+            raise ValueError(
+                "the model's logits are NaN or infinite, so nothing can be drawn from them: its weights are broken. "
+                "Go back to an earlier checkpoint, and lower optim.lr or optim.clip_norm."
+            )
         self.scores = scores.float()
         return scores
 

@@ -92,9 +92,13 @@ class Pretrained:
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        return self._recomputing(model.eval())
+
+    def _recomputing(self, model: PreTrainedModel) -> PreTrainedModel:
+        """With activation checkpointing, if that is asked for."""
         if self.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return model.eval()
+        return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer; it must have an EOS token and a chat template, and borrows EOS as PAD if it has none."""
@@ -173,7 +177,7 @@ class Pretrained:
         missing, unknown = student.load_state_dict(state, strict=False)
         trained = {name for name, p in student.named_parameters() if p.requires_grad}
         assert not unknown and not trained & set(missing), "the checkpoint is of another model than its configuration"
-        return student.lm if adapter is None else adapters.merged(student.lm)
+        return student.lm if adapter is None else self._recomputing(adapters.merged(student.lm))
 
     def _explained(self):
         return _Explained(f"{self.field}={self.path} could not be loaded; give a folder, a hub id or the folder of a run")

@@ -121,7 +121,7 @@ class DistillationModule(L.LightningModule):
         if told is not None and self.objective.terms == {"divergence"}:
             rollout = replace(rollout, counts=rollout.counts & told)
         weight, normaliser = self.objective.weights(rollout)
-        active = self.objective.active(weight, advantages)
+        active = self.objective.active(weight, advantages, told)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
         mask, silent = rollout.mask, bool(active == 0)
         if normaliser == 0 and self.global_step == 0 and told is None:
@@ -163,10 +163,10 @@ class DistillationModule(L.LightningModule):
             losses[packed_index(rows, batch.rollout.lengths)] = stats["loss"].to(losses.dtype)
             counted = (tokens.weight > 0) & live
             for name, values in stats.items():
-                metrics.mean(f"train/{name}", values, where=counted)
+                metrics.mean(f"train/{name}", values, where=counted & ~values.isnan())
             for low, high in pairwise(POSITIONS):
                 for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
-                    inside = counted & (tokens.position >= low) & (tokens.position < high)
+                    inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
                     metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
         if plan:
             norm = whole(self.optim.clip(self.student.parameters()))

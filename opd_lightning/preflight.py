@@ -67,8 +67,9 @@ def preflight(
     plain = NoContext(model.template_options, max_prompt_tokens)
     check_lengths("rollout", examples, model, tokenizer, plain, longest, "data")
     check_lengths("task", held, model, tokenizer, NoContext(model.template_options), task.max_new_tokens, "data")
+    check_heard("student", examples[0], tokenizer, plain)
     for name, scorer in scorers.items():
-        check_told(name, examples[0], tokenizer, scorer.context, plain)
+        check_heard(name, examples[0], tokenizer, scorer.context)
         check_lengths("rollout", examples, scorer.weights.source or model, tokenizer, scorer.context, longest, "context")
     pairs = near_duplicates(examples, held)
     found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs), "digest": digest(examples)}
@@ -111,21 +112,31 @@ def check_disjoint(examples: Sequence[Example], held: Sequence[Example]) -> None
         )
 
 
-def check_told(name: str, example: Example, tokenizer: PreTrainedTokenizerBase, context: NoContext, plain: NoContext) -> None:
-    """What the context adds reaches the teacher: some chat templates leave out turns that they do not know."""
-    chat = context(example)
-    if not context.informs or chat is None or chat == example.messages:
-        return
-    if (
-        encode_chat(tokenizer, chat, **context.template_options)
-        == encode_chat(tokenizer, chat[-1:], **context.template_options)
-        and len(chat) > 1
-        and len(example.messages) == 1
-    ):
-        raise ValueError(
-            f"the {name}'s prompt of example {example.id} lacks the turns that its context adds: the chat template leaves "
-            "them out. Give model.chat_template=<file>, or a context that rewords the question (context=demonstration)."
-        )
+def check_heard(side: str, example: Example, tokenizer: PreTrainedTokenizerBase, context: NoContext) -> None:
+    """System turns, and turns that the context adds, are in the prompt: some chat templates leave out what they do not know.
+
+    Args:
+        side: whose prompt it is, for the error.
+
+    Raises:
+        ValueError: a turn is left out.
+    """
+    chat = context(example) or []
+    for i, turn in enumerate(chat):
+        if turn["role"] != "system" and turn in example.messages:
+            continue
+        without = [*chat[:i], *chat[i + 1 :]]
+        try:
+            same = encode_chat(tokenizer, without, **context.template_options) == encode_chat(
+                tokenizer, chat, **context.template_options
+            )
+        except ValueError:  # a template that minds the missing turn has seen it
+            continue
+        if same:
+            raise ValueError(
+                f"the {side}'s prompt of example {example.id} lacks its {turn['role']} turn {turn['content'][:40]!r}: the chat "
+                "template leaves it out. Give model.chat_template=<file>, or word it in the question."
+            )
 
 
 def check_lengths(

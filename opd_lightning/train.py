@@ -192,7 +192,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
 def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with the start model taken from another run's folder."""
     cfg = cfg.copy()
-    cfg.model.path = str(folder)
+    cfg.model.path, cfg.model.stand_in = str(folder), False
     return cfg
 
 

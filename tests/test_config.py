@@ -186,6 +186,7 @@ RUNTIME = {
     "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
     "no_verifier": (["method=grpo", "task=instructions", "~task.n_eval"], "has no verifier"),
     "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"update \d: the (loss|gradient) .*not finite"),
+    "broken_weights": (["optim.lr=1e38", "optim.warmup_steps=0", "trainer.max_steps=4"], "logits are NaN or infinite"),
     "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
     "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
     "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),

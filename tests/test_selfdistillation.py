@@ -146,10 +146,9 @@ def test_a_fresh_adapter_needs_no_copy_of_the_start(tiny, world):
     assert all(p.requires_grad == ("lora_" in name) for name, p in student.named_parameters())
 
 
-@pytest.mark.parametrize("init", [False, "pissa"])
-def test_an_adapter_that_already_says_something_is_copied(tiny, world, init):
+def test_an_adapter_that_already_says_something_is_copied(tiny, world):
     tokenizer, rollout = world
-    student, policy = student_of(tiny, lora(init_lora_weights=init)), FrozenStart()
+    student, policy = student_of(tiny, lora(init_lora_weights=False)), FrozenStart()
     start = logits_of(scores(Live(), student, tokenizer, rollout).source)
     policy.attach(student)
     assert policy.model is not None
@@ -170,9 +169,52 @@ def test_a_trust_region_interpolates_logits(tiny, world, adapter):
     torch.testing.assert_close(logits_of(read), 0.75 * start + 0.25 * now)
 
 
-def test_an_adapter_of_the_output_layer_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"adapter\.target_modules=.*adapts the output layer"):
-        adapters.add(Pretrained(tiny).model(), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target_modules": ["lm_head"]}, r"adapter\.target_modules=.*adapts the output layer"),
+        ({"target_modules": ["nope"]}, "adapter: PEFT cannot put it into LlamaForCausalLM"),
+        ({"target_modules": "all-linear", "r": "two"}, "adapter: PEFT cannot put it into"),
+        ({"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]}, "adapter trains more than low-rank factors"),
+        ({"target_modules": "all-linear", "init_lora_weights": "pissa"}, "changes the frozen weights too"),
+    ],
+)
+def test_adapters_that_cannot_be_kept_are_refused(tiny, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        adapters.add(Pretrained(tiny).model(), LoraConfig(task_type="CAUSAL_LM", **options))
+
+
+def test_an_effective_average_survives_a_bfloat16_base(tiny, world):
+    """A change far below the base's rounding is still read: the teacher that copies the student is the student."""
+    tokenizer, rollout = world
+    lm = adapters.add(Pretrained(tiny, dtype="bfloat16").model(), lora())
+    student, policy = Student(lm), Average(1.0)
+    policy.attach(student)
+    start = logits_of(scores(Live(), student, tokenizer, rollout).source)
+    for name, p in student.named_parameters():
+        p.data += 0.004 if "lora_B" in name else 0.0
+    policy.after_update(student)
+    now = logits_of(scores(Live(), student, tokenizer, rollout).source)
+    read = logits_of(scores(policy, student, tokenizer, rollout).source)
+    assert (read - now).abs().mean() < 0.35 * (start - now).abs().mean()
+
+
+def test_untold_rows_are_in_no_number_and_make_no_step(small):
+    """Beside a reward that says nothing either: the step is silent, and the teacher's numbers are absent, not made up."""
+    from opd_lightning.loggers import read_csv
+
+    overrides = [
+        "method=sdpo",
+        "context=sibling",
+        "loss/policy_gradient=grpo",
+        "rollout.samples_per_prompt=2",
+        "evaluation=text",
+    ]
+    folder = run(small(*overrides, "task.skill=complement"))
+    rows = [row for row in read_csv(folder / "metrics.csv") if "train/skipped" in row]
+    assert rows and all(row["rollout/teacher_told"] == 0 and row["train/skipped"] == 1 for row in rows)
+    assert not any("train/forward_kl" in row or "train/teacher_entropy" in row for row in rows)
+    assert "heldout/reverse_kl" not in json.loads((folder / "evaluation.json").read_text())["end"]
 
 
 def test_a_merged_adapter_is_the_same_model(tiny, world):
@@ -424,6 +466,11 @@ BAD = {
     "writes": (["method=seqkd", "teacher=trust_region", "context=demonstration"], "trust_region can only score"),
     "waits": (["method=seqkd", "teacher=frozen", "context=sibling"], "waits for the student's attempts"),
     "alone": (["method=sdpo", "rollout.samples_per_prompt=1", "context=sibling"], "without siblings"),
+    "off": (
+        ["teacher=frozen", "context=none", "loss/cross_entropy=nll", "loss.coefficients.cross_entropy=0"],
+        "zero by construction",
+    ),
+    "leftover": (["+evaluation.suite.sampled.samples=4"], r"evaluation\.suite\.sampled has options and no evaluation"),
     "silent": (["method=sdft", "context=none", "teacher=ema"], "zero by construction"),
     "rule": (["method=opcd", "context.system=null"], "neither a rule nor worked examples"),
     "limit": (["method=sdft", "context.max_prompt_tokens=8"], r"exceeds context\.max_prompt_tokens=8"),
@@ -447,10 +494,11 @@ def test_a_template_without_system_role_is_refused_by_name(small):
         run(small("method=opcd", f'model.chat_template="{template}"'))
 
 
-def test_a_template_that_leaves_the_rule_out_is_refused(small):
-    template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} {% endif %}{% endfor %}="
-    with pytest.raises(ValueError, match="leaves them out"):
-        run(small("method=opcd", f'model.chat_template="{template}"'))
+@pytest.mark.parametrize("turns", ["[]", "[{user: sort 1, assistant: answer 1}]"])
+def test_a_template_that_leaves_the_rule_out_is_refused(small, turns):
+    template = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }} {% endif %}{% endfor %}="
+    with pytest.raises(ValueError, match="lacks its system turn"):
+        run(small("method=opcd", f"context.turns={turns}", f'model.chat_template="{template}"'))
 
 
 def test_overlong_examples_can_be_left_out_and_are_counted(small, tmp_path):

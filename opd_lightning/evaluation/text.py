@@ -46,8 +46,11 @@ class TeacherDivergence:
         self.template_options = template_options or {}
 
     def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
-        """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher."""
-        return self.measure(student, scorers["teacher"], "heldout") if "teacher" in scorers else {}
+        """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher that knows what to read."""
+        teacher = scorers.get("teacher")
+        if teacher is None or teacher.context.reads_attempts:
+            return {}
+        return self.measure(student, teacher, "heldout")
 
     def measure(self, student: Student, other: Scorer, group: str) -> dict[str, Estimate]:
         """Both KLs to another model, under names that begin with a group's."""
@@ -154,7 +157,9 @@ def batches(
 @torch.no_grad()
 def chunks(readers: Mapping[str, Scorer], student: Student, rollout: Rollout) -> Iterator[dict[str, Tensor]]:
     """Logits of each reader on the rollout's packed tokens, CHUNK rows [n, V] at a time."""
-    sources = {name: reader.score(student, rollout, None).source for name, reader in readers.items()}
+    scores = {name: reader.score(student, rollout, None) for name, reader in readers.items()}
+    assert all(bool(score.told.all()) for score in scores.values()), "a reader that is told nothing has nothing to compare"
+    sources = {name: score.source for name, score in scores.items()}
     for start in range(0, int(rollout.lengths.sum()), CHUNK):
         rows = slice(start, start + CHUNK)
         shared = min(s.vocabulary for s in sources.values())

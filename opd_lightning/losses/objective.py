@@ -124,12 +124,18 @@ class Objective:
         assert self.policy_gradient is not None
         return self.policy_gradient.advantage(rewards)
 
-    def active(self, weight: Tensor, advantages: Tensor | None) -> Tensor:
-        """Number of tokens that can have a gradient; 0 where rewards are the only signal and all advantages are 0."""
-        counted = weight > 0
-        if advantages is not None and self.divergence is None and self.cross_entropy is None and self.reference is None:
-            counted = counted & (advantages[:, None] != 0)
-        return counted.sum()
+    def active(self, weight: Tensor, advantages: Tensor | None, told: Tensor | None = None) -> Tensor:
+        """Number of tokens that can have a gradient, of weights [B, T]: not by an advantage of 0, nor by an untold teacher.
+
+        Args:
+            advantages [B], told [B]: of the completions; None has none, and tells all.
+        """
+        signal = torch.full_like(weight[:, 0], bool(self.terms & {"cross_entropy", "reference"})).bool()
+        if self.divergence is not None:
+            signal = signal | (torch.ones_like(signal) if told is None else told)
+        if advantages is not None:
+            signal = signal | (advantages != 0)
+        return ((weight > 0) & signal[:, None]).sum()
 
     def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The per-token loss of a chunk.
@@ -148,6 +154,9 @@ class Objective:
         if self.divergence is not None:
             terms["divergence"], extra = self.distance(log_s, log_p["teacher"], tokens)
             stats |= extra
+            if tokens.told is not None:  # what an untold teacher seems to say is no number at all
+                of_teacher = {"forward_kl", "reverse_kl", "teacher_entropy", "top1_agreement", *extra}
+                stats |= {name: torch.where(tokens.told, stats[name], torch.nan) for name in of_teacher}
         if self.policy_gradient is not None:
             terms["policy_gradient"], extra = self.policy_gradient(log_s, tokens)
             stats |= extra

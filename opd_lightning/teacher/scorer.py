@@ -1,5 +1,6 @@
 """The scorer: a teacher's weights behind a teacher's prompt, reading the very token ids that the student wrote."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from opd_lightning.models import Student
 from opd_lightning.seeds import seeded
 from opd_lightning.tasks.base import Attempt
 from opd_lightning.types import LogitSource, Prompts, Rollout, join
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ class Scorer:
         """
         prompts = self.prompt_ids(rollout.prompts, attempts, rollout.samples)
         lengths = rollout.lengths.tolist()
-        room = student.window - max(lengths) if self.context.max_prompt_tokens is None else self.context.max_prompt_tokens
+        window = student.window if self.weights.source is None else self.weights.source.window()
+        limit = self.context.max_prompt_tokens or window
         # What never changes was measured before training; what attempts say may be too long for the teacher.
-        fits = [p is not None and (attempts is None or len(p) <= room) for p in prompts]
+        room = [min(window - n, limit) for n in lengths]
+        fits = [p is not None and (attempts is None or len(p) <= room[b]) for b, p in enumerate(prompts)]
         long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
         # With nothing to read, one row is read all the same: other devices may wait for this one's share of the weights.
         rows = [b for b, fit in enumerate(fits) if fit] or [0]
-        asked = {b: prompts[b] or rollout.prompts.ids[b] for b in rows}
+        asked = {b: (prompts[b] if fits[b] else None) or rollout.prompts.ids[b] for b in rows}
         totals = [len(asked[b]) + lengths[b] for b in rows]
         plan = [[rows[i] for i in part] for part in plan_micro_batches(totals, micro_tokens)]
         pad = self.tokenizer.pad_token_id
@@ -139,4 +144,9 @@ def ask(
             told = scores.told if told is None else told & scores.told
             metrics.mean(f"rollout/{name}_told", scores.told.float())
             metrics.mean(f"rollout/{name}_overlong", scores.overlong.float())
+            if scores.overlong.any() and not scores.told.any():
+                log.warning(
+                    f"warning: every prompt of the {name} in this rollout is too long with what its context tells, so nothing "
+                    "is learned from it; raise context.max_prompt_tokens, or lower rollout.max_new_tokens."
+                )
     return sources, told

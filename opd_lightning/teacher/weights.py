@@ -16,6 +16,7 @@ and FSDP; what it must remember goes into the checkpoint by `state_dict`.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_lightning import adapters
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.types import LogitSource, Sequences
+
+log = logging.getLogger(__name__)
 
 
 class _Plain:
@@ -207,23 +210,18 @@ class Average(_Plain):
         self.updates = 0
 
     def attach(self, student: Student) -> None:
-        """Begin where the student begins.
-
-        Raises:
-            ValueError: an effective average of an adapter that trains more than low-rank factors.
-        """
+        """Begin where the student begins."""
         self.dense = self.of == "effective" and bool(adapters.layers(student.lm))
-        if self.dense and not adapters.is_low_rank(student.lm):
-            raise ValueError(
-                "teacher.of=effective averages what low-rank factors add, and this adapter trains other weights too; choose "
-                "teacher.of=factors."
-            )
         self.average = {name: value.clone() for name, value in self.current(student).items()}
+        size = sum(value.nbytes for value in self.average.values()) / 2**20
+        log.info(
+            f"the teacher's average takes {size:,.0f} MiB ({'effect of the adapter' if self.dense else 'trained weights'})"
+        )
 
     def current(self, student: Student) -> dict[str, Tensor]:
         """The tensors that are averaged, as the student has them now, in float32."""
         if self.dense:
-            return {f"lm.{name}.base_layer.weight": change for name, change in adapters.dense(student.lm).items()}
+            return adapters.dense(student.lm)
         return {name: p.detach().float() for name, p in student.named_parameters() if p.requires_grad}
 
     def after_update(self, student: Student) -> None:
@@ -242,9 +240,7 @@ class Average(_Plain):
                 with adapters.substituted(student, self.average):
                     yield lm
             else:
-                base = dict(student.named_parameters())
-                weights = {name: base[name].detach() + change for name, change in self.average.items()}
-                with adapters.switched_off(lm), adapters.substituted(student, weights):
+                with adapters.switched_off(lm), adapters.added(lm, self.average):
                     yield lm
 
     def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
