@@ -13,14 +13,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-import opd_lightning.stand_in  # noqa: F401  (registers the resolver `stand_in`)
-
 HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
 
 OmegaConf.register_new_resolver("horizon", lambda budget: 100 if budget is None else -1, replace=True)
 """The default of trainer.max_steps: 100, or open (-1) where a budget ends the run."""
+
+OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
+"""${stand_in:${model.stand_in},<stand-in>,<the real thing>}: what `model.stand_in` chooses between."""
 
 HASHED = (
     "start_from",

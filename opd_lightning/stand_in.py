@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -29,8 +28,6 @@ NOT_VERIFIED = (
     "stand-ins: the weights are random, the tokenizer reads bytes, the template and the rows are made up and lengths are cut. "
     "Not verified: memory, speed, quality, the model's own chat template, the data's real columns and contents."
 )
-
-OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
