@@ -123,6 +123,8 @@ def check_type(place: str, value: Any, annotation: Any) -> None:
     if not all(kind in PLAIN for kind in kinds) or type(value) in kinds or (type(value) is int and float in kinds):
         return
     names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+    if value is None:
+        raise ValueError(f"{place} has no value and should be {names}; give it ({place}=...).")
     raise ValueError(f"{place}={value!r} should be {names}.")
 
 

@@ -1,6 +1,5 @@
 """Models: where weights come from, and the student as one module whose forward pass returns its loss."""
 
-import importlib.resources
 import json
 import logging
 import sys
@@ -23,7 +22,7 @@ from transformers import (
 
 from opd_lightning import adapters, stand_in
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
-from opd_lightning.names import find
+from opd_lightning.names import find, packaged
 from opd_lightning.sharding import gathered
 from opd_lightning.types import LogitSource, Sequences, Tokens
 
@@ -34,10 +33,7 @@ def locate(path: str) -> str:
     """A folder for `pkg://package/folder` (as Hydra writes it) and `stand-in://architecture`, else the path unchanged."""
     if path.startswith(stand_in.SCHEME):
         return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
-    if path.startswith("pkg://"):
-        package, _, inside = path.removeprefix("pkg://").partition("/")
-        return str(importlib.resources.files(package).joinpath(inside))
-    return path
+    return packaged(path)
 
 
 def is_run(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Names: of objects that a configuration points to, and those that are nearly right."""
 
+import importlib.resources
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pydoc import ErrorDuringImport, locate
@@ -28,3 +29,11 @@ def find(path: str) -> Any:
     if found is None:
         raise ValueError(f"there is no {path}")
     return found
+
+
+def packaged(path: str) -> str:
+    """The file or folder of `pkg://package/inside` (as Hydra writes it); any other path unchanged."""
+    if not path.startswith("pkg://"):
+        return path
+    package, _, inside = path.removeprefix("pkg://").partition("/")
+    return str(importlib.resources.files(package).joinpath(inside))

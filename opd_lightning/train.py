@@ -191,7 +191,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
 
 def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with the start model taken from another run's folder."""
-    cfg = cfg.copy()
+    cfg = OmegaConf.create(plain(cfg))  # what hangs on model.stand_in is settled before that changes
     cfg.model.path, cfg.model.stand_in = str(folder), False
     return cfg
 

@@ -31,8 +31,11 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "task=reasoning_gym": ["task.name=chain_sum"],
         "task=toolalpaca": ["task.path=train", "task.heldout.path=eval"],
         "task/verifier=function": [*mine, "task.verifier.path=operator.eq"],
-        **{f"task/verifier={name}": mine for name in ("none", "exact", "numeric", "regex", "choice", "math", "tool_calls")},
-        "model=smollm2": ["teacher.path=another"],
+        **{
+            f"task/verifier={name}": mine
+            for name in ("none", "exact", "contains", "numeric", "regex", "choice", "math", "tool_calls")
+        },
+        **{f"model={name}": ["teacher.path=another"] for name in ("smollm2", "qwen3_8b", "qwen2.5_7b")},
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],

@@ -362,3 +362,11 @@ def test_the_worked_example_of_the_readme_runs(small, tmp_path, monkeypatch):
     cfg = small("method=grpo", "~task.n_train", "~task.n_eval")
     cfg.task = OmegaConf.create(yaml.safe_load(config))
     assert json.loads((run(cfg) / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_answer_may_stand_anywhere_but_not_inside_a_word():
+    from opd_lightning.tasks.verifiers import contains
+
+    assert contains("The capital is  Tarnis.", "tarnis").content == 1.0
+    assert contains("Tarnishes", "Tarnis").content == contains("", "Tarnis").content == 0.0
+    assert contains("a (b) c", "(b)").content == 1.0

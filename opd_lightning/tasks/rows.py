@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_lightning import stand_in
-from opd_lightning.names import nearest
+from opd_lightning.names import nearest, packaged
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -18,7 +18,8 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
     """All rows with their places.
 
     Args:
-        path: a .jsonl, .json, .csv or .parquet file, a folder that `datasets` saved or can read, or a hub id.
+        path: a .jsonl, .json, .csv or .parquet file (pkg://package/file in a package), a folder that
+            `datasets` saved or can read, or a hub id.
         name: the configuration of a hub data set that has several.
         split: of a folder or a hub data set.
 
@@ -28,7 +29,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
     if path.startswith(stand_in.SCHEME):
         made = stand_in.rows(path.removeprefix(stand_in.SCHEME))
         return [(f"{path}:{number}", row) for number, row in enumerate(made, start=1)]
-    file = Path(path)
+    file = Path(packaged(path))
     if file.suffix not in FILES and file.is_file():
         raise ValueError(f"task.path={path} is a file of no known kind{nearest(file.suffix, FILES)}")
     if file.suffix not in FILES and get_close_matches(file.suffix, FILES, n=1):

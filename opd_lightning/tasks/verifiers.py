@@ -24,6 +24,12 @@ def exact(completion: str, answer: str, ignore_case: bool = True) -> Verdict:
     return Verdict(float(said.lower() == right.lower() if ignore_case else said == right))
 
 
+def contains(completion: str, answer: str) -> Verdict:
+    """The completion says the answer somewhere, case and blanks apart, not as a part of a longer word."""
+    said, right = " ".join(completion.lower().split()), " ".join(answer.lower().split())
+    return Verdict(float(re.search(rf"(?<!\w){re.escape(right)}(?!\w)", said) is not None))
+
+
 class Numeric:
     """The last number of the completion is that of the answer. Whole numbers are compared exactly.
 
