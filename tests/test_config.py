@@ -28,6 +28,7 @@ def test_every_option_of_every_group_composes_and_binds(option):
     mine = ["task=table", "task.path=mine.jsonl"]
     companions = {
         "task=table": mine,
+        "task=articles": ["task.path=mine.jsonl"],
         "task=reasoning_gym": ["task.name=chain_sum"],
         "task=toolalpaca": ["task.path=train", "task.heldout.path=eval"],
         "task/verifier=function": [*mine, "task.verifier.path=operator.eq"],
