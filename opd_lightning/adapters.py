@@ -78,10 +78,12 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[No
     try:
         for name, value in tensors.items():
             parameters[name].data = value.to(own[name].dtype)
+        torch.clear_autocast_cache()  # autocast may have kept a cast of the own values
         yield
     finally:
         for name, value in own.items():
             parameters[name].data = value
+        torch.clear_autocast_cache()
 
 
 @contextmanager

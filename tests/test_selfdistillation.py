@@ -134,6 +134,20 @@ def test_an_average_reads_as_the_model_with_those_weights_and_leaves_the_student
         assert not torch.equal(lm(input_ids=rollout.ids).logits, student_of(tiny).lm(input_ids=rollout.ids).logits)
 
 
+def test_autocast_does_not_remember_the_student_where_the_average_is_read(tiny, world):
+    _, rollout = world
+    student, policy = student_of(tiny).train(), Average(0.5)
+    policy.attach(student)
+    moved(student, 1)
+    with torch.no_grad():
+        start = student_of(tiny).lm(input_ids=rollout.ids).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        student.lm(input_ids=rollout.ids)
+        with policy.lend(student) as lm:
+            found = lm(input_ids=rollout.ids).logits
+    assert (found - start).abs().mean() < 0.1 * start.abs().mean()
+
+
 def test_a_fresh_adapter_needs_no_copy_of_the_start(tiny, world):
     tokenizer, rollout = world
     start = logits_of(scores(Live(), student_of(tiny), tokenizer, rollout).source)
