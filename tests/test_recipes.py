@@ -15,7 +15,7 @@ RECIPES = sorted(p.stem for p in Path(CONF_DIR, "experiment").glob("*.yaml"))
 PAPERS = [name for name in RECIPES if "qwen" in name]
 
 
-QUICK = ("opsd_qwen3_1.7b", "sdft_qwen2.5_7b_tooluse", "opd_qwen3_8b_math")
+QUICK = ("opsd_qwen3_1.7b", "sdft_qwen2.5_7b_tooluse")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPERS])
