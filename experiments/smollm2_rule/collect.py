@@ -29,11 +29,13 @@ def main() -> None:
         ledger = (
             json.loads((run / "ledger.json").read_text()) if (run / "ledger.json").is_file() else {"tokens": {}, "seconds": {}}
         )
-        for when in ("start", "end"):
-            row = {"name": config["name"], "seed": config["seed"], "when": when, "update": record[when]["step"]}
+        for at, measured in enumerate(record["history"]):
+            # Intervals are kept of the first and the last evaluation.
+            ends = {0: "start", len(record["history"]) - 1: "end"}
+            row = {"name": config["name"], "seed": config["seed"], "update": measured["step"]}
             for name in NUMBERS:
-                interval = record["intervals"][when].get(name, {})
-                row |= {name: record[when].get(name), f"{name}/low": interval.get("low"), f"{name}/high": interval.get("high")}
+                interval = record["intervals"].get(ends.get(at), {}).get(name, {})
+                row |= {name: measured.get(name), f"{name}/low": interval.get("low"), f"{name}/high": interval.get("high")}
             seconds = ledger["seconds"]
             row |= {"student_tokens": ledger["tokens"].get("student_tokens", 0)}
             row |= {"seconds_training": round(sum(v for k, v in seconds.items() if k != "evaluation"))}
@@ -48,7 +50,9 @@ def main() -> None:
     print("|" + "---|" * (len(names) + 3))
     for row in rows:
         cells = [shown(row, name) for name in names]
-        print(f"| {row['name']}, {row['when']} | {' | '.join(cells)} | {row['student_tokens']} | {row['seconds_training']} |")
+        print(
+            f"| {row['name']}, update {row['update']} | {' | '.join(cells)} | {row['student_tokens']} | {row['seconds_training']} |"
+        )
 
 
 def shown(row: dict, name: str) -> str:
