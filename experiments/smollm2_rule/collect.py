@@ -49,10 +49,8 @@ def main() -> None:
     print("| run | " + " | ".join(NUMBERS.values()) + " | student tokens | seconds |")
     print("|" + "---|" * (len(names) + 3))
     for row in rows:
-        cells = [shown(row, name) for name in names]
-        print(
-            f"| {row['name']}, update {row['update']} | {' | '.join(cells)} | {row['student_tokens']} | {row['seconds_training']} |"
-        )
+        cells = [f"{row['name']}, update {row['update']}", *(shown(row, name) for name in names)]
+        print(f"| {' | '.join(cells)} | {row['student_tokens']} | {row['seconds_training']} |")
 
 
 def shown(row: dict, name: str) -> str:
