@@ -233,9 +233,17 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     if precision.startswith("16"):
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
     check_type("trainer.max_steps", steps, int)
-    endless = cfg["budget"]["student_tokens"] is not None and steps == -1
+    budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
+    endless = bool(budgets) and steps == -1
     if steps is None or (steps < 1 and not endless):
-        raise ValueError(f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens ends the run.")
+        raise ValueError(
+            f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens, flops or seconds end it."
+        )
+    if endless and budgets == ["student_tokens"] and not any(part.student_writes for part in parts(cfg["rollout"])):
+        raise ValueError(
+            f"budget.student_tokens={cfg['budget']['student_tokens']} would never end this run, whose student writes nothing "
+            "(rollout); use budget.flops, or set trainer.max_steps."
+        )
     updates = cfg["rollout"]["updates_per_rollout"]
     if updates >= 1 and steps > 0 and steps % updates:
         raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.updates_per_rollout={updates}; make it one.")
@@ -244,7 +252,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
     if endless and schedule not in ENDLESS_SCHEDULES:
         raise ValueError(
-            f"optim.schedule={schedule} needs to know its end, and budget.student_tokens leaves it open; choose "
+            f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."
         )
     counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}

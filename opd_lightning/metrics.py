@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -43,10 +43,11 @@ class StepMetrics:
 
 
 class Ledger:
-    """What a run has cost so far: tokens over all devices, and this process's seconds by part of the walk."""
+    """What a run has cost so far: tokens and FLOPs over all devices, and this process's seconds by part of the walk."""
 
     def __init__(self) -> None:
         self.tokens: Counter[str] = Counter()
+        self.flops: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -60,11 +61,24 @@ class Ledger:
                 torch.cuda.synchronize()
             self.seconds[part] += time.perf_counter() - begun
 
+    def add(self, totals: Mapping[str, float]) -> None:
+        """A step's totals over all devices: names that end with "_tokens", and FLOPs as "flops/<part>"."""
+        self.tokens.update({name: int(n) for name, n in totals.items() if name.endswith("_tokens")})
+        flops = {name.split("/")[1]: int(n) for name, n in totals.items() if name.startswith("flops/")}
+        self.flops.update(flops)
+
+    def so_far(self) -> dict[str, float]:
+        """The costs that runs are compared by: student and teacher tokens, FLOPs, and seconds of the walk."""
+        tokens = {name: float(self.tokens[name]) for name in ("student_tokens", "teacher_tokens")}
+        walk = sum(s for part, s in self.seconds.items() if part != "evaluation")
+        return tokens | {"flops": float(sum(self.flops.values())), "seconds": walk}
+
     def state_dict(self) -> dict[str, dict[str, float]]:
         """For the checkpoint and for ledger.json."""
-        return {"tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+        return {"tokens": dict(self.tokens), "flops": dict(self.flops), "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         """Go on from a checkpoint; seconds add up over interruptions."""
         self.tokens = Counter({name: int(n) for name, n in state["tokens"].items()})
+        self.flops = Counter({name: int(n) for name, n in state["flops"].items()})
         self.seconds = defaultdict(float, state["seconds"])

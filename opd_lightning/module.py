@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning import adapters
 from opd_lightning.batching import packed_index, plan_micro_batches
+from opd_lightning.flops import Sizes, rollout_flops, update_flops
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.metrics import Ledger, StepMetrics
@@ -75,6 +76,7 @@ class DistillationModule(L.LightningModule):
         self.batch: Batch | None = None
         self.stopped_by: str | None = None  # what ended training before max_steps, set by callbacks
         self.student: Student = None  # type: ignore[assignment]
+        self.sizes: Sizes = None  # type: ignore[assignment]
 
     def configure_model(self) -> None:
         """Load the student and attach the teachers, on their device and before a checkpoint is restored."""
@@ -85,6 +87,7 @@ class DistillationModule(L.LightningModule):
                     adapters.add(lm, self.adapter)
             self.student = Student(lm, self.chunk).to(self.trainer.strategy.root_device).train()
             self.student.verify_head(f"model.path={self.model.path}")
+            self.sizes = Sizes.of(lm)
             for scorer in self.scorers.values():
                 scorer.weights.attach(self.student)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -101,6 +104,7 @@ class DistillationModule(L.LightningModule):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
             rollout = self.latest = self.rollout(self.student, prompts, seed, self.scorers)
             rollout.describe(metrics)
+            metrics.total("flops/rollout", rollout.lengths.new_tensor(rollout_flops(self.sizes, rollout)))
         with self.ledger.timing("score"):
             batch = self.batch = self.score(rollout, metrics)
         for _ in range(self.rollout.updates_per_rollout):
@@ -141,7 +145,10 @@ class DistillationModule(L.LightningModule):
         rows = (weight != 0).any(1).nonzero().flatten().tolist() or [0]
         batch = Batch(rollout, tokens, sources, silent, rows)
         repeated = self.rollout.updates_per_rollout > 1 and self.objective.compares_updates and not silent
-        return self.remember(batch) if repeated else batch
+        if not repeated:
+            return batch
+        metrics.total("flops/forward", rollout.lengths.new_tensor(update_flops(self.sizes, batch, [])["forward"]))
+        return self.remember(batch)
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
@@ -177,6 +184,10 @@ class DistillationModule(L.LightningModule):
         optimizer.step()
         schedule.step()
         metrics.mean("train/skipped", torch.tensor(float(batch.silent), device=self.device))
+        if plan:
+            others = [self.scorers[name].weights.sizes(self.student) for name in batch.sources]
+            for part, flops in update_flops(self.sizes, batch, others).items():
+                metrics.total(f"flops/{part}", batch.rollout.lengths.new_tensor(flops))
         for scorer in self.scorers.values():
             scorer.weights.after_update(self.student)
 
@@ -236,10 +247,11 @@ class DistillationModule(L.LightningModule):
     def report(self, metrics: StepMetrics) -> None:
         """One reduction over devices, one log call, and the ledger."""
         means, totals = metrics.reduce(self.all_sum)
-        self.ledger.tokens.update({name: int(n) for name, n in totals.items() if name.endswith("_tokens")})
+        self.ledger.add(totals)
         loss = {k: v / self.rollout.updates_per_rollout for k, v in totals.items() if k == "train/loss"}
         rate = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "step": float(self.global_step)}
-        self.log_dict(means | loss | rate, batch_size=1)
+        cost = {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
+        self.log_dict(means | loss | rate | cost, batch_size=1)
 
     def all_sum(self, value: Tensor) -> Tensor:
         """Sum over devices."""

@@ -50,7 +50,7 @@ class Rollout:
         samples: completions per prompt; rows of one prompt are adjacent.
         logprobs [B, T]: log-probability of each token under the student's sampling distribution, or None.
         writers: who wrote each completion: "student", "teacher" or "dataset".
-        teacher_tokens: tokens that passed through the teacher for it to write; 0 where it only scores.
+        teacher_tokens, teacher_flops: what passed through the teacher for it to write; 0 where it only scores.
     """
 
     prompts: Prompts
@@ -62,6 +62,7 @@ class Rollout:
     samples: int = 1
     logprobs: Tensor | None = None
     teacher_tokens: int = 0
+    teacher_flops: int = 0
 
     @property
     def mask(self) -> Tensor:

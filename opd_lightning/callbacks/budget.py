@@ -1,28 +1,71 @@
-"""Budgets: training ends when it has cost enough, however many steps that takes."""
+"""Budgets: training ends when it has cost enough, or can do enough, however many steps that takes."""
 
 from typing import Any
 
 import lightning as L
 
+from opd_lightning.callbacks.evaluation import Evaluation
+
 
 class Budget(L.Callback):
-    """Stops after the rollout that reaches the budget; `trainer.max_steps` may stop the run before.
+    """Stops after the rollout that reaches a limit; `trainer.max_steps`, the budget of updates, may stop the run before.
+
+    What is not limited is recorded all the same, in ledger.json and metrics.csv.
 
     Args:
-        student_tokens: tokens that the student wrote, over all devices; None sets no limit.
+        student_tokens: tokens that the student wrote, over all devices.
+        flops: of rollouts, teachers, forward and backward passes, over all devices; see `opd_lightning.flops`.
+        seconds: of the walk on the first device, evaluation left out. Repeated, a run takes another time.
+        accuracy: a target for `metric`. A run that reaches it ends, one that does not before `trainer.max_steps` is censored.
+        metric: a number of the evaluation; on a validation split, so that the test split has no say in when a run ends.
+        in_a_row: evaluations that must reach the target, one after the other: a single one may be lucky.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
 
-    def __init__(self, student_tokens: int | None = None):
-        if student_tokens is not None and student_tokens < 1:
-            raise ValueError(f"budget.student_tokens={student_tokens} must be at least 1; null sets no limit.")
-        self.student_tokens = student_tokens
+    def __init__(
+        self,
+        student_tokens: int | None = None,
+        flops: float | None = None,
+        seconds: float | None = None,
+        accuracy: float | None = None,
+        metric: str = "validation/new/accuracy",
+        in_a_row: int = 2,
+    ):
+        self.limits = {"student_tokens": student_tokens, "flops": flops, "seconds": seconds}
+        for name, limit in {**self.limits, "accuracy": accuracy, "in_a_row": in_a_row}.items():
+            if limit is not None and not limit > 0:
+                raise ValueError(f"budget.{name}={limit} must be positive; null sets no limit.")
+        self.accuracy, self.metric, self.in_a_row = accuracy, metric, in_a_row
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """A run that goes on may have reached its budget already."""
+        """A run that goes on may have reached its budget already.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        known = self.history(trainer)[-1]
+        if self.accuracy is not None and self.metric not in known:
+            there = ", ".join(name for name in known if name != "step")
+            raise ValueError(
+                f"budget.metric={self.metric} is no number of this evaluation, which has {there or 'none'}; choose one of "
+                "them, or evaluation=study."
+            )
         self.on_train_batch_end(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """The ledger counts over all devices, so all stop at the same step."""
-        if self.student_tokens is not None and module.ledger.tokens["student_tokens"] >= self.student_tokens:
+        """Tokens, FLOPs and accuracy are the same on all devices; of seconds the first device decides."""
+        spent = trainer.strategy.broadcast(module.ledger.so_far())
+        reached = [name for name, limit in self.limits.items() if limit is not None and spent[name] >= limit]
+        if self.accuracy is not None:
+            last = [row.get(self.metric, 0.0) for row in self.history(trainer)[-self.in_a_row :]]
+            reached += ["accuracy"] if len(last) == self.in_a_row and min(last) >= self.accuracy else []
+        if reached:
             trainer.should_stop = True
-            module.stopped_by = "budget.student_tokens"
+            module.stopped_by = f"budget.{reached[0]}"
+
+    @staticmethod
+    def history(trainer: L.Trainer) -> list[dict[str, float]]:
+        """The evaluations so far."""
+        return next(c.history for c in trainer.callbacks if isinstance(c, Evaluation))  # type: ignore[attr-defined]

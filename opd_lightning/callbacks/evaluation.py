@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation(L.Callback):
-    """Runs a suite of evaluations and keeps their history in evaluation.json.
+    """Runs a suite of evaluations and keeps their history, with what each step had cost, in evaluation.json.
+
+    One that says `ends_only` is run before and after training alone. What single prompts scored after it is in outcomes.json.
 
     Args:
         suite: evaluations by name; see `opd_lightning.evaluation`.
@@ -27,18 +29,20 @@ class Evaluation(L.Callback):
     def __init__(self, suite: Mapping[str, Any], every: int, folder: Path, answers: GreedyAnswers | None = None):
         self.suite, self.every, self.folder, self.answers = suite, every, folder, answers
         self.history: list[dict[str, float]] = []
+        self.costs: list[dict[str, float]] = []
         self.intervals: dict[str, dict[str, dict[str, float]]] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """The start model's numbers; rows beyond a restored checkpoint are forgotten."""
         self.history = [row for row in self.history if row["step"] <= trainer.global_step]
+        self.costs = self.costs[: len(self.history)]
         if self.history and self.measured != self.examples():
             raise ValueError(
                 "evaluation.suite differs from the one this run began with, so its numbers could not be compared; go back "
                 "to it, or choose another study.name."
             )
         if not self.history:
-            self.run(trainer, module)
+            self.run(trainer, module, list(self.suite.values()))
             for told in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
                 for warning in told:
                     log.warning(f"warning: {warning}")
@@ -47,29 +51,46 @@ class Evaluation(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """On schedule."""
         if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
-            self.run(trainer, module)
+            self.run(trainer, module, self.frequent)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last step, unless it has just been measured; a run that was interrupted will measure it when it ends."""
         if module.stopped_by == "signal" and trainer.global_step != trainer.max_steps:
             return
-        if self.history[-1]["step"] != trainer.global_step:
-            self.run(trainer, module)
+        measured = self.history[-1]["step"] == trainer.global_step
+        rare = [e for e in self.suite.values() if e not in self.frequent]
+        if not measured:
+            self.run(trainer, module, list(self.suite.values()))
+        elif rare and trainer.global_step > 0:
+            self.run(trainer, module, rare)
         self.ask(trainer, module, "end")
+        if trainer.is_global_zero:
+            scores = {name: e.outcomes for name, e in self.suite.items() if getattr(e, "outcomes", None)}
+            (self.folder / "outcomes.json").write_text(json.dumps(scores) + "\n")
 
-    def run(self, trainer: L.Trainer, module: Any) -> None:
-        """Every device evaluates, so that all stay in step; one writes."""
+    @property
+    def frequent(self) -> list[Any]:
+        """The evaluations of every time."""
+        return [e for e in self.suite.values() if not getattr(e, "ends_only", False)]
+
+    def run(self, trainer: L.Trainer, module: Any, suite: Sequence[Any]) -> None:
+        """Every device evaluates, so that all stay in step; one writes. A step that has a row has it completed."""
         with module.ledger.timing("evaluation"):
-            found = {k: v for e in self.suite.values() for k, v in e(module.student, module.scorers).items()}
+            found = {k: v for e in suite for k, v in e(module.student, module.scorers).items()}
         numbers = {name: estimate.value for name, estimate in found.items()}
-        self.history.append({"step": trainer.global_step, **numbers})
         told = {k: {"prompts": e.prompts, "low": e.low, "high": e.high} for k, e in found.items() if e.low is not None}
+        if self.history and self.history[-1]["step"] == trainer.global_step:
+            self.history[-1] |= numbers
+            told = self.intervals["end"] | told
+        else:
+            self.history.append({"step": trainer.global_step, **numbers})
+            self.costs.append({"step": trainer.global_step, **module.ledger.so_far()})
         self.intervals = {"start": self.intervals.get("start", told), "end": told}
         for logger in trainer.loggers:
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()}, step=trainer.global_step)
         if trainer.is_global_zero:
             record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
-            record |= {"history": self.history, "examples": self.examples()}
+            record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
             (self.folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def ask(self, trainer: L.Trainer, module: Any, when: str) -> None:
@@ -90,7 +111,8 @@ class Evaluation(L.Callback):
         return {name: {"n": len(some), "digest": digest[name]} for name, some in ids.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "intervals": self.intervals, "measured": self.examples()}
+        return {"history": self.history, "costs": self.costs, "intervals": self.intervals, "measured": self.examples()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.intervals, self.measured = state["history"], state["intervals"], state["measured"]
+        self.history, self.costs = state["history"], state["costs"]
+        self.intervals, self.measured = state["intervals"], state["measured"]

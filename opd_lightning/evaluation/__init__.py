@@ -1,11 +1,14 @@
 """Evaluations: each is called as evaluation(student, scorers) and returns an `Estimate` by name.
 
-`examples` are those that it measures: only evaluations of equal examples can be compared.
+`examples` are those that it measures: only evaluations of equal examples can be compared. One with `ends_only` is run before
+and after training alone.
 """
 
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
 from opd_lightning.evaluation.estimate import Estimate
+from opd_lightning.evaluation.harness import HarnessTasks
+from opd_lightning.evaluation.robustness import Robustness
 from opd_lightning.evaluation.teacher import TeacherAccuracy
 from opd_lightning.evaluation.text import ReferenceLikelihood, StartDivergence, TeacherDivergence
 
@@ -13,7 +16,9 @@ __all__ = [
     "Estimate",
     "GreedyAccuracy",
     "GreedyAnswers",
+    "HarnessTasks",
     "ReferenceLikelihood",
+    "Robustness",
     "SampledAccuracy",
     "StartDivergence",
     "TeacherAccuracy",

@@ -42,6 +42,10 @@ class GreedyAccuracy:
         split: "validation" or "test".
         batch_size: completions decoded at a time.
         template_options: keyword arguments for the chat template.
+        prefix: of the numbers' names, such as "validation/"; tells apart two accuracies in one suite.
+
+    Attributes:
+        outcomes: content by example id, of the last call.
     """
 
     def __init__(
@@ -52,7 +56,10 @@ class GreedyAccuracy:
         split: str = "test",
         batch_size: int = 256,
         template_options: dict | None = None,
+        prefix: str = "",
     ):
+        self.prefix = prefix
+        self.outcomes: dict[str, float] = {}
         self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
         self.examples, self.template_options = task.examples(split), template_options or {}
         self.sampling = Sampling(max_new_tokens, temperature=0.0)
@@ -63,7 +70,10 @@ class GreedyAccuracy:
         Accuracy is the share that is right; where a task gives partial scores, `score` is their mean. Without a verifier there
         is neither.
         """
-        return by_skill(self.examples, ask(student, self, samples=1, seed=0), partial(summarise, self.task))
+        answers = ask(student, self, samples=1, seed=0)
+        self.outcomes = {e.id: some[0].verdict.content for e, some in zip(self.examples, answers, strict=True)}
+        found = by_skill(self.examples, answers, partial(summarise, self.task))
+        return {f"{self.prefix}{name}": estimate for name, estimate in found.items()}
 
 
 class SampledAccuracy:

@@ -47,7 +47,7 @@ class TeacherAccuracy:
             return {}
         ids = [encode_chat(self.tokenizer, e.messages, **self.template_options) for e in examples]
         if self.known is None or not scorer.weights.fixed:
-            done, _ = scorer.write(student, Prompts(examples, ids), self.sampling, seed=0)
+            done, *_ = scorer.write(student, Prompts(examples, ids), self.sampling, seed=0)
             self.known = self.judge(examples, done)
         with student.evaluating() as lm:
             own = self.judge(examples, complete(lm, ids, self.sampling, self.tokenizer))

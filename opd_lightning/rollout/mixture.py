@@ -95,4 +95,5 @@ def interleave(parts: list[Rollout], order: list[int], pad: int) -> Rollout:
         writers=[writers[r] for r in rows],
         samples=samples,
         teacher_tokens=sum(part.teacher_tokens for part in parts),
+        teacher_flops=sum(part.teacher_flops for part in parts),
     )

@@ -53,7 +53,7 @@ class TeacherRollout:
         self.tokenizer, self.folder, self.samples = tokenizer, folder, samples_per_prompt
         self.updates_per_rollout, self.truncated, self.max_new_tokens = updates_per_rollout, truncated, max_new_tokens
         self.written: dict[str, tuple[list[int], bool]] | None = None
-        self.costs: dict[int, int] = {}
+        self.costs: dict[int, tuple[int, int]] = {}
 
     def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer]) -> Rollout:
         """One completion per prompt and sample; those that are not known yet are drawn from `seed`."""
@@ -64,22 +64,22 @@ class TeacherRollout:
         known = self.remembered() if teacher.weights.fixed else {}
         # A prompt that stands twice in a batch is answered once.
         new = list({name: b for b, name in enumerate(names) if name not in known}.values())
-        passed = self.costs.get(seed, 0)  # of a step that is taken again after a crash: the ledger has forgotten it
+        tokens, flops = self.costs.get(seed, (0, 0))  # of a step that is taken again after a crash: the ledger has forgotten it
         if new:
             asked = Prompts([prompts.examples[b] for b in new], [prompts.ids[b] for b in new])
-            done, passed = teacher.write(student, asked, self.sampling, seed)
+            done, tokens, flops = teacher.write(student, asked, self.sampling, seed)
             answers = zip(done.rows(), done.truncated.tolist(), strict=True)
             fresh = {names[b]: answer for b, answer in zip(new, answers, strict=True)}
             known.update(fresh)
             if teacher.weights.fixed:
-                self.keep({"seed": seed, "tokens": passed, "rows": fresh})
+                self.keep({"seed": seed, "tokens": tokens, "flops": flops, "rows": fresh})
         rows = [torch.tensor(known[name][0]) for name in names]
         cut = torch.tensor([known[name][1] for name in names])
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         ids, lengths, cut = (x.to(student.lm.device) for x in (ids, lengths, cut))
         counts, writers = counted(cut, self.truncated), ["teacher"] * len(rows)
-        return Rollout(prompts, ids, lengths, cut, counts, writers, self.samples, teacher_tokens=passed)
+        return Rollout(prompts, ids, lengths, cut, counts, writers, self.samples, None, tokens, flops)
 
     @property
     def path(self) -> Path | None:
@@ -97,7 +97,7 @@ class TeacherRollout:
                 whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
                 self.path.write_text("".join(whole))
                 for batch in map(json.loads, whole):
-                    self.costs[batch["seed"]] = batch["tokens"]
+                    self.costs[batch["seed"]] = batch["tokens"], batch["flops"]
                     self.written |= {name: (ids, cut) for name, (ids, cut) in batch["rows"].items()}
         return self.written
 

@@ -28,13 +28,14 @@ class Scores:
         source: its distributions on the N packed completion tokens; zeros where it was told nothing.
         told [B]: False where its context had nothing to tell, or the prompt with it was too long; nothing was read there.
         overlong [B]: True where it was too long.
-        tokens: that it read.
+        tokens, flops: what it read, and what that took without logits.
     """
 
     source: LogitSource
     told: Tensor
     overlong: Tensor
     tokens: int
+    flops: int
 
 
 class Scorer:
@@ -78,19 +79,21 @@ class Scorer:
         hidden = read.hidden.new_zeros(sum(lengths), read.hidden.shape[-1])
         hidden[torch.cat([packed_index(part, rollout.lengths) for part in plan])] = read.hidden
         told, overlong = (torch.tensor(column, device=rollout.ids.device) for column in (fits, long))
-        return Scores(LogitSource(hidden, read.project, read.vocabulary), told, overlong, sum(totals))
+        source, flops = LogitSource(hidden, read.project, read.vocabulary), self.weights.sizes(student).read(totals)
+        return Scores(source, told, overlong, sum(totals), flops)
 
-    def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int]:
+    def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int, int]:
         """Answer the prompts as this teacher reads them.
 
         Returns:
-            One completion per prompt, drawn from `seed`, and the number of tokens that passed through the teacher.
+            One completion per prompt, drawn from `seed`, the tokens that passed through the teacher, and its FLOPs.
         """
         prompt_ids = [ids for ids in self.prompt_ids(prompts) if ids is not None]
         assert len(prompt_ids) == len(prompts.ids), "a context that waits for attempts cannot word a prompt to write behind"
         with self.weights.lend(student) as lm, seeded(seed, lm.device):
             done = complete(lm, prompt_ids, sampling, self.tokenizer)
-        return done, sum(map(len, prompt_ids)) + int(done.lengths.sum())
+        pairs = [(len(ids), n) for ids, n in zip(prompt_ids, done.lengths.tolist(), strict=True)]
+        return done, sum(map(sum, pairs)), self.weights.sizes(student).write(pairs)
 
     def prompt_ids(
         self, prompts: Prompts, attempts: Sequence[Attempt] | None = None, samples: int = 1
@@ -135,6 +138,7 @@ def ask(
         scores = scorer.score(student, rollout, micro_tokens, attempts)
         sources[name] = scores.source
         metrics.total(f"{name}_tokens", torch.tensor(scores.tokens, device=rollout.ids.device))
+        metrics.total("flops/teacher", torch.tensor(scores.flops, device=rollout.ids.device))
         if int(rollout.ids.max()) >= scores.source.vocabulary:
             raise ValueError(
                 f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "

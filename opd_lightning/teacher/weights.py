@@ -7,6 +7,7 @@ and FSDP; what it must remember goes into the checkpoint by `state_dict`.
     read(student, batches)     next-token distributions on the completions of all batches, as one `LogitSource`
     lend(student)              context manager: the weights as a language model in eval mode, to write with
     after_update(student)      after each optimizer step
+    sizes(student)             what decides how many FLOPs it takes
     state_dict(), load_state_dict(state)   what a resumed run cannot make again
     self_teacher               do the weights come from the student itself?
     fixed                      do they stay what they are? What a fixed teacher wrote can be used again.
@@ -26,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning import adapters
+from opd_lightning.flops import Sizes
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.types import LogitSource, Sequences
 
@@ -38,6 +40,10 @@ class _Plain:
     writes = True
     caution: str | None = None
     source: Pretrained | None = None
+
+    def sizes(self, student: Student) -> Sizes:
+        """The student's."""
+        return Sizes.of(student.lm)
 
     def after_update(self, student: Student) -> None:
         """Nothing moves."""
@@ -119,6 +125,10 @@ class External(_Plain):
                 "choose models of one family."
             )
 
+    def sizes(self, student: Student) -> Sizes:
+        """The other model's."""
+        return Sizes.of(self.model.lm)
+
     def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
         """The other model's distributions."""
         return self.model.read(batches)
@@ -166,6 +176,10 @@ class TrustRegion(_Plain):
     def attach(self, student: Student) -> None:
         """Keep the start."""
         self.start.attach(student)
+
+    def sizes(self, student: Student) -> Sizes:
+        """Those of two models."""
+        return Sizes.of(student.lm).times(2)
 
     def read(self, student: Student, batches: Sequence[Sequences]) -> LogitSource:
         """Both models' hidden states side by side; logits are interpolated chunk by chunk."""

@@ -1,0 +1,162 @@
+"""Robustness: how much of a skill is left when the model is pushed off its usual path."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from opd_lightning.adapters import substituted
+from opd_lightning.data import encode_chat
+from opd_lightning.evaluation.estimate import Estimate, proportion
+from opd_lightning.generate import Completions, Sampling, complete
+from opd_lightning.models import Student
+from opd_lightning.seeds import derive_seed, seeded
+from opd_lightning.tasks.base import Example, Task
+from opd_lightning.teacher.scorer import Scorer
+
+
+class Robustness:
+    """Accuracy on the same held-out prompts under one perturbation at a time, with their mean and the worst of them.
+
+    Args:
+        task, split: give the examples and the verdicts.
+        tokenizer: the student's.
+        max_new_tokens: of a completion, forced tokens included.
+        openings: texts that a completion is made to begin with; the answer with its opening is judged.
+        corrupted: token positions (from 0). There the model's own greedy answer gets another answer's token, and the model goes
+            on. Judged is the answer with that token mended: whether the rest is right, that is, whether the model recovered.
+            Answers that end at that position or before are left out.
+        distractors: texts put before the last message.
+        temperatures: of sampled answers.
+        noises: Gaussian noise on every weight matrix, in standard deviations of that matrix.
+        skill: prompts of this skill or group of skills alone; None takes all.
+        n: prompts.
+        seed: of noise, samples and foreign tokens; the same for every run.
+        batch_size: completions at a time.
+        template_options: keyword arguments for the chat template.
+
+    Raises:
+        ValueError: no example has the skill, the task has no verifier, or nothing is perturbed.
+    """
+
+    ends_only = True
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        openings: Sequence[str] = (),
+        corrupted: Sequence[int] = (),
+        distractors: Sequence[str] = (),
+        temperatures: Sequence[float] = (),
+        noises: Sequence[float] = (),
+        skill: str | None = None,
+        split: str = "test",
+        n: int = 128,
+        seed: int = 0,
+        batch_size: int = 128,
+        template_options: dict | None = None,
+    ):
+        mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
+        if not mine:
+            raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
+        if not task.verifies:
+            raise ValueError("evaluation=robustness judges answers, and this task has no verifier; choose another evaluation.")
+        if not (openings or corrupted or distractors or temperatures or noises):
+            raise ValueError(
+                "evaluation.suite.robustness perturbs nothing; give openings, temperatures or another of its lists."
+            )
+        if any(k < 0 for k in corrupted) or any(x <= 0 for x in [*temperatures, *noises]):
+            raise ValueError("evaluation.suite.robustness: positions must not be negative, temperatures and noises positive.")
+        self.task, self.tokenizer, self.examples, self.seed = task, tokenizer, mine[:n], seed
+        self.openings, self.corrupted, self.distractors = openings, corrupted, distractors
+        self.temperatures, self.noises = temperatures, noises
+        self.sampling, self.batch_size = Sampling(max_new_tokens, temperature=0.0), batch_size
+        self.template_options = template_options or {}
+        self.prompts = [encode_chat(tokenizer, e.messages, **self.template_options) for e in self.examples]
+
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+        """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
+        rows = self.write(student, self.prompts, self.sampling)
+        found = {f"opening_{name(text)}": self.forced(student, text) for text in self.openings}
+        found |= {f"corrupted_{k}": self.recovered(student, rows, k) for k in self.corrupted}
+        found |= {f"distracted_{name(text)}": self.distracted(student, text) for text in self.distractors}
+        for t in self.temperatures:
+            found[f"temperature_{t}"] = self.judged(self.write(student, self.prompts, replace(self.sampling, temperature=t)))
+        for sigma in self.noises:
+            with noisy(student, sigma, derive_seed(self.seed, "noise")):
+                found[f"noise_{sigma}"] = self.judged(self.write(student, self.prompts, self.sampling))
+        values = [estimate.value for estimate in found.values()]
+        found |= {"mean": Estimate(fmean(values)), "worst": Estimate(min(values)), "none": self.judged(rows)}
+        return {f"robust/{name}": estimate for name, estimate in found.items()}
+
+    def forced(self, student: Student, opening: str) -> Estimate:
+        """Answers that had to begin with a text."""
+        forced = self.tokenizer(opening, add_special_tokens=False).input_ids
+        rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - len(forced)))
+        rows = self.write(student, [[*ids, *forced] for ids in self.prompts], rest)
+        return self.judged([[*forced, *row] for row in rows])
+
+    def recovered(self, student: Student, rows: Sequence[Sequence[int]], k: int) -> Estimate:
+        """What followed a foreign token at position k."""
+        foreign = {b: t for b in range(len(rows)) if (t := foreign_token(rows, b, k)) is not None}
+        if not foreign:
+            raise ValueError(f"evaluation.suite.robustness.corrupted={k}: no answer is longer than that; choose less.")
+        prompts = [[*self.prompts[b], *rows[b][:k], token] for b, token in foreign.items()]
+        rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - k - 1))
+        ends = self.write(student, prompts, rest)
+        mended = [[*rows[b][: k + 1], *end] for b, end in zip(foreign, ends, strict=True)]
+        return self.judged(mended, [self.examples[b] for b in foreign])
+
+    def distracted(self, student: Student, text: str) -> Estimate:
+        """Answers to prompts with something else before them."""
+        chats = [[*e.messages[:-1], e.messages[-1] | {"content": f"{text} {e.messages[-1]['content']}"}] for e in self.examples]
+        prompts = [encode_chat(self.tokenizer, chat, **self.template_options) for chat in chats]
+        return self.judged(self.write(student, prompts, self.sampling))
+
+    def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """A completion of each prompt, as ids."""
+        rows = []
+        for start in range(0, len(prompts), self.batch_size):
+            some = prompts[start : start + self.batch_size]
+            with student.evaluating() as lm, seeded(derive_seed(self.seed, "robustness", start), lm.device):
+                done: Completions = complete(lm, some, sampling, self.tokenizer)
+            rows += done.rows()
+        return rows
+
+    def judged(self, rows: Sequence[Sequence[int]], examples: Sequence[Example] | None = None) -> Estimate:
+        """The share of right answers."""
+        texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        asked = self.examples if examples is None else examples
+        return proportion([float(self.task.verify(e, t).content >= 1) for e, t in zip(asked, texts, strict=True)])
+
+
+def foreign_token(rows: Sequence[Sequence[int]], b: int, k: int) -> int | None:
+    """The token at position k of the next answer that has another one there; None where row b ends there, or none has."""
+    if len(rows[b]) <= k + 1:
+        return None
+    others = (rows[(b + i) % len(rows)] for i in range(1, len(rows)))
+    return next((row[k] for row in others if len(row) > k + 1 and row[k] != rows[b][k]), None)
+
+
+@contextmanager
+def noisy(student: Student, sigma: float, seed: int) -> Iterator[None]:
+    """The student with noise on its weight matrices; its own weights come back afterwards."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {}
+    for key, weight in student.named_parameters():
+        if weight.dim() >= 2:
+            drawn = torch.randn(weight.shape, generator=generator).to(weight)
+            noise[key] = weight.detach() + sigma * weight.detach().std() * drawn
+    with substituted(student, noise):
+        yield
+
+
+def name(text: str) -> str:
+    """A text as a part of a metric's name."""
+    return re.sub(r"\W+", "_", text).strip("_")[:24] or "text"

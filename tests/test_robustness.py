@@ -1,0 +1,95 @@
+"""Perturbations: what is forced is forced, what is mended is mended, and the weights come back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opd_lightning.evaluation import GreedyAccuracy, Robustness
+from opd_lightning.evaluation.robustness import foreign_token, noisy
+from opd_lightning.models import Pretrained, Student
+from opd_lightning.tasks.base import Verdict
+from opd_lightning.tasks.world import WorldTask, world_tokenizer
+
+START = "pkg://opd_lightning/assets/world/start"
+
+
+@pytest.fixture(scope="module")
+def start() -> Student:
+    return Student(Pretrained(START).model())
+
+
+def robustness(task=None, **options) -> Robustness:
+    task = task or WorldTask(n_eval=32)
+    return Robustness(task, world_tokenizer(), task.max_new_tokens, **({"skill": "prior"} | options))
+
+
+def test_without_perturbation_it_is_greedy_accuracy(start):
+    task = WorldTask(n_eval=32)
+    greedy = GreedyAccuracy(task, world_tokenizer(), task.max_new_tokens)(start, {})["prior/accuracy"]
+    found = robustness(noises=[1e-9])(start, {})
+    assert found["robust/none"] == greedy and found["robust/noise_1e-09"].value == greedy.value
+
+
+def test_the_mean_and_the_worst_are_over_perturbations(start):
+    found = robustness(openings=["answer", "result"], corrupted=[2], distractors=["red"], temperatures=[1.0], noises=[0.5])(
+        start, {}
+    )
+    values = [e.value for name, e in found.items() if name not in ("robust/mean", "robust/worst", "robust/none")]
+    assert len(values) == 6 and found["robust/worst"].value == min(values) < found["robust/none"].value
+    assert found["robust/mean"].value == pytest.approx(sum(values) / 6)
+
+
+def test_an_opening_is_forced_and_judged(start):
+    seen = []
+
+    class Listening(WorldTask):
+        def verify(self, example, completion) -> Verdict:
+            seen.append(completion)
+            return super().verify(example, completion)
+
+    robustness(Listening(n_eval=8), openings=["result"])(start, {})
+    assert all(text.startswith("result") for text in seen[:8]) and all(text.startswith("answer") for text in seen[8:])
+
+
+def test_recovery_is_judged_with_the_foreign_token_mended(start):
+    """The start model, pre-trained on corrupted answers, goes on rightly; one that copies the corruption's owner would not."""
+    assert robustness(corrupted=[2])(start, {})["robust/corrupted_2"].value > 0.8
+    rows = [[7, 1, 2], [7, 3, 4], [7, 1]]
+    assert foreign_token(rows, 0, 1) == 3 and foreign_token(rows, 0, 0) is None and foreign_token(rows, 2, 1) is None
+
+
+def test_noise_is_drawn_by_its_seed_and_leaves_no_trace(start):
+    before = {k: v.clone() for k, v in start.state_dict().items()}
+    seen = []
+    for _ in range(2):
+        with noisy(start, 0.1, seed=3):
+            seen.append(torch.cat([p.flatten() for p in start.parameters()]))
+    assert torch.equal(*seen) and all(torch.equal(v, before[k]) for k, v in start.state_dict().items())
+    flat = torch.cat([v.flatten() for k, v in start.named_parameters()])
+    assert 0.02 < (seen[0] - flat).std() / flat.std() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "perturbs nothing"),
+        ({"noises": [0.1], "skill": "none"}, "no example of the test split has the skill 'none'"),
+        ({"noises": [-1.0]}, "must not be negative"),
+    ],
+)
+def test_bad_robustness_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        robustness(**options)
+
+
+def test_a_task_without_a_verifier_is_refused():
+    task = WorldTask(n_eval=8)
+    task.verifies = False
+    with pytest.raises(ValueError, match="no verifier"):
+        robustness(task, noises=[0.1])
+
+
+def test_sampling_settings_are_replaced_not_shared():
+    evaluation = robustness(temperatures=[1.0])
+    assert replace(evaluation.sampling, temperature=1.0) != evaluation.sampling and evaluation.ends_only
