@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
 from opd_lightning.overrides import explain
+from opd_lightning.sweep import Overview, overview
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class RunFailed(CompactHydraException):
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Make one run; in a sweep, Hydra calls this once per cell."""
-    from opd_lightning.train import run  # imported late, so that --help and typos answer at once
+    from opd_lightning.train import note_failure, run  # imported late, so that --help and typos answer at once
 
     try:
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
@@ -39,7 +41,9 @@ def main(cfg: DictConfig) -> None:
         sys.exit(130)  # ends a sweep, as the user asked; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            log.error(f"error: {error}")  # the sweep goes on; Hydra itself reports at the end
+            log.error(f"error: {error}")  # the sweep goes on
+            with suppress(ValueError, OmegaConfBaseException, OSError):
+                note_failure(cfg, error)
         raise RunFailed(str(error)) from error
 
 
@@ -47,7 +51,12 @@ def entry() -> None:
     """`main`, after a look at the names on the command line."""
     if problem := explain(sys.argv[1:]):
         sys.exit(f"error: {problem}")
-    main()
+    try:
+        main()
+    finally:
+        if Overview.folder is not None:
+            print(overview(Overview.folder), flush=True)
+            Overview.folder = None
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ EXTRAS = {
 KEYS = {
     "data": {"batch_size", "max_prompt_tokens", "overlong"},
     "evaluation": {"every", "suite", "answers"},
-    "study": {"name", "sweep"},
+    "study": {"name", "sweep", "baseline", "lr"},
 }
 """What stands in nodes that are no object's."""
 

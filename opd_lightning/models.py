@@ -149,6 +149,14 @@ class Pretrained:
         """Where the weights come from, newest first."""
         return [self.path, *(self._base().lineage() if is_run(self.path) else [])]
 
+    def training_flops(self) -> int | None:
+        """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them."""
+        folder = Path(locate(self.path))
+        if is_run(self.path) and (folder / "ledger.json").is_file():
+            return sum(json.loads((folder / "ledger.json").read_text())["flops"].values())
+        made = json.loads((folder / "made.json").read_text()) if (folder / "made.json").is_file() else {}
+        return made.get("train_flops")
+
     def start(self) -> "Pretrained":
         """What the run at `path` started from; any other model is its own start."""
         return self._base() if is_run(self.path) else self

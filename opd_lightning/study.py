@@ -1,35 +1,61 @@
-"""python -m opd_lightning.study FOLDER: a table, results.csv, figures and one self-contained report.html."""
+"""python -m opd_lightning.study FOLDER: a table, comparisons with intervals, figures and one self-contained report.html.
+
+Options: --against METHOD (compare with another one than the study's baseline), --rates (the learning rate of each method by
+its validation accuracy, as conf/study takes it).
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from opd_lightning.report.compare import choose_rates, compare, write_comparisons
 from opd_lightning.report.figures import draw
 from opd_lightning.report.html import write_html
 from opd_lightning.report.runs import load_study
 from opd_lightning.report.table import print_table, write_csv
 
 
-def report(folder: Path) -> Path:
+def report(folder: Path, against: str | None = None) -> Path:
     """Report on the runs below `folder`, in it.
 
     Raises:
         ValueError: there is nothing to compare.
     """
     runs, left_out = load_study(folder)
+    comparisons = compare(runs, against)
     print_table(runs)
+    for comparison in comparisons:
+        print(comparison.sentence)
     for sentence in left_out:
-        print(f"left out: {sentence}")
+        print(f"note: {sentence}")
     write_csv(runs, folder / "results.csv")
-    write_html(runs, left_out, draw(runs, folder), folder / "report.html")
+    write_comparisons(comparisons, folder / "comparisons.csv")
+    write_html(runs, comparisons, left_out, draw(runs, folder), folder / "report.html")
     return folder / "report.html"
 
 
+def rates(folder: Path) -> str:
+    """The chosen learning rates, as lines for conf/study.
+
+    Raises:
+        ValueError: there is no finished run, or none measured the validation split.
+    """
+    runs, left_out = load_study(folder)
+    for sentence in left_out:
+        print(f"note: {sentence}", file=sys.stderr)
+    if any("validation/prior/accuracy" not in run.evaluation["end"] for run in runs):
+        raise ValueError(f"{folder} has no validation/prior/accuracy to choose by; make its runs with evaluation=validation.")
+    return "\n".join(["lr:", *(f"  {name}: {rate:g}  # {why}" for name, (rate, why) in choose_rates(runs).items())])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of a study, such as outputs/demo")
+    parser.add_argument("--against", help="the method that the others are compared with")
+    parser.add_argument("--rates", action="store_true", help="choose learning rates instead of reporting")
+    given = parser.parse_args()
     try:
-        print(f"report: {report(parser.parse_args().folder)}")
+        print(rates(given.folder) if given.rates else f"report: {report(given.folder, given.against)}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

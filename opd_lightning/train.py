@@ -22,7 +22,7 @@ from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
 from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData
-from opd_lightning.evaluation import Estimate
+from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.models import Pretrained
 from opd_lightning.module import DistillationModule
@@ -232,15 +232,23 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
+def note_failure(cfg: DictConfig, error: Exception) -> None:
+    """status.json of a sweep's cell that was refused before it had a folder."""
+    folder = run_folder(cfg)
+    if read_status(folder).get("state") not in ("failed", "finished"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
+
+
 def show(folder: Path) -> None:
-    """The run's evaluation before and after, as a table."""
+    """The run's evaluation before and after, as a table; what only chooses, and single skills, stay in evaluation.json."""
     record = json.loads((folder / "evaluation.json").read_text())
     table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
-    for name, value in record["end"].items():
-        if name != "step":
-            interval = record["intervals"]["end"].get(name, {})
-            end = Estimate(value, **interval)
-            table.add_row(name, "" if name not in record["start"] else f"{record['start'][name]:.3f}", str(end))
+    for name in headlines(record["end"]):
+        value = record["end"][name]
+        interval = record["intervals"]["end"].get(name, {})
+        before = record["start"].get(name)
+        table.add_row(name, "" if before is None else f"{before:.3f}", str(Estimate(value, **interval)))
     Console().print(table)
 
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,21 @@ import lightning as L
 import torch
 
 
+def forget_peak() -> None:
+    """Begin to measure peak memory anew, for runs of one sweep may share a process; only Linux can forget resident memory."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> dict[str, float]:
     """Peak memory of this process in MiB: resident, and on the GPU if there is one."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = {"resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    with suppress(OSError, StopIteration):
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+        peak["resident_mib"] = int(line.split()[1]) / 2**10
     if torch.cuda.is_available():
         peak["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return peak
@@ -29,6 +41,10 @@ class Bookkeeping(L.Callback):
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
+        """Before the models are loaded."""
+        forget_peak()
+
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Loggers that keep rows forget those beyond the checkpoint."""
         for logger in trainer.loggers:
@@ -36,7 +52,15 @@ class Bookkeeping(L.Callback):
                 logger.drop_after(trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """ledger.json: tokens over all devices, seconds by part, peak memory."""
+        """ledger.json: tokens and FLOPs over all devices, seconds by part, peak memory, and what making the teacher had cost.
+
+        That is null where nobody knows it, as for a model from the hub.
+        """
         if trainer.is_global_zero:
-            ledger = module.ledger.state_dict() | {"steps": trainer.global_step, "peak_memory": peak_memory()}
+            ledger: dict[str, Any] = module.ledger.state_dict()
+            ledger |= {"steps": trainer.global_step, "peak_memory": peak_memory()}
+            teacher = module.scorers.get("teacher")
+            if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
+                source = teacher.weights.source
+                ledger["teacher_training"] = 0 if source is None else source.training_flops()
             (self.folder / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")

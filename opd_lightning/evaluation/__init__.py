@@ -6,7 +6,7 @@ and after training alone.
 
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
-from opd_lightning.evaluation.estimate import Estimate
+from opd_lightning.evaluation.estimate import Estimate, headlines
 from opd_lightning.evaluation.harness import HarnessTasks
 from opd_lightning.evaluation.robustness import Robustness
 from opd_lightning.evaluation.teacher import TeacherAccuracy
@@ -23,4 +23,5 @@ __all__ = [
     "StartDivergence",
     "TeacherAccuracy",
     "TeacherDivergence",
+    "headlines",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean as mean
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +46,7 @@ class GreedyAccuracy:
         prefix: of the numbers' names, such as "validation/"; tells apart two accuracies in one suite.
 
     Attributes:
-        outcomes: content by example id, of the last call.
+        outcomes: skill and content by example id, of the last call.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class GreedyAccuracy:
         prefix: str = "",
     ):
         self.prefix = prefix
-        self.outcomes: dict[str, float] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
         self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
         self.examples, self.template_options = task.examples(split), template_options or {}
         self.sampling = Sampling(max_new_tokens, temperature=0.0)
@@ -71,7 +72,8 @@ class GreedyAccuracy:
         is neither.
         """
         answers = ask(student, self, samples=1, seed=0)
-        self.outcomes = {e.id: some[0].verdict.content for e, some in zip(self.examples, answers, strict=True)}
+        told = zip(self.examples, answers, strict=True)
+        self.outcomes = {e.id: {"skill": e.skill, "content": some[0].verdict.content} for e, some in told}
         found = by_skill(self.examples, answers, partial(summarise, self.task))
         return {f"{self.prefix}{name}": estimate for name, estimate in found.items()}
 

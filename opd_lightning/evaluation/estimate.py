@@ -1,6 +1,6 @@
 """Numbers with the uncertainty of having asked finitely many prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 
@@ -53,6 +53,13 @@ def average(values: Sequence[float]) -> Estimate:
         return Estimate(mean, n)
     half = Z95 * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return Estimate(mean, n, mean - half, mean + half)
+
+
+def headlines(numbers: Iterable[str]) -> list[str]:
+    """The numbers to show: not the step, nor the validation split's, nor single skills' ("prior/sort/accuracy")."""
+    names = [name for name in numbers if name != "step" and not name.startswith("validation/")]
+    parts = {name: name.split("/") for name in names}
+    return [name for name in names if not (len(parts[name]) == 3 and f"{parts[name][0]}/{parts[name][2]}" in parts)]
 
 
 def pass_at(k: int, n: int, solved: int) -> float:

@@ -84,7 +84,7 @@ class Robustness:
         """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
         rows = self.write(student, self.prompts, self.sampling)
         found = {f"opening_{name(text)}": self.forced(student, text) for text in self.openings}
-        found |= {f"corrupted_{k}": self.recovered(student, rows, k) for k in self.corrupted}
+        found |= {f"corrupted_{k}": some for k in self.corrupted if (some := self.recovered(student, rows, k)) is not None}
         found |= {f"distracted_{name(text)}": self.distracted(student, text) for text in self.distractors}
         for t in self.temperatures:
             found[f"temperature_{t}"] = self.judged(self.write(student, self.prompts, replace(self.sampling, temperature=t)))
@@ -102,11 +102,11 @@ class Robustness:
         rows = self.write(student, [[*ids, *forced] for ids in self.prompts], rest)
         return self.judged([[*forced, *row] for row in rows])
 
-    def recovered(self, student: Student, rows: Sequence[Sequence[int]], k: int) -> Estimate:
-        """What followed a foreign token at position k."""
+    def recovered(self, student: Student, rows: Sequence[Sequence[int]], k: int) -> Estimate | None:
+        """What followed a foreign token at position k; None where no answer is that long."""
         foreign = {b: t for b in range(len(rows)) if (t := foreign_token(rows, b, k)) is not None}
         if not foreign:
-            raise ValueError(f"evaluation.suite.robustness.corrupted={k}: no answer is longer than that; choose less.")
+            return None
         prompts = [[*self.prompts[b], *rows[b][:k], token] for b, token in foreign.items()]
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - k - 1))
         ends = self.write(student, prompts, rest)
@@ -137,11 +137,15 @@ class Robustness:
 
 
 def foreign_token(rows: Sequence[Sequence[int]], b: int, k: int) -> int | None:
-    """The token at position k of the next answer that has another one there; None where row b ends there, or none has."""
+    """The token at position k of the next answer that has another one there; None where row b ends there.
+
+    Where all answers agree at k, as on a separator, it is the next answer's token behind it.
+    """
     if len(rows[b]) <= k + 1:
         return None
-    others = (rows[(b + i) % len(rows)] for i in range(1, len(rows)))
-    return next((row[k] for row in others if len(row) > k + 1 and row[k] != rows[b][k]), None)
+    others = [rows[(b + i) % len(rows)] for i in range(1, len(rows))]
+    found = [row[at] for at in (k, k + 1) for row in others if len(row) > at + 1 and row[at] != rows[b][k]]
+    return found[0] if found else None
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
+from opd_lightning.report.compare import Comparison
 from opd_lightning.report.runs import Run
-from opd_lightning.report.table import by_cell, summarise
+from opd_lightning.report.table import by_cell, labels, summarise
 
 STYLE = """
 :root { color-scheme: light; }
@@ -20,13 +21,18 @@ th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #dd
 th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: pre-wrap; }
 figure { margin: 1.5rem 0; break-inside: avoid; } img { max-width: 100%; } figcaption { color: #444; font-size: 0.9rem; }
 pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
-@media print { body { margin: 0; max-width: none; } details { display: none; } }
+tr:nth-child(1) th { position: sticky; top: 0; background: #fff; } td:first-child { white-space: nowrap; }
+@media print { body { margin: 0; max-width: none; font-size: 11pt; } details { display: none; } .scroll { overflow: visible; }
+  table { font-size: 8pt; } th, td { padding: 0.15rem 0.3rem; } h2 { break-after: avoid; } }
 """
 
 
-def write_html(runs: list[Run], left_out: list[str], figures: list[tuple[Path, str]], path: Path) -> None:
+def write_html(
+    runs: list[Run], comparisons: list[Comparison], left_out: list[str], figures: list[tuple[Path, str]], path: Path
+) -> None:
     """Write the report."""
     header, rows = summarise(runs)
+    turned = [list(line) for line in zip(header, *rows, strict=True)]  # a column per method: numbers are many, methods few
     study = runs[0].config["study"]["name"]
     examples = runs[0].evaluation["examples"]
     measured = ", ".join(f"{name} on {info['n']} held-out prompts" for name, info in examples.items())
@@ -35,16 +41,21 @@ def write_html(runs: list[Run], left_out: list[str], figures: list[tuple[Path, s
         f"<h1>Study {escape(study)}</h1>",
         f"<p>{len(runs)} runs from one start model (<code>{escape(runs[0].status['start_model'][0])}</code>); "
         f"measured: {escape(measured)}.</p>",
+        f"<p>{escape(protocol(runs))}</p>",
+        "<h2>What can be said</h2>",
+        *verdicts(comparisons),
+        *(f"<p>Note: {escape(sentence)}.</p>" for sentence in left_out),
         "<h2>Results after the last update</h2>",
-        html_table(header, rows),
+        html_table(turned[0], turned[1:]),
         "<p>Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are "
-        "all that a teacher read, prompts included. Seconds are this machine's and leave evaluation out; compare them within "
-        "this report only. No method is called better here: that takes several seeds and an interval.</p>",
-        *(f"<p>Left out: {escape(sentence)}.</p>" for sentence in left_out),
+        "all that a teacher read, prompts included. FLOPs are those of rollouts, teacher, forward and backward passes; what "
+        "making the teacher had cost stands beside them (empty where nobody knows it or no teacher was asked). Seconds are "
+        "this machine's and leave evaluation out; compare them within this report only. A censored run is one that did not "
+        "reach the target.</p>",
         "<h2>Figures</h2>",
         *(html_figure(file, caption) for file, caption in figures),
         "<h2>The same held-out prompts, before and after</h2>",
-        html_table(["prompt", "start", *(cell[0].name for cell in by_cell(runs).values())], answers(runs), text_from=1),
+        html_table(["prompt", "start", *answered(runs)], answers(runs), text_from=1),
         "<h2>What was written during training</h2>",
         html_table(["method", "step", "prompt", "completion"], samples(runs), text_from=2),
         "<h2>How each run was configured</h2>",
@@ -53,6 +64,38 @@ def write_html(runs: list[Run], left_out: list[str], figures: list[tuple[Path, s
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(study)}</title><style>{STYLE}</style><body>'
     path.write_text(page + "\n".join(parts) + "</body></html>\n", encoding="utf-8")
+
+
+def protocol(runs: list[Run]) -> str:
+    """What ended the runs, at which learning rates."""
+    budget = runs[0].config["budget"]
+    limits = {f"{name} at {budget[name]:,}" for name in ("student_tokens", "flops", "seconds") if budget[name] is not None}
+    if budget["accuracy"] is not None:
+        limits.add(f"{budget['metric']} at {budget['accuracy']} in {budget['in_a_row']} evaluations one after the other")
+    most = max(run.config["trainer"]["max_steps"] for run in runs)
+    ends = [*sorted(limits), *([f"{most} updates at most"] if most > 0 else [])]
+    rates = {label: cell[0].config["optim"]["lr"] for label, cell in labels(runs).items()}
+    told = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
+    return f"What ended a run: {'; '.join(ends)}. Learning rates: {told}."
+
+
+def verdicts(comparisons: list[Comparison]) -> list[str]:
+    """Sentences where the interval supports them, and the rest in one table."""
+    if not comparisons:
+        return ["<p>Nothing was compared: that takes two methods that reached the target, with a seed in common.</p>"]
+    sure = [f"<li>{escape(c.sentence)}</li>" for c in comparisons if c.verdict != "undecided"]
+    rows = []
+    for c in comparisons:
+        d = c.difference
+        numbers = [f"{d.mean:+.4g}", f"[{d.low:+.4g}, {d.high:+.4g}]", str(d.seeds), d.over, f"{c.adjusted:.2g}"]
+        rows.append([c.metric, c.method, c.baseline, *numbers, c.verdict])
+    return [
+        f"<ul>{''.join(sure)}</ul>" if sure else "<p>No difference is supported by its interval: all are undecided.</p>",
+        html_table(["number", "method", "against", "difference", "95 %", "seeds", "over", "p (Holm)", "verdict"], rows),
+        "<p>Differences are paired by seed; intervals are Student's t over seeds, each at 95 %. A verdict needs more: p below "
+        "0.05 after Holm's adjustment among the methods compared on one number. A single seed is always undecided; its "
+        "interval, where there is one, is a bootstrap over the prompts of this run only.</p>",
+    ]
 
 
 def html_table(header: list[str], rows: list[list[str]], text_from: int = 10**6) -> str:
@@ -78,10 +121,15 @@ def html_config(run: Run) -> str:
     return f"<details><summary><code>{escape(run.cell)}</code></summary><pre>{text}</pre></details>"
 
 
+def answered(runs: list[Run]) -> dict[str, Path]:
+    """The answers of the first seed of each cell that kept some."""
+    files = {label: cell[0].folder / "answers.json" for label, cell in labels(runs).items()}
+    return {label: file for label, file in files.items() if file.is_file()}
+
+
 def answers(runs: list[Run]) -> list[list[str]]:
     """Each held-out prompt with the start model's answer and that of the first seed of each cell."""
-    files = [cell[0].folder / "answers.json" for cell in by_cell(runs).values()]
-    read = [json.loads(file.read_text()) for file in files if file.is_file()]
+    read = [json.loads(file.read_text()) for file in answered(runs).values()]
     if not read:
         return []
     columns = [read[0]["prompts"], read[0]["start"], *(r["end"] for r in read)]

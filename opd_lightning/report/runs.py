@@ -36,6 +36,16 @@ class Run:
         return str(self.config["name"])
 
     @property
+    def seed(self) -> int:
+        """Of prompts and sampling; runs of one seed are paired."""
+        return int(self.config["seed"])
+
+    @property
+    def censored(self) -> bool:
+        """Was there a target accuracy that this run never reached?"""
+        return self.config["budget"]["accuracy"] is not None and self.status["ended_by"] != "budget.accuracy"
+
+    @property
     def seconds(self) -> float:
         """Seconds of the walk; evaluation is not counted."""
         return sum(s for part, s in self.ledger["seconds"].items() if part != "evaluation")
@@ -56,6 +66,11 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
             continue
         read = {name: json.loads((path.parent / f"{name}.json").read_text()) for name in ("evaluation", "ledger")}
         config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        if "costs" not in read["evaluation"]:
+            left_out.append(
+                f"{path.parent.relative_to(folder)} was made by an earlier version, which kept no costs; make it again"
+            )
+            continue
         runs.append(Run(path.parent, config, status, **read))
     if not runs:
         raise ValueError(f"{folder} has no finished run; make some with: python -m opd_lightning -m study=demo")
@@ -68,6 +83,7 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
 def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list[Run], list[str]]:
     """The runs with the most common evaluation examples and start model; the others join `left_out`."""
     for what, key in (
+        ("was evaluated otherwise", lambda r: json.dumps(r.config["evaluation"]["suite"], sort_keys=True)),
         ("was evaluated on other examples", lambda r: json.dumps(r.evaluation["examples"], sort_keys=True)),
         ("began from another start model", lambda r: re.sub(r"seed-\d+", "seed-*", json.dumps(r.status["start_model"]))),
     ):
@@ -75,8 +91,16 @@ def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list
         left_out += [f"{r.folder.relative_to(folder)} {what}" for r in runs if key(r) != common]
         runs = [r for r in runs if key(r) == common]
     for cell in {r.cell for r in runs}:
-        common = Counter(r.ledger["steps"] for r in runs if r.cell == cell).most_common(1)[0][0]
-        odd = [r for r in runs if r.cell == cell and r.ledger["steps"] != common]
+        mine = [r for r in runs if r.cell == cell and r.status["ended_by"] == "trainer.max_steps" and not r.censored]
+        if not mine:  # a budget decided how many updates each run took
+            continue
+        common = Counter(r.ledger["steps"] for r in mine).most_common(1)[0][0]
+        odd = [r for r in mine if r.ledger["steps"] != common]
         left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its cell {common}" for r in odd]
         runs = [r for r in runs if r not in odd]
+    seeds = {r.seed for r in runs}
+    for cell in sorted({r.cell for r in runs}):
+        missing = sorted(seeds - {r.seed for r in runs if r.cell == cell})
+        told = ", ".join(map(str, missing))
+        left_out += [f"{cell} has no finished run of seed {told}, so it is compared on the others"] if missing else []
     return runs, left_out

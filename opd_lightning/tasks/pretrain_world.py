@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from opd_lightning.flops import Sizes
 from opd_lightning.tasks.world import (
     LENGTH,
     OPERATIONS,
@@ -154,6 +155,12 @@ def measure(model, task: WorldTask, split: str = "validation") -> dict[str, floa
     return {skill: math.fsum(values) / len(values) for skill, values in scores.items()}
 
 
+def flops(model, tokens: int, steps: int, rows: int = 160) -> int:
+    """FLOPs of this training, for sequences of the mean length; all positions have logits."""
+    sizes, length = Sizes.of(model), [round(tokens / steps / rows)]
+    return steps * rows * (sizes.read(length) + sizes.logits(*length) + sizes.backward(length, *length))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets start/ and teacher/")
@@ -176,7 +183,12 @@ def main() -> None:
         folder = args.out / name
         model.save_pretrained(folder)
         world_tokenizer().save_pretrained(folder)
-        cost = {"train_tokens": tokens, "parameters": model.num_parameters(), "seconds": round(seconds)}
+        cost = {
+            "train_tokens": tokens,
+            "train_flops": flops(model, tokens, options["steps"]),
+            "parameters": model.num_parameters(),
+        }
+        cost["seconds"] = round(seconds)
         made = {"command": "python -m opd_lightning.tasks.pretrain_world", "seed": args.seed, "tolerant": not args.fragile}
         (folder / "made.json").write_text(json.dumps(made | options | cost | {"validation": scores}, indent=1) + "\n")
         print(name, json.dumps(scores))
