@@ -57,7 +57,7 @@ def no_option(override: Override, folders: list[Path]) -> str | None:
 def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path]) -> str | None:
     """A sentence if an override sets a key that is not there under one of the chosen options."""
     adding = [o for o in overrides if o.is_add() or o.is_force_add() or o.is_delete()]
-    keys = [o for o in overrides if o not in chosen and o not in adding and o.key_or_group.split(".")[0] != "hydra"]
+    keys = [o for o in overrides if o not in chosen and o not in adding and re.split("[./]", o.key_or_group)[0] != "hydra"]
     # Of a sweep over options, each option is tried once beside the first of the others.
     named = {o.key_or_group: values(o) for o in chosen if values(o)}
     first = {group: options[0] for group, options in named.items()}

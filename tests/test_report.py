@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
+from opd_lightning.dashboard import PANELS, workspace
+from opd_lightning.loggers import read_csv
 from opd_lightning.report.compare import choose_rates, compare
 from opd_lightning.report.runs import load_study
 from opd_lightning.report.statistics import holm, over_prompts, over_seeds
 from opd_lightning.study import rates, report
+from opd_lightning.train import run
 
 
 @pytest.mark.parametrize("sd", [0.0, 0.03, 0.08])
@@ -136,3 +139,18 @@ def test_rates_are_chosen_on_validation_among_those_that_reach_the_target(tmp_pa
             write_run(tmp_path, "sft", seed, new, prior, lr=rate, hash=f"{rate:.0e}".replace("-", "m"))
     assert choose_rates(load_study(tmp_path)[0])["sft"][0] == 1e-4
     assert "sft: 0.0001" in rates(tmp_path) and "1 rates missed the target" in rates(tmp_path)
+
+
+def test_the_dashboard_shows_what_runs_really_log(small):
+    """Built without a network; every metric of every panel is a column of some preset's metrics.csv."""
+    pytest.importorskip("wandb_workspaces")
+    made = workspace("team", "project", "demo")._to_model().model_dump_json()
+    assert all(title in made for panels in PANELS.values() for title, _, _ in panels) and '"demo"' in made
+    logged = {"trainer/global_step"}
+    for method in ("opd", "grpo"):
+        for row in read_csv(
+            run(small(f"method={method}", "evaluation=study", "callbacks.diagnostics.every=1")) / "metrics.csv"
+        ):
+            logged |= set(row)
+    shown = {metric for panels in PANELS.values() for _, x, metrics in panels for metric in [x, *metrics] if metric}
+    assert shown <= logged

@@ -87,7 +87,8 @@ class Evaluation(L.Callback):
             self.costs.append({"step": trainer.global_step, **module.ledger.so_far()})
         self.intervals = {"start": self.intervals.get("start", told), "end": told}
         for logger in trainer.loggers:
-            logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()}, step=trainer.global_step)
+            costs = {f"cost/{k}": v for k, v in module.ledger.so_far().items()}
+            logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()} | costs, step=trainer.global_step)
         if trainer.is_global_zero:
             record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
