@@ -1,5 +1,6 @@
 """The commands as a user types them, in processes of their own."""
 
+import csv
 import json
 import os
 import signal
@@ -58,11 +59,75 @@ def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(c
     code, output, _ = command(*sweep)
     assert code != 0 and output.count("data.batch_size=0 must be at least 1") >= 4 and "Traceback" not in output
     found = states(tmp_path / "out" / "sweep")
-    assert sorted(found.values()) == ["finished"] * 4 and {name.split("/")[1] for name in found} == {"seed-0", "seed-1"}
+    assert "4 failed, 4 finished" in output and output.count("is failed: ValueError: data.batch_size=0") == 4
+    assert sorted(found.values()) == ["failed"] * 4 + ["finished"] * 4 and {name.split("/")[1] for name in found} == {
+        "seed-0",
+        "seed-1",
+    }
     assert list((tmp_path / "out" / "sweep").glob("*/seed-0/wandb/offline-run-*"))
     code, output, _ = command(*sweep)
     assert output.count("finished before, nothing to do") == 4
     assert not Path("multirun").exists() and (tmp_path / "out" / "sweep" / "multirun.yaml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_through_another_launcher_is_the_same_sweep(tiny_run, tmp_path, launcher):
+    """Each cell in a process of its own."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
+    cells = ["method=sft,opd", "seed=0,1"]
+    code, output = call("-m", *tiny_run, *cells, "logger=none", "study.name=s", f"hydra/launcher={launcher}")
+    assert code == 0 and "4 finished" in output
+    plain_code, _ = call("-m", *tiny_run, *cells, "logger=none", "study.name=plain")
+    assert plain_code == 0 and ends(tmp_path / "s") == ends(tmp_path / "plain")
+
+
+def ends(folder: Path) -> dict[str, dict]:
+    """The last evaluation and the tokens of every run."""
+    runs = [path.parent for path in folder.glob("*/seed-*/ledger.json")]
+    told = {
+        f"{run.parent.name}/{run.name}": [json.loads((run / f"{n}.json").read_text()) for n in ("evaluation", "ledger")]
+        for run in runs
+    }
+    return {name: (evaluation["end"], ledger["tokens"], ledger["flops"]) for name, (evaluation, ledger) in told.items()}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_half_way_is_finished_by_the_same_command(tiny_run, tmp_path):
+    """SIGKILL while a cell trains: what was finished stays, the broken cell goes on, and the table is the unbroken one."""
+    sweep = [
+        "-m",
+        *tiny_run,
+        "trainer.max_steps=30",
+        "callbacks.checkpoint.every=7",
+        "logger=none",
+        "method=sft,opd,grpo",
+        "seed=0,1",
+    ]
+    process, folder, deadline = start(*sweep, "study.name=killed"), tmp_path / "killed", time.time() + 200
+    while time.time() < deadline:
+        told = list(states(folder).values())
+        if told.count("finished") >= 2 and "running" in told and list(folder.glob("opd-*/seed-0/checkpoints/last.ckpt")):
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {
+        path: path.stat().st_mtime
+        for path in folder.glob("*/seed-*/status.json")
+        if json.loads(path.read_text())["state"] == "finished"
+    }
+    assert 2 <= len(before) < 6
+    code, output = call(*sweep, "study.name=killed")
+    assert code == 0 and output.count("finished before, nothing to do") == len(before) and "6 finished" in output
+    assert all(path.stat().st_mtime == at for path, at in before.items())
+    assert call(*sweep, "study.name=whole")[0] == 0 and ends(folder) == ends(tmp_path / "whole")
+    for name in ("killed", "whole"):
+        assert call(str(tmp_path / name), module="opd_lightning.study")[0] == 0
+    tables = [[row for row in csv.DictReader((tmp_path / n / "results.csv").open())] for n in ("killed", "whole")]
+    for row in (row for table in tables for row in table):
+        del row["seconds"], row["peak_mib"]
+    assert tables[0] == tables[1] and len(tables[0]) == 6
 
 
 def test_a_mistake_is_one_sentence_and_an_exit_code(tiny_run, command):

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed, or opened
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from opd_lightning.report.runs import Run
 from opd_lightning.report.table import labels
@@ -133,6 +134,7 @@ def cost(runs: list[Run], path: Path) -> None:
     for axes, (name, label) in zip(panels, told.items(), strict=True):
         lines(axes, runs, spent(name), "new/accuracy")
         axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would run into each other
     panels[0].set(ylabel=NEW.replace(" (", "\n("))
     panels[1].legend(frameon=False)
     save(figure, path)
@@ -175,7 +177,7 @@ def robustness(runs: list[Run], path: Path) -> None:
     names = [n for n in names if all(n in run.evaluation["end"] for run in runs)]
     names = ["robust/none", *names, "robust/mean", "robust/worst"]
     cells = labels(runs)
-    figure, axes = plt.subplots(figsize=(1.1 * len(names) + 2, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(min(11, 0.7 * len(names) + 3), 4), layout="constrained")
     width = 0.8 / len(cells)
     for i, (label, cell) in enumerate(cells.items()):
         values = [[run.evaluation["end"][n] for run in cell] for n in names]
@@ -187,9 +189,9 @@ def robustness(runs: list[Run], path: Path) -> None:
         at = [k + (i - (len(cells) - 1) / 2) * width for k in range(len(names))]
         hatch = (None, "//", "..", "xx", "--", "\\\\", "oo", "++")[i % 8]
         axes.bar(at, middle, width, yerr=spread, color=COLOURS[i % 8], label=label, hatch=hatch, edgecolor="white", capsize=2)
-    axes.set_xticks(range(len(names)), [n.split("/")[1].replace("_", " ") for n in names], rotation=35, ha="right")
+    axes.set_xticks(range(len(names)), [n.split("/")[1].replace("_", " ") for n in names], rotation=35, ha="right", fontsize=9)
     axes.set(ylabel=NEW.replace(" (greedy, held-out)", ""), ylim=(0, 1.02))
-    axes.legend(frameon=False, ncols=len(cells), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save(figure, path)
 
 
