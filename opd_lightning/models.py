@@ -133,15 +133,16 @@ class Pretrained:
 
     def window(self) -> int:
         """Tokens that the model can read at once, prompt and completion together."""
-        return int(getattr(self._config(), "max_position_embeddings", 0) or sys.maxsize)
+        return int(getattr(self.config(), "max_position_embeddings", 0) or sys.maxsize)
 
     def words(self) -> int:
         """Size of the vocabulary, padding included."""
-        return int(self._config().vocab_size)
+        return int(self.config().vocab_size)
 
-    def _config(self) -> PretrainedConfig:
+    def config(self) -> PretrainedConfig:
+        """The text model's configuration; no weights are loaded."""
         if is_run(self.path):
-            return self._base()._config()
+            return self._base().config()
         with self._explained():
             return AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False).get_text_config()
 

@@ -17,19 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from opd_lightning.assemble import assemble
 from opd_lightning.callbacks import Bookkeeping, Evaluation
 from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
-from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.loggers import MetricsFile
-from opd_lightning.models import Pretrained
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight import drop_overlong, preflight
 from opd_lightning.seeds import derive_seed
 from opd_lightning.stand_in import NOT_VERIFIED
-from opd_lightning.teacher import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -78,26 +75,12 @@ def run(cfg: DictConfig) -> Path:
 def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Instantiate the nouns and train."""
     quiet()
-    model: Pretrained = build(cfg.model)
+    nouns = assemble(cfg, folder)
+    model, tokenizer, task, rollout, objective = nouns.model, nouns.tokenizer, nouns.task, nouns.rollout, nouns.objective
     write_status(folder, "running", start_model=model.lineage())
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
-    tokenizer, task = model.tokenizer(), build(cfg.task)
-    offers = {"task": task, "tokenizer": tokenizer, "folder": folder}
-    rollout, objective = build(cfg.rollout, **offers), build(cfg.loss)
-    # Models that neither the loss nor the rollout asks are not even looked for.
-    contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
-    needed = sorted(objective.sources | rollout.sources)
-    scorers = {name: Scorer(build(cfg[name], **offers), contexts[name], tokenizer) for name in needed}
-    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items()}
-    given = examples = task.examples("train")
-    limit = cfg.data.max_prompt_tokens
-    if cfg.data.overlong == "drop":
-        readers = [(scorer.weights.source or model, scorer.context) for scorer in scorers.values()]
-        readers.append((model, NoContext(model.template_options, limit)))
-        examples = drop_overlong(given, tokenizer, readers, rollout.max_new_tokens)
-    found = preflight(model, tokenizer, task, examples, rollout, objective, scorers, suite, limit)
-    found |= {"dropped": len(given) - len(examples)} if len(examples) < len(given) else {}
+    found = nouns.preflight()
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
     if checkpoint.exists() and before["digest"] != found["digest"]:
@@ -118,7 +101,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         tokenizer=tokenizer,
         rollout=rollout,
         objective=objective,
-        scorers=scorers,
+        scorers=nouns.scorers,
         optim=build(cfg.optim),
         seed=cfg.seed,
         verify=task.verify,
@@ -127,7 +110,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         adapter=build(cfg.adapter),
     )
     data = PromptData(
-        examples,
+        nouns.examples,
         tokenizer,
         batch_size=cfg.data.batch_size,
         seed=cfg.seed,
@@ -135,8 +118,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         template_options=model.template_options,
     )
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), **offers)
-    around = [Evaluation(suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
+    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer, folder=folder)
+    around = [Evaluation(nouns.suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values()]
     trainer: L.Trainer = build(
         cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)

@@ -8,6 +8,7 @@ and FSDP; what it must remember goes into the checkpoint by `state_dict`.
     lend(student)              context manager: the weights as a language model in eval mode, to write with
     after_update(student)      after each optimizer step
     sizes(student)             what decides how many FLOPs it takes
+    footprint(start)           bytes that it will hold beside a student with these `Weights`, known before anything is loaded
     state_dict(), load_state_dict(state)   what a resumed run cannot make again
     self_teacher               do the weights come from the student itself?
     fixed                      do they stay what they are? What a fixed teacher wrote can be used again.
@@ -20,6 +21,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +36,20 @@ from opd_lightning.types import LogitSource, Sequences
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A student's weights in numbers: all of them, those in the layers' matrices, those trained, and bytes of each.
+
+    `adapted` says that a fresh adapter is trained and the rest stays.
+    """
+
+    all: int
+    layers: int
+    trained: int
+    width: int
+    adapted: bool
+
+
 class _Plain:
     """What most policies have in common: they write, warn of nothing, come from no other model and remember nothing."""
 
@@ -44,6 +60,10 @@ class _Plain:
     def sizes(self, student: Student) -> Sizes:
         """The student's."""
         return Sizes.of(student.lm)
+
+    def footprint(self, start: Weights) -> int:
+        """Nothing."""
+        return 0
 
     def after_update(self, student: Student) -> None:
         """Nothing moves."""
@@ -69,6 +89,10 @@ class FrozenStart(_Plain):
         """
         fresh = adapters.is_fresh(student.lm)
         self.model = None if fresh else copy.deepcopy(student).requires_grad_(False).eval()
+
+    def footprint(self, start: Weights) -> int:
+        """A copy, where switching the adapter off is not enough."""
+        return 0 if start.adapted else start.all * start.width
 
     @contextmanager
     def lend(self, student: Student) -> Iterator[PreTrainedModel]:
@@ -177,6 +201,10 @@ class TrustRegion(_Plain):
         """Keep the start."""
         self.start.attach(student)
 
+    def footprint(self, start: Weights) -> int:
+        """The start's."""
+        return self.start.footprint(start)
+
     def sizes(self, student: Student) -> Sizes:
         """Those of two models."""
         return Sizes.of(student.lm).times(2)
@@ -231,6 +259,10 @@ class Average(_Plain):
         log.info(
             f"the teacher's average takes {size:,.0f} MiB ({'effect of the adapter' if self.dense else 'trained weights'})"
         )
+
+    def footprint(self, start: Weights) -> int:
+        """In float32, of what is averaged."""
+        return 4 * (start.layers if start.adapted and self.of == "effective" else start.trained)
 
     def current(self, student: Student) -> dict[str, Tensor]:
         """The tensors that are averaged, as the student has them now, in float32."""

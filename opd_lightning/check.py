@@ -1,0 +1,98 @@
+"""python -m opd_lightning.check [group=option] [key=value] ...: what can be known to be wrong before GPU time is spent.
+
+A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
+Options: --fast (no weights are loaded: no probe of the teacher).
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from opd_lightning.assemble import Nouns, assemble
+from opd_lightning.checks import check
+from opd_lightning.config import compose, run_folder
+from opd_lightning.findings import Finding, data, memory, models, probe, prompts, verifier
+from opd_lightning.overrides import explain, unwritable
+from opd_lightning.train import quiet
+
+
+def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
+    """Everything that can be said of a run that has not begun, in the order in which it would matter."""
+    found: list[Finding] = []
+
+    def attempt(name: str, what: Callable[[], Iterator[Finding]]) -> bool:
+        try:
+            found.extend(what())
+        except (ValueError, OmegaConfBaseException, OSError) as error:
+            found.append(Finding(name, "fail", str(error)))
+            return False
+        return True
+
+    def configuration() -> Iterator[Finding]:
+        warnings = check(cfg)
+        yield from (Finding("configuration", "warn", warning) for warning in warnings)
+        yield Finding("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
+
+    def access() -> Iterator[Finding]:
+        problem = unwritable(str(cfg.output_dir))
+        yield Finding("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
+
+    if not attempt("configuration", configuration):
+        return found
+    attempt("write access", access)
+    nouns: list[Nouns] = []
+
+    def parts() -> Iterator[Finding]:
+        nouns.append(assemble(cfg, None))
+        yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
+
+    if not attempt("parts", parts):
+        return found
+    made = nouns[0]
+    attempt("models", lambda: models(made))
+    attempt("data", lambda: data(made, cfg))
+    attempt("verifier", lambda: verifier(made))
+    attempt("prompts", lambda: prompts(made))
+    attempt("memory", lambda: memory(made, cfg))
+    if not fast:
+        attempt("teacher", lambda: probe(made, cfg))
+    return found
+
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def show(found: list[Finding]) -> None:
+    """The table."""
+    table = Table("", "what", "finding", title_justify="left")
+    for finding in found:
+        colour = COLOURS[finding.state]
+        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(finding.text))
+    Console().print(table)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
+    if any(a in ("-h", "--help") for a in arguments):
+        sys.exit(__doc__)
+    if problem := explain(arguments):
+        sys.exit(f"error: {problem}")
+    quiet()
+    try:
+        found = examine(compose(arguments), fast)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {error}")
+    show(found)
+    sys.exit(any(finding.state == "fail" for finding in found))
+
+
+if __name__ == "__main__":
+    main()
