@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
     except KeyboardInterrupt as stop:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
-        sys.exit(130)  # ends a sweep, as the user asked; an error in one cell does not
+        sys.exit(getattr(stop, "code", 130))  # ends a sweep, as the user asked; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {error}")  # the sweep goes on

@@ -75,6 +75,7 @@ class DistillationModule(L.LightningModule):
         self.latest: Rollout | None = None
         self.batch: Batch | None = None
         self.stopped_by: str | None = None  # what ended training before max_steps, set by callbacks
+        self.signal: int | None = None  # the signal that asked for it
         self.student: Student = None  # type: ignore[assignment]
         self.sizes: Sizes = None  # type: ignore[assignment]
 
@@ -270,6 +271,19 @@ class DistillationModule(L.LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.check_foreign(checkpoint)
         self.ledger.load_state_dict(checkpoint["ledger"])
         for name, scorer in self.scorers.items():
             scorer.weights.load_state_dict(checkpoint["teachers"][name])
+
+    def check_foreign(self, checkpoint: dict) -> None:
+        """Raises ValueError if a checkpoint is of another program, method or model."""
+        if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(self.scorers):
+            raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
+        own = {name: value.shape for name, value in self.state_dict().items()}
+        for name, value in checkpoint["state_dict"].items():
+            if own.get(name) != value.shape:
+                raise ValueError(
+                    f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "
+                    "another study.name."
+                )

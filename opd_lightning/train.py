@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 import warnings
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd_lightning.assemble import assemble
 from opd_lightning.callbacks import Bookkeeping, Evaluation
+from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
 from opd_lightning.data import PromptData
@@ -66,10 +68,19 @@ def run(cfg: DictConfig) -> Path:
     stopped_by = trainer.lightning_module.stopped_by
     if stopped_by == "signal" and trainer.global_step != cfg.trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
-        raise KeyboardInterrupt(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}")
+        asked: Any = trainer.lightning_module.signal
+        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", asked)
     write_status(folder, "finished", step=trainer.global_step, ended_by=stopped_by or "trainer.max_steps")
     show(folder)
     return folder
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and has saved; `code` is the exit status that a shell gives to the signal."""
+
+    def __init__(self, sentence: str, number: int | None):
+        super().__init__(sentence)
+        self.code = 128 + (number or signal.SIGINT)
 
 
 def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
@@ -88,6 +99,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
             f"task has other training examples than those that the run in {folder} began with; bring them back, or choose "
             "another study.name."
         )
+    if checkpoint.exists():
+        check_checkpoint(checkpoint)
     write_status(folder, "running", data=found)
     if found["near_duplicates"]:
         log.warning(

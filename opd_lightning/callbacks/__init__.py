@@ -6,7 +6,8 @@ from opd_lightning.callbacks.checkpoint import Checkpoint
 from opd_lightning.callbacks.diagnostics import Diagnostics
 from opd_lightning.callbacks.estimators import Estimators
 from opd_lightning.callbacks.evaluation import Evaluation
+from opd_lightning.callbacks.guards import Guards
 from opd_lightning.callbacks.progress import Progress
 from opd_lightning.callbacks.samples import Samples
 
-__all__ = ["Bookkeeping", "Budget", "Checkpoint", "Diagnostics", "Estimators", "Evaluation", "Progress", "Samples"]
+__all__ = ["Bookkeeping", "Budget", "Checkpoint", "Diagnostics", "Estimators", "Evaluation", "Guards", "Progress", "Samples"]

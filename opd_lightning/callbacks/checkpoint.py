@@ -2,26 +2,55 @@
 
 import os
 import signal
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""What asks a run to save and stop."""
+
+
+def older_than(folder: Path) -> list[Path]:
+    """Older checkpoints, the newest first."""
+    return sorted(folder.glob("step-*.ckpt"), key=lambda path: -int(path.stem.removeprefix("step-")))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Every byte is what was written.
+
+    Raises:
+        ValueError: it is damaged; the sentence says how to go on.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        broken = str(error)
+    if broken is not None:
+        older = older_than(path.parent)
+        back = (
+            f"go back to an older one (mv {older[0]} {path})" if older else "there is no older one (callbacks.checkpoint.keep)"
+        )
+        raise ValueError(f"{path} is damaged ({broken}); {back}, or remove it to begin the run anew.")
+
 
 class Checkpoint(L.Callback):
     """Replaces checkpoints/last.ckpt every few steps, at the end, and when the run is asked to stop.
 
-    CTRL-C and SIGTERM are honoured after the current step; a second CTRL-C stops at once.
+    CTRL-C, SIGTERM and SIGUSR1 (a cluster's pre-emption) are honoured after the current step; a second one stops at once.
 
     Args:
         every: optimizer steps between checkpoints.
+        keep: how many there are: last.ckpt and keep - 1 older ones, step-<n>.ckpt.
     """
 
-    def __init__(self, every: int = 50):
-        if every < 1:
-            raise ValueError(f"callbacks.checkpoint.every={every} must be at least 1.")
-        self.every = every
+    def __init__(self, every: int = 50, keep: int = 1):
+        if every < 1 or keep < 1:
+            raise ValueError(f"callbacks.checkpoint.every={every} and callbacks.checkpoint.keep={keep} must be at least 1.")
+        self.every, self.keep = every, keep
         self.asked: int | None = None
         self.handlers: dict[int, Any] = {}
 
@@ -37,7 +66,7 @@ class Checkpoint(L.Callback):
 
     def listen(self) -> None:
         """Take signals, and remember who had them first."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self.handlers.setdefault(number, signal.signal(number, self._ask))
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -51,7 +80,7 @@ class Checkpoint(L.Callback):
         asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
         if asked:
             trainer.should_stop = True
-            module.stopped_by = module.stopped_by or "signal"
+            module.stopped_by, module.signal = module.stopped_by or "signal", self.asked
         if asked or trainer.global_step - self.saved >= self.every:
             self.save(trainer)
 
@@ -67,10 +96,18 @@ class Checkpoint(L.Callback):
         self.handlers = {}
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write beside the old checkpoint, then replace it in one step."""
+        """Write beside the old checkpoint, see it to the disk, then replace the old one in one step."""
         folder = Path(trainer.default_root_dir) / "checkpoints"
         trainer.save_checkpoint(folder / "next.ckpt", weights_only=False)
         if trainer.is_global_zero:
+            with (folder / "next.ckpt").open("rb") as file:
+                os.fsync(file.fileno())
+            if self.keep > 1 and (folder / "last.ckpt").is_file():
+                older = folder / f"step-{self.saved}.ckpt"
+                older.unlink(missing_ok=True)
+                os.link(folder / "last.ckpt", older)
             os.replace(folder / "next.ckpt", folder / "last.ckpt")
+            for path in older_than(folder)[self.keep - 1 :]:
+                path.unlink()
         trainer.strategy.barrier()
         self.saved = trainer.global_step

@@ -122,7 +122,8 @@ def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
     """The learning rate of each method, and why: of those that reach the target with every seed, the one that keeps most.
 
     "Keeps" is `validation/prior/accuracy` after the last update, averaged over seeds; where no rate reaches the target, the
-    best `validation/new/accuracy` decides. Test prompts are never looked at.
+    best `validation/new/accuracy` decides. Of equals (to 0.01)
+    the larger rate is taken, which needs fewer updates. Test prompts are never looked at.
     """
     chosen: dict[str, tuple[float, str]] = {}
     for name in dict.fromkeys(run.name for run in runs):
@@ -133,9 +134,11 @@ def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
         def mean(cell: list[Run], key: str = key) -> float:
             return sum(run.evaluation["end"][key] for run in cell) / len(cell)
 
-        best = max(reached or cells, key=mean)
+        best = max(reached or cells, key=lambda cell: (round(mean(cell), 2), cell[0].config["optim"]["lr"]))
         rates = {float(cell[0].config["optim"]["lr"]): f"{mean(cell):.3f}" for cell in reached or cells}
+        grid = [float(cell[0].config["optim"]["lr"]) for cell in cells]
+        edge = "; the edge of the grid" if float(best[0].config["optim"]["lr"]) in (min(grid), max(grid)) else ""
         missed = f"; {len(cells) - len(reached)} rates missed the target" if len(reached) < len(cells) else ""
         told = ", ".join(f"{rate:g}: {value}" for rate, value in sorted(rates.items()))
-        chosen[name] = float(best[0].config["optim"]["lr"]), f"{key} by rate {told}{missed}"
+        chosen[name] = float(best[0].config["optim"]["lr"]), f"{key} by rate {told}{missed}{edge}"
     return chosen

@@ -1,0 +1,100 @@
+"""Guards: numbers that say that a run goes wrong while its loss still looks well, each with the remedy."""
+
+import logging
+from typing import Any
+
+import lightning as L
+
+from opd_lightning.callbacks.diagnostics import repetition
+
+log = logging.getLogger(__name__)
+
+REMEDIES = {
+    "kl": "the student runs away from its teacher; lower optim.lr, or use another loss/divergence",
+    "length": "completions grow without end; lower rollout.max_new_tokens, use rollout.truncated=mask, or look at EOS (check)",
+    "entropy": "the student hardly samples any more and explores nothing; lower optim.lr, or add loss/reference=reverse_kl",
+    "dead_groups": "all samples of a prompt score alike, so that nothing is learned; choose easier or harder prompts, or more "
+    "rollout.samples_per_prompt",
+    "repetition": "completions repeat themselves; lower optim.lr, or use loss/divergence=forward_kl",
+    "truncated": "most completions never end; raise rollout.max_new_tokens, or use rollout.truncated=mask",
+}
+
+
+class Guards(L.Callback):
+    """Warns, or stops, when a number has been out of bounds for some updates in a row.
+
+    A loss or gradient that is not finite needs no guard: the walk itself stops before the weights are touched.
+
+    Args:
+        kl: largest KL(student || teacher), nats per token.
+        length: largest mean length, in those of the run's first rollout.
+        entropy: least entropy of the student, nats per token; only where completions are sampled from it.
+        dead_groups: largest share of prompts whose samples score alike.
+        repetition: largest share of repeated stretches of four tokens.
+        truncated: largest share of completions that ran into the token limit.
+        patience: updates in a row.
+        stop: end the run with an error instead of a warning. Null as a bound switches a guard off.
+    """
+
+    def __init__(
+        self,
+        kl: float | None = 20.0,
+        length: float | None = 4.0,
+        entropy: float | None = 1e-4,
+        dead_groups: float | None = 0.98,
+        repetition: float | None = 0.6,
+        truncated: float | None = 0.95,
+        patience: int = 10,
+        stop: bool = False,
+    ):
+        if patience < 1:
+            raise ValueError(f"callbacks.guards.patience={patience} must be at least 1 update.")
+        self.bounds = {"kl": kl, "length": length, "entropy": entropy, "dead_groups": dead_groups}
+        self.bounds |= {"repetition": repetition, "truncated": truncated}
+        for name, bound in self.bounds.items():
+            if bound is not None and not bound > 0:
+                raise ValueError(f"callbacks.guards.{name}={bound} must be positive; null switches it off.")
+        self.patience, self.stop = patience, stop
+        self.beyond = dict.fromkeys(REMEDIES, 0)
+        self.first_length: float | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+        """Look at the step that was just taken.
+
+        Raises:
+            ValueError: a guard stops the run.
+        """
+        for name, value in self.watched(trainer, module).items():
+            bound = self.bounds[name]
+            if bound is None:
+                continue
+            out = value < bound if name == "entropy" else value > bound
+            self.beyond[name] = self.beyond[name] + 1 if out else 0
+            if self.beyond[name] == self.patience:
+                sentence = (
+                    f"update {trainer.global_step}: {name} has been {value:.3g} (bound {bound:g}) for {self.patience} updates"
+                )
+                if self.stop:
+                    raise ValueError(f"{sentence}: {REMEDIES[name]}. callbacks.guards.stop=false goes on all the same.")
+                log.warning(f"warning: {sentence}: {REMEDIES[name]}.")
+
+    def watched(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+        """The numbers of this step that there are."""
+        seen = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        told = {"dead_groups": "rollout/dead_groups", "truncated": "rollout/truncated", "kl": "train/reverse_kl"}
+        sampled = module.rollout.student_writes
+        found = {name: seen[key] for name, key in told.items() if key in seen and (sampled or name == "kl")}
+        if not sampled:
+            return found
+        if "train/student_entropy" in seen:
+            found["entropy"] = seen["train/student_entropy"]
+        self.first_length = self.first_length or seen["rollout/length"]
+        rows = zip(module.latest.ids.tolist(), module.latest.lengths.tolist(), strict=True)
+        repeated = [repetition(ids[:n]) for ids, n in rows]
+        return found | {"length": seen["rollout/length"] / self.first_length, "repetition": sum(repeated) / len(repeated)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"beyond": self.beyond, "first_length": self.first_length}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.beyond, self.first_length = dict(state["beyond"]), state["first_length"]

@@ -1,0 +1,215 @@
+"""Nothing lost: guards speak up, damaged or foreign checkpoints are refused, and whatever kills a run, it goes on."""
+
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from opd_lightning.callbacks import Guards
+from opd_lightning.config import compose
+from opd_lightning.train import run
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
+
+
+def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> None:
+    """One update with these logged numbers and completions."""
+    logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
+    latest = SimpleNamespace(ids=torch.tensor(ids), lengths=torch.tensor([len(row) for row in ids]))
+    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True), latest=latest)
+    guards.on_train_batch_end(SimpleNamespace(logged_metrics=logged, global_step=number), module)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "remedy"),
+    [
+        ("kl", {"train__reverse_kl": 50.0}, "lower optim.lr"),
+        ("length", {"rollout__length": 50.0}, "rollout.max_new_tokens"),
+        ("entropy", {"train__student_entropy": 1e-6}, "explores nothing"),
+        ("dead_groups", {"rollout__dead_groups": 1.0}, "easier or harder prompts"),
+        ("repetition", {"ids": ((7,) * 30,)}, "repeat themselves"),
+        ("truncated", {"rollout__truncated": 1.0}, "never end"),
+    ],
+)
+def test_each_guard_warns_once_with_its_remedy_and_stops_if_asked(caplog, name, bad, remedy):
+    good = {"train__reverse_kl": 0.1, "train__student_entropy": 1.0, "rollout__dead_groups": 0.1, "rollout__truncated": 0.0}
+    guards = Guards(patience=3)
+    with caplog.at_level(logging.WARNING):
+        for number, seen in enumerate([good, good | bad, good | bad, good, *[good | bad] * 6]):
+            step(guards, number, **seen)
+    assert caplog.text.count("warning:") == 1 and remedy in caplog.text and name in caplog.text
+    stopping = Guards(patience=2, stop=True)
+    step(stopping, **good)
+    step(stopping, **(good | bad))
+    with pytest.raises(ValueError, match=f"{name} has been"):
+        step(stopping, **(good | bad))
+    off = Guards(patience=1, stop=True, **{name: None})
+    step(off, **good)
+    step(off, **(good | bad))
+
+
+def test_a_guard_that_stops_leaves_a_run_that_can_go_on(small):
+    cfg = small("method=opd", "trainer.max_steps=6", "callbacks.checkpoint.every=1", "callbacks.guards.kl=1e-9")
+    cfg.callbacks.guards.patience, cfg.callbacks.guards.stop = 3, True
+    with pytest.raises(ValueError, match="kl has been"):
+        run(cfg)
+    cfg.callbacks.guards.stop = False
+    status = json.loads((run(cfg) / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 6)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_as_many_checkpoints_are_kept_as_asked(small):
+    one = run(small("method=sft", "trainer.max_steps=7", "callbacks.checkpoint.every=2"))
+    assert checkpoints(one) == ["last.ckpt"]
+    three = ["method=sft", "trainer.max_steps=7", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=3", "study.name=k"]
+    assert checkpoints(run(small(*three))) == ["last.ckpt", "step-4.ckpt", "step-6.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_refused_and_an_older_one_takes_its_place(small):
+    options = ["method=sft", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=2", "trainer.max_steps=6"]
+    folder = run(small(*options))
+    last = folder / "checkpoints" / "last.ckpt"
+    whole, longer = last.read_bytes(), [*options[:-1], "trainer.max_steps=8"]
+    for broken in (whole[: len(whole) // 2], whole[:3000] + bytes(200) + whole[3200:], b""):
+        last.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"is damaged .*mv .*step-4\.ckpt .*last\.ckpt"):
+            run(small(*longer))
+    os.replace(folder / "checkpoints" / "step-4.ckpt", last)
+    assert run(small(*longer)) == folder
+    straight = run(small(*longer, "study.name=straight"))
+    assert equal(folder, straight)
+
+
+def test_a_foreign_checkpoint_is_refused(small, narrow):
+    options = ["method=sft", "trainer.max_steps=2"]
+    folder, longer = run(small(*options)), ["method=sft", "trainer.max_steps=3"]
+    last = folder / "checkpoints" / "last.ckpt"
+    foreign = run(small(*options, f"model.path={narrow[0]}", "study.name=f")) / "checkpoints" / "last.ckpt"
+    last.write_bytes(foreign.read_bytes())
+    with pytest.raises(ValueError, match="is of another model: its student"):
+        run(small(*longer))
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "global_step": 1, "epoch": 0, "loops": {}}, last)
+    with pytest.raises(ValueError, match="another program or method"):
+        run(small(*longer))
+
+
+def equal(first: Path, second: Path) -> bool:
+    """Are weights, optimizer, teachers, schedule and evaluation the same bit by bit?"""
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (first, second)]
+    same = all(alike(states[0][key], states[1][key]) for key in ("state_dict", "optimizer_states", "lr_schedulers", "teachers"))
+    ledgers, ends = (
+        [json.loads((f / name).read_text()) for f in (first, second)] for name in ("ledger.json", "evaluation.json")
+    )
+    costs = all(ledgers[0][key] == ledgers[1][key] for key in ("tokens", "flops", "steps"))
+    return same and costs and ends[0]["history"] == ends[1]["history"]
+
+
+def alike(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return a == b
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "opd_lightning", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, **options)
+
+
+def overrides(tiny: str, other: str, out: Path) -> list[str]:
+    """Of a run of 40 steps that writes a checkpoint at every second one."""
+    given = {"model.path": tiny, "model.teacher": other, "output_dir": out, "trainer.accelerator": "cpu", "logger": "none"}
+    given |= {"trainer.max_steps": 40, "data.batch_size": 4, "task.n_train": 16, "task.n_eval": 8, "evaluation.every": 10}
+    return [f"{k}={v}" for k, v in given.items()] + ["callbacks.checkpoint.every=2"]
+
+
+METHODS = {
+    "sft": ["method=sft"],
+    "opd": ["method=opd"],
+    "ema": ["method=sdft", "teacher=ema"],
+    "grpo": ["method=grpo", "model=world"],
+    "lora": ["method=sdft", "teacher=ema", "adapter=lora", "trainer.precision=bf16-mixed"],
+}
+
+
+def steps_in(study: Path) -> int:
+    """Rows of the study's only metrics.csv so far, its header among them."""
+    files = list(study.glob("*/seed-0/metrics.csv"))
+    return len(files[0].read_text().splitlines()) if files else 0
+
+
+def killed_at_random(tiny, other, tmp_path, name: str, kills: int, seed: int) -> None:
+    """SIGKILL at random moments, one of them while a checkpoint is written; what ends equals a run that was never stopped."""
+    base = [o for o in overrides(tiny, other, tmp_path) if name != "grpo" or not o.startswith("model.")]
+    draw, folder = random.Random(seed), tmp_path / "killed"
+    for kill in range(kills):
+        process, deadline = start(*base, *METHODS[name], "study.name=killed"), time.time() + 120
+        target = draw.randrange(1, 38)
+
+        while process.poll() is None and time.time() < deadline:
+            written = list(folder.glob("*/seed-0/checkpoints/next.ckpt"))
+            if written if kill % 2 else steps_in(folder) > target:
+                break
+            time.sleep(0.0005 if kill % 2 else 0.01)
+        process.kill()
+        process.wait()
+    for study in ("killed", "whole"):
+        run(compose([*base, *METHODS[name], f"study.name={study}"]))
+    (first,), (second,) = folder.glob("*/seed-0"), (tmp_path / "whole").glob("*/seed-0")
+    assert equal(first, second)
+    steps = [line.split(",")[0] for line in (first / "metrics.csv").read_text().splitlines()[1:]]
+    assert len(steps) == len(set(steps)) and steps == sorted(steps, key=int)
+
+
+def test_a_run_that_is_killed_ends_bit_by_bit_like_one_that_is_not(tiny, other, tmp_path):
+    killed_at_random(tiny, other, tmp_path, "ema", kills=1, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_runs_that_are_killed_again_and_again_end_like_ones_that_are_not(tiny, other, tmp_path, name):
+    killed_at_random(tiny, other, tmp_path, name, kills=5, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_has_its_own_exit_code(tiny, other, tmp_path, number, code):
+    base = overrides(tiny, other, tmp_path)
+    process, deadline = start(*base, "trainer.max_steps=100000", "study.name=s"), time.time() + 120
+    while not list(tmp_path.glob("s/*/seed-0/checkpoints/last.ckpt")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code and "the same command goes on" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tiny, other, tmp_path):
+    """No file may grow beyond 40 kB: the first checkpoint cannot be written."""
+    base = overrides(tiny, other, tmp_path)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    process = start(*base, "study.name=full", preexec_fn=limit)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in output and "could not be written" in output, output[-1500:]
+    assert start(*base, "study.name=full").wait(timeout=120) == 0
