@@ -19,8 +19,8 @@ help:  ## this list
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[reasoning]' || echo "reasoning-gym could not be installed (it needs a C compiler); its tests are skipped"
 	@touch $@
 
-demo: .venv/ok  ## SFT, OPD, SDFT and GRPO from one start model: a table and outputs/demo/report.html
-	$(BIN)/python -m opd_lightning -m study=demo
+demo: .venv/ok  ## SFT, OPD, SDFT and GRPO from one start model, one seed: a table and outputs/demo/report.html
+	$(BIN)/python -m opd_lightning -m study=demo method=sft,opd,sdft,grpo seed=0
 	$(BIN)/python -m opd_lightning.study outputs/demo
 
 test: .venv/dev  ## the fast test suite
