@@ -31,6 +31,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, **templa
             f"the chat template of the model refuses a chat of {roles} ({error}); leave out what it does not know "
             "(task.system=null, or context.system=null with context.turns), or give model.chat_template=<file>."
         ) from error
+    except Exception as error:  # a template is a program of the user's, and can fail in every way
+        raise ValueError(
+            f"the chat template of the model fails ({type(error).__name__}: {error}); give model.chat_template=<file>."
+        ) from error
     return list(encoded["input_ids"])
 
 

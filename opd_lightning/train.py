@@ -102,6 +102,11 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if checkpoint.exists():
         check_checkpoint(checkpoint)
     write_status(folder, "running", data=found)
+    if found.get("skipped_rows"):
+        first = found["skipped_list"][0]
+        log.warning(
+            f"warning: {found['skipped_rows']} malformed rows are left out, the first: {first}; status.json lists them."
+        )
     if found["near_duplicates"]:
         log.warning(
             f"warning: {found['near_duplicates']} of {found['train']} training prompts nearly repeat a held-out one, such as "

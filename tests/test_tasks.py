@@ -370,3 +370,23 @@ def test_an_answer_may_stand_anywhere_but_not_inside_a_word():
     assert contains("The capital is  Tarnis.", "tarnis").content == 1.0
     assert contains("Tarnishes", "Tarnis").content == contains("", "Tarnis").content == 0.0
     assert contains("a (b) c", "(b)").content == 1.0
+
+
+def test_malformed_rows_are_refused_by_line_or_skipped_and_listed(tmp_path):
+    """Unicode, a byte-order mark, Windows line ends and a very long row are rows like others."""
+    good = [
+        json.dumps({"prompt": f"Größe {i} 漢字 \u2028 {'x' * (10**5 if i == 3 else 1)}", "completion": "ja"}) for i in range(12)
+    ]
+    lines = [*good[:4], '{"prompt": "half', '["no row"]', "\xff", '{"prompt": "", "completion": "x"}', *good[4:]]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode("latin-1", "ignore").replace(b"\xff", b"\xff\xfe"))
+    columns = {"prompt": "prompt", "completion": "completion"}
+    with pytest.raises(ValueError, match=r"rows\.jsonl:5: not JSON"):
+        TableTask(str(path), columns)
+    task = TableTask(str(path), columns, bad_rows="skip")
+    assert task.notes["skipped_rows"] == 4 and "rows.jsonl:5" in task.notes["skipped_list"][0]
+    assert sum(len(task.examples(split)) for split in ("train", "validation", "test")) == 12
+    with pytest.raises(ValueError, match=r"leaves no row, the first for this: .*rows.jsonl:5: not JSON"):
+        TableTask(str(path), {"prompt": "nothing"}, bad_rows="skip")
+    with pytest.raises(ValueError, match="choose refuse or skip"):
+        TableTask(str(path), columns, bad_rows="maybe")

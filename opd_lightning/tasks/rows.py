@@ -14,7 +14,7 @@ Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def read_rows(path: str, name: str | None = None, split: str = "train") -> list[tuple[str, Row]]:
+def read_rows(path: str, name: str | None = None, split: str = "train", bad: list[str] | None = None) -> list[tuple[str, Row]]:
     """All rows with their places.
 
     Args:
@@ -22,6 +22,7 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
             `datasets` saved or can read, or a hub id.
         name: the configuration of a hub data set that has several.
         split: of a folder or a hub data set.
+        bad: takes a sentence for each malformed row, which is then left out; None refuses the first.
 
     Raises:
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
@@ -37,31 +38,48 @@ def read_rows(path: str, name: str | None = None, split: str = "train") -> list[
     if file.suffix in FILES:
         if not file.is_file():
             raise ValueError(f"task.path={path} does not exist; give a file, a folder or a hub id.")
-        rows = list(READERS[file.suffix](file))
+        rows = kept(READERS[file.suffix](file), bad)
     else:
         rows = list(from_datasets(path, name, split))
     if not rows:
-        raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.")
+        raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.{f' First: {bad[0]}' if bad else ''}")
     return rows
 
 
-def from_jsonl(file: Path) -> Iterator[tuple[str, Row]]:
-    """One JSON object per line; blank lines are skipped."""
+def kept(read: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> list[tuple[str, Row]]:
+    """The good rows; of the bad ones a sentence each, or the first one's error where `bad` is None."""
+    rows = []
+    for where, row in read:
+        if not isinstance(row, ValueError):
+            rows.append((where, row))
+        elif bad is None:
+            raise row
+        else:
+            bad.append(str(row))
+    return rows
+
+
+def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
+    """One JSON object per line, or what is wrong with it; blank lines are skipped."""
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: not JSON in UTF-8 ({error}); each line must be one object.") from error
+        except (ValueError, RecursionError) as error:
+            yield (
+                place(file, number),
+                ValueError(f"{file}:{number}: not JSON in UTF-8 ({error}); each line must be one object."),
+            )
+            continue
         yield place(file, number), checked(row, file, number)
 
 
-def from_json(file: Path) -> Iterator[tuple[str, Row]]:
+def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """A JSON array of objects."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON in UTF-8 ({error}); for one object per line, name it .jsonl.") from error
     if not isinstance(rows, list):
         raise ValueError(f"{file}: holds no array of objects.")
@@ -69,16 +87,16 @@ def from_json(file: Path) -> Iterator[tuple[str, Row]]:
         yield place(file, number), checked(row, file, number)
 
 
-def from_csv(file: Path) -> Iterator[tuple[str, Row]]:
+def from_csv(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """A header line and as many cells in every row."""
     csv.field_size_limit(2**31 - 1)
     with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark
         reader = csv.DictReader(stream)
         try:
             for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
-                yield place(file, reader.line_num), row
+                odd = None in row or None in row.values()
+                wrong = ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
+                yield place(file, reader.line_num), wrong if odd else row
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}:{reader.line_num + 1}: no CSV in UTF-8 ({error}); save it as UTF-8.") from error
 
@@ -129,8 +147,8 @@ def place(file: Path, number: int) -> str:
     return f"{file.name}:{number}"
 
 
-def checked(row: Any, file: Path, number: int) -> Row:
-    """A JSON value that is a row."""
+def checked(row: Any, file: Path, number: int) -> Row | ValueError:
+    """A JSON value that is a row, or what it is instead."""
     if not isinstance(row, dict):
-        raise ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
+        return ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
     return row

@@ -45,6 +45,7 @@ class TableTask:
         n_train: at most so many training examples; None takes all.
         n_eval: at most so many validation and as many test examples.
         max_new_tokens, batch_size, contexts: see `Task`.
+        bad_rows: "refuse" the first malformed row, or "skip" them all; `notes` then counts and lists them.
 
     Raises:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
@@ -65,7 +66,11 @@ class TableTask:
         max_new_tokens: int = 128,
         batch_size: int = 8,
         contexts: Mapping[str, Any] | None = None,
+        bad_rows: str = "refuse",
     ):
+        if bad_rows not in ("refuse", "skip"):
+            raise ValueError(f"task.bad_rows={bad_rows!r} is unknown; choose refuse or skip.")
+        self.bad: list[str] | None = [] if bad_rows == "skip" else None
         self.columns = {part: str(column) for part, column in columns.items() if column is not None}
         for part in self.columns:
             if part not in PARTS:
@@ -85,8 +90,10 @@ class TableTask:
         self.partial_scores = getattr(verifier, "partial_scores", False)
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.contexts = contexts or {}
-        self.notes = {"repeated_prompts": 0}
+        self.notes: dict[str, Any] = {"repeated_prompts": 0}
         self.splits = self._split(path, name, split, heldout, n_train, n_eval)
+        if self.bad:
+            self.notes |= {"skipped_rows": len(self.bad), "skipped_list": self.bad[:100]}
 
     def _split(self, path, name, split, heldout, n_train, n_eval) -> dict[str, list[Example]]:
         read = self._read(path, name, split)
@@ -111,12 +118,22 @@ class TableTask:
 
     def _read(self, path: str, name: str | None, split: str, lenient: bool = False) -> list[Example]:
         examples = []
-        for place, row in read_rows(path, name, split):
-            prepared = self._prepare(place, row)
-            if prepared is not None:
-                examples.append(self._example(place, prepared, lenient))
+        for place, row in read_rows(path, name, split, self.bad):
+            try:
+                prepared = self._prepare(place, row)
+                if prepared is not None:
+                    examples.append(self._example(place, prepared, lenient))
+            except ValueError as error:
+                if self.bad is None:
+                    raise
+                self.bad.append(str(error))
         if not examples:
-            raise ValueError(f"task.path={path}: task.prepare leaves no row.")
+            why = (
+                f"task.bad_rows=skip leaves no row, the first for this: {self.bad[0]}"
+                if self.bad
+                else "task.prepare leaves no row."
+            )
+            raise ValueError(f"task.path={path}: {why}")
         ids = {e.id: e for e in examples}
         if len(ids) < len(examples):
             raise ValueError(
