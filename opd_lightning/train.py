@@ -7,6 +7,7 @@ import platform
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from opd_lightning import faults
 from opd_lightning.assemble import assemble
 from opd_lightning.callbacks import Bookkeeping, Evaluation
 from opd_lightning.callbacks.checkpoint import check_checkpoint
@@ -63,7 +65,11 @@ def run(cfg: DictConfig) -> Path:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
     except Exception as error:
-        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
+        told = faults.sentence(error)
+        with suppress(OSError):  # the disk may be what failed
+            write_status(folder, "failed", reason=told or f"{type(error).__name__}: {error}")
+        if told is not None and not isinstance(error, ValueError):
+            raise ValueError(told) from error
         raise
     stopped_by = trainer.lightning_module.stopped_by
     if stopped_by == "signal" and trainer.global_step != cfg.trainer.max_steps:

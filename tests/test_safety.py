@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from opd_lightning import faults
 from opd_lightning.callbacks import Guards
 from opd_lightning.config import compose
 from opd_lightning.train import run
@@ -213,3 +214,44 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tiny
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in output and "could not be written" in output, output[-1500:]
     assert start(*base, "study.name=full").wait(timeout=120) == 0
+
+
+@pytest.mark.slow
+def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path):
+    """The second of two processes is killed; the first says so, and the same command ends like an unbroken run."""
+    base = [*overrides(tiny, other, tmp_path), "trainer=ddp", "trainer.devices=2", "trainer.max_steps=200", "evaluation=none"]
+    process, deadline = start(*base, "study.name=dead"), time.time() + 120
+    while not list(tmp_path.glob("dead/*/seed-0/checkpoints/last.ckpt")) and time.time() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    assert children
+    for child in children:
+        command = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+        if "opd_lightning" in command:
+            os.kill(int(child), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "another process of this run is gone" in output, output[-1500:]
+    assert start(*base, "study.name=dead").wait(timeout=240) == 0
+    assert start(*base, "study.name=whole").wait(timeout=240) == 0
+    (first,), (second,) = (list((tmp_path / name).glob("*/seed-0")) for name in ("dead", "whole"))
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (first, second)]
+    assert all(alike(states[0][key], states[1][key]) for key in ("state_dict", "optimizer_states"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "Make room"),
+        (PermissionError(13, "Permission denied"), "who may write there"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"),
+            "could not be written",
+        ),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process of this run is gone"),
+        (MemoryError(), "memory ran out"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "memory ran out"),
+    ],
+)
+def test_what_the_world_does_is_told_in_one_sentence(error, told):
+    assert told in faults.sentence(error) and "the same command goes on" in faults.sentence(error)
+    assert faults.sentence(RuntimeError("shapes do not match")) is None

@@ -9,7 +9,7 @@ from opd_lightning.report.runs import Run
 from opd_lightning.report.statistics import LEVEL, Difference, holm, over_prompts, over_seeds
 from opd_lightning.report.table import by_cell, labels, metrics
 
-COMPARED = ("new/accuracy", "prior/accuracy", "prior/format", "robust/worst", "robust/mean", "updates", "flops")
+COMPARED = ("new/accuracy", "prior/accuracy", "prior/format", "robust/worst", "robust/mean", "flops")
 """What is compared where it was measured; everything else is in results.csv for whoever asks."""
 
 
@@ -40,11 +40,13 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """What may be said."""
-        d, digits = self.difference, ",.0f" if self.metric == "updates" else ".2e" if self.metric == "flops" else ".3f"
+        d, digits = self.difference, ".2e" if self.metric == "flops" else ".3f"
         numbers = f"{d.mean:+{digits}} [{d.low:+{digits}}, {d.high:+{digits}}]"
         basis = f"95 % over {d.seeds} seeds" if d.over == "seeds" and d.seeds > 1 else f"95 % over {d.over}"
         if d.seeds == 1 and d.over == "seeds":
             numbers, basis = f"{d.mean:+{digits}}", "one seed"
+        if d.alike:
+            basis = f"the same with all {d.seeds} seeds, so that no spread supports a verdict"
         said = "undecided" if self.verdict == "undecided" else f"{self.method} is {self.verdict}"
         return f"{self.metric}, {self.method} against {self.baseline}: {said}, {numbers} ({basis})."
 

@@ -18,7 +18,8 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } td.text { text-align: left; white-space: pre-wrap; }
+th:first-child, td:first-child { text-align: left; } td { white-space: pre-line; }
+ td.text { text-align: left; white-space: pre-wrap; }
 figure { margin: 1.5rem 0; break-inside: avoid; } img { max-width: 100%; } figcaption { color: #444; font-size: 0.9rem; }
 pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
 tr:nth-child(1) th { position: sticky; top: 0; background: #fff; } td:first-child { white-space: nowrap; }
@@ -46,7 +47,10 @@ def write_html(
         *verdicts(comparisons),
         *(f"<p>Note: {escape(sentence)}.</p>" for sentence in left_out),
         "<h2>Results after the last update</h2>",
-        html_table(turned[0], turned[1:]),
+        html_table(turned[0], [[cell.replace(" [", "\n[") for cell in line] for line in turned[1:]]),
+        "<p>new/… is the skill that was taught, prior/… those that were there before: accuracy counts contents in any style, "
+        "format the asked style. start/… is KL to the start model (nats per token, forward: start to model), robust/… accuracy "
+        "on the new skill under one perturbation, teacher/shown/… that of the teacher with what it is shown.</p>"
         "<p>Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are "
         "all that a teacher read, prompts included. FLOPs are those of rollouts, teacher, forward and backward passes; what "
         "making the teacher had cost stands beside them (empty where nobody knows it or no teacher was asked). Seconds are "

@@ -33,6 +33,11 @@ class Difference:
     p: float
     over: str = "seeds"
 
+    @property
+    def alike(self) -> bool:
+        """Do several seeds show one and the same difference?"""
+        return self.seeds > 1 and self.low == self.high
+
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 

@@ -78,6 +78,8 @@ def shown(values: list[float], name: str) -> str:
     """A mean, and [lowest, highest] if the values differ."""
     if not values:
         return ""
+    if name in COSTS and not any(values):
+        return "0"
     digits = "{:.2e}" if name in ("flops", "teacher_training") else "{:,.0f}" if name in (*COSTS, "updates") else "{:.3f}"
     middle = digits.format(mean(values))
     low, high = digits.format(min(values)), digits.format(max(values))
@@ -92,7 +94,9 @@ def print_table(runs: list[Run]) -> None:
         table.add_column(name, justify="left" if name == header[0] else "right")
     for line in list(zip(header, *rows, strict=True))[1:]:
         table.add_row(*line)
-    Console().print(table)
+    console = Console()
+    # Where the output is no terminal nobody has chosen a width, and a table cut to 80 columns is of no use.
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 def write_csv(runs: list[Run], path: Path) -> None:

@@ -1,0 +1,24 @@
+"""What the world does to a run (full disks, dead processes), told in one sentence with the way on."""
+
+import errno
+import re
+
+GO_ON = "The last checkpoint is whole; the same command goes on from it"
+
+
+def sentence(error: BaseException) -> str | None:
+    """A sentence for an error that is nobody's mistake in the configuration; None for all others."""
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError) or "out of memory" in text.lower():
+        return f"memory ran out ({text}). Lower micro_tokens or data.batch_size, or use model.checkpointing=true. {GO_ON}."
+    if re.search(r"PytorchStreamWriter|iostream error|unexpected pos", text):
+        return f"a checkpoint could not be written ({text}). Make room, or choose another output_dir. {GO_ON}."
+    if type(error).__module__.split(".")[0] == "wandb" or "wandb" in text.lower():
+        return f"W&B does not answer any more ({text}). {GO_ON}; logger=none does without W&B."
+    if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:
+        return f"another process of this run is gone ({text}). {GO_ON}."
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        remedy = "Make room, or choose another output_dir" if full else "Look at output_dir, and at who may write there"
+        return f"a file could not be written or read ({text}). {remedy}. {GO_ON}."
+    return None
