@@ -1,8 +1,8 @@
 """python -m opd_lightning [group=option] [key=value] ...: one run, or with -m a sweep of them."""
 
 import logging
+import re
 import sys
-from contextlib import suppress
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -40,11 +40,22 @@ def main(cfg: DictConfig) -> None:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(getattr(stop, "code", 130))  # ends a sweep, as the user asked; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
+        sentence = explained(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            log.error(f"error: {error}")  # the sweep goes on
-            with suppress(ValueError, OmegaConfBaseException, OSError):
+            log.error(f"error: {sentence}")  # the sweep goes on
+            try:
                 note_failure(cfg, error)
-        raise RunFailed(str(error)) from error
+            except (ValueError, OmegaConfBaseException, OSError):
+                Overview.refused.append(f"{' '.join(HydraConfig.get().overrides.task)} is refused: {sentence}")
+        raise RunFailed(sentence) from error
+
+
+def explained(error: Exception) -> str:
+    """The error's own words, but for one that a study's table of learning rates makes."""
+    found = re.search(r"Interpolation key 'study\.lr\.([\w.-]+)' not found", str(error))
+    if found is None:
+        return str(error)
+    return f"study.lr has no learning rate for {found[1]}; add one (+study.lr.{found[1]}=1e-4), or set optim.lr for all."
 
 
 def entry() -> None:

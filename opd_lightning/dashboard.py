@@ -75,7 +75,10 @@ def main() -> None:
         made = workspace(entity, project, given.study)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    made.save()
+    try:
+        made.save()
+    except Exception as error:  # of wandb's many kinds
+        sys.exit(f"error: W&B did not take the workspace ({' '.join(str(error).split())}); try: wandb login")
     print(made.url)
 
 

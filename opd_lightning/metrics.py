@@ -68,10 +68,12 @@ class Ledger:
         self.flops.update(flops)
 
     def so_far(self) -> dict[str, float]:
-        """The costs that runs are compared by: student and teacher tokens, FLOPs, and seconds of the walk."""
-        tokens = {name: float(self.tokens[name]) for name in ("student_tokens", "teacher_tokens")}
+        """The costs until now: prompt, student and teacher tokens, FLOPs and seconds of the walk, both also by part."""
+        tokens = {name: float(self.tokens[name]) for name in ("prompt_tokens", "student_tokens", "teacher_tokens")}
         walk = sum(s for part, s in self.seconds.items() if part != "evaluation")
-        return tokens | {"flops": float(sum(self.flops.values())), "seconds": walk}
+        parts = {f"flops_{part}": float(n) for part, n in self.flops.items()}
+        parts |= {f"seconds_{part}": seconds for part, seconds in self.seconds.items()}
+        return tokens | {"flops": float(sum(self.flops.values())), "seconds": walk} | parts
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """For the checkpoint and for ledger.json."""

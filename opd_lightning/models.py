@@ -151,7 +151,10 @@ class Pretrained:
         return [self.path, *(self._base().lineage() if is_run(self.path) else [])]
 
     def training_flops(self) -> int | None:
-        """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them."""
+        """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them.
+
+        It is the last training's: what its own start model and teacher had cost is not in it.
+        """
         folder = Path(locate(self.path))
         if is_run(self.path) and (folder / "ledger.json").is_file():
             return sum(json.loads((folder / "ledger.json").read_text())["flops"].values())

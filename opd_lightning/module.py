@@ -281,7 +281,7 @@ class DistillationModule(L.LightningModule):
         if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(self.scorers):
             raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
         own = {name: value.shape for name, value in self.state_dict().items()}
-        for name, value in checkpoint["state_dict"].items():
+        for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it apart
             if own.get(name) != value.shape:
                 raise ValueError(
                     f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "

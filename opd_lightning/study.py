@@ -22,7 +22,8 @@ def report(folder: Path, against: str | None = None) -> Path:
         ValueError: there is nothing to compare.
     """
     runs, left_out = load_study(folder)
-    comparisons = compare(runs, against)
+    comparisons, notes = compare(runs, against)
+    left_out += notes
     print_table(runs)
     for comparison in comparisons:
         print(comparison.sentence)

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -16,21 +16,33 @@ class Overview(Callback):
     """Remembers the folder of the sweep that this process launches, whatever launcher makes its cells."""
 
     folder: Path | None = None
+    refused: ClassVar[list[str]] = []  # cells of this process that never had a folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, before the first cell."""
-        Overview.folder = Path(config.hydra.sweep.dir)
+        Overview.folder, Overview.refused = Path(config.hydra.sweep.dir), []
 
 
 def overview(folder: Path) -> str:
     """How many cells are in which state, and a sentence for each that is not finished."""
-    told = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob("*/seed-*/status.json"))}
+    told = {path.parent: state(path) for path in sorted(folder.glob("*/seed-*/status.json"))}
     states = Counter(status["state"] for status in told.values())
+    states.update(["refused"] * len(Overview.refused))
     lines = [f"{folder}: " + (", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "no cell was begun")]
     for cell, status in told.items():
         if status["state"] != "finished":
             reason = f": {status['reason']}" if "reason" in status else ""
             lines.append(f"  {cell.relative_to(folder)} is {status['state']}{reason}")
+    lines += [f"  {sentence}" for sentence in Overview.refused]
     if len(lines) > 1:
         lines.append("the same command makes what is missing and leaves what is finished alone")
     return "\n".join(lines)
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What a status.json says; a run was killed in a bad moment where it says nothing."""
+    try:
+        status = json.loads(path.read_text())
+        return status if "state" in status else {"state": "unreadable"}
+    except (OSError, ValueError, TypeError):
+        return {"state": "unreadable"}

@@ -71,13 +71,16 @@ def run(cfg: DictConfig) -> Path:
         if told is not None and not isinstance(error, ValueError):
             raise ValueError(told) from error
         raise
-    stopped_by = trainer.lightning_module.stopped_by
+    module: Any = trainer.lightning_module
+    stopped_by = module.stopped_by
     if stopped_by == "signal" and trainer.global_step != cfg.trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
-        asked: Any = trainer.lightning_module.signal
-        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", asked)
-    write_status(folder, "finished", step=trainer.global_step, ended_by=stopped_by or "trainer.max_steps")
+        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", module.signal)
+    budget = stopped_by if stopped_by != "signal" else None
+    write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
     show(folder)
+    if module.signal is not None:  # it came while the finished run was measured: nothing else is begun
+        raise Stopped(f"stopped, after finishing {folder}", module.signal)
     return folder
 
 
@@ -217,9 +220,12 @@ def steps_of(folder: Path) -> int:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """status.json, or nothing."""
-    path = folder / "status.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """status.json, or nothing where there is none that can be read: such a run is made again, or goes on."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def is_worker() -> bool:

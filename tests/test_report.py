@@ -93,7 +93,7 @@ def study(tmp_path) -> Path:
 
 def test_a_verdict_needs_an_interval_and_censored_methods_are_listed_not_compared(study):
     runs, _ = load_study(study)
-    found = {(c.metric, c.method): c for c in compare(runs)}
+    found = {(c.metric, c.method): c for c in compare(runs)[0]}
     assert found["prior/accuracy", "sdft"].verdict == "higher" and found["prior/accuracy", "opd"].verdict == "undecided"
     assert (
         "sdft is higher" in found["prior/accuracy", "sdft"].sentence and "3 seeds" in found["prior/accuracy", "sdft"].sentence
@@ -101,7 +101,9 @@ def test_a_verdict_needs_an_interval_and_censored_methods_are_listed_not_compare
     assert not any(method == "grpo" for _, method in found)
     page = report(study).read_text()
     assert "3, 1 censored" in page and "sdft is higher" in page and "opd is" not in page
-    against = compare(runs, "opd")
+    assert any("grpo is not compared: 1 of 3 runs did not reach the target" in note for note in compare(runs)[1])
+    against, _ = compare(runs, "opd")
+    assert "nothing is compared with grpo: 1 of 3" in compare(runs, "grpo")[1][0]
     assert {c.baseline for c in against} == {"opd"}
     with pytest.raises(ValueError, match="--against nobody is no method"):
         compare(runs, "nobody")
@@ -110,7 +112,7 @@ def test_a_verdict_needs_an_interval_and_censored_methods_are_listed_not_compare
 def test_a_single_seed_is_undecided_whatever_it_shows(tmp_path):
     write_run(tmp_path, "sft", 0, 0.95, 0.1)
     write_run(tmp_path, "sdft", 0, 0.95, 0.9)
-    assert {c.verdict for c in compare(load_study(tmp_path)[0])} == {"undecided"}
+    assert {c.verdict for c in compare(load_study(tmp_path)[0])[0]} == {"undecided"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,25 @@ def test_what_cannot_be_compared_is_left_out_by_name(study, change, reason):
     write_run(study, "kd", 0, 0.95, 0.5, **change)
     runs, left_out = load_study(study)
     assert not any(run.name == "kd" for run in runs) and any(reason in sentence for sentence in left_out)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("status", ""), ("status", "[]"), ("evaluation", '{"end": {"x": NaN}}'), ("ledger", "{")],
+)
+def test_a_file_that_cannot_be_read_costs_one_run_not_the_report(study, name, content):
+    (study / "opd-00000000" / "seed-1" / f"{name}.json").write_text(content)
+    runs, left_out = load_study(study)
+    assert len(runs) == 11 and any("opd-00000000/seed-1 cannot be read" in sentence for sentence in left_out)
+
+
+def test_what_had_another_budget_or_no_seed_in_common_is_not_compared(study):
+    write_run(study, "kd", 7, 0.95, 0.5)
+    path = study / "opd-00000000" / "seed-0" / "config.yaml"
+    path.write_text(path.read_text().replace("accuracy: 0.9", "accuracy: 0.5"))
+    found, notes = compare(load_study(study)[0])
+    assert {c.method for c in found} == {"sdft"}
+    assert {"opd is not compared: it had another budget", "kd is not compared: no seed is in both"} <= set(notes)
 
 
 def test_missing_seeds_are_named(study):

@@ -56,7 +56,8 @@ def test_recovery_is_judged_with_the_foreign_token_mended(start):
     """The start model, pre-trained on corrupted answers, goes on rightly; one that copies the corruption's owner would not."""
     assert robustness(corrupted=[2])(start, {})["robust/corrupted_2"].value > 0.8
     rows = [[7, 1, 2], [7, 3, 4], [7, 1]]
-    assert foreign_token(rows, 0, 1) == 3 and foreign_token(rows, 0, 0) is None and foreign_token(rows, 2, 1) is None
+    assert foreign_token(rows, 0, 1) == 3 and foreign_token(rows, 2, 1) is None
+    assert foreign_token(rows, 0, 0) == 3  # where all answers agree, what stands behind it in the next one
 
 
 def test_noise_is_drawn_by_its_seed_and_leaves_no_trace(start):

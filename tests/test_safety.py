@@ -18,7 +18,8 @@ import torch
 from opd_lightning import faults
 from opd_lightning.callbacks import Guards
 from opd_lightning.config import compose
-from opd_lightning.train import run
+from opd_lightning.evaluation import Robustness
+from opd_lightning.train import Stopped, run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
@@ -187,6 +188,45 @@ def test_a_run_that_is_killed_ends_bit_by_bit_like_one_that_is_not(tiny, other, 
 @pytest.mark.parametrize("name", METHODS)
 def test_runs_that_are_killed_again_and_again_end_like_ones_that_are_not(tiny, other, tmp_path, name):
     killed_at_random(tiny, other, tmp_path, name, kills=5, seed=2)
+
+
+def test_a_run_that_dies_in_its_last_evaluation_is_completed(small, monkeypatch):
+    """Its last step is no checkpoint before its numbers are there."""
+    options = ["method=opd", "evaluation=study", "trainer.max_steps=4", "callbacks.checkpoint.every=2", "evaluation.every=2"]
+    real, calls = Robustness.__call__, []
+
+    def dying(self, student, scorers):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return real(self, student, scorers)
+
+    monkeypatch.setattr(Robustness, "__call__", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(small(*options))
+    folder = run(small(*options))
+    assert "robust/mean" in json.loads((folder / "evaluation.json").read_text())["end"]
+    assert (folder / "ledger.json").is_file() and (folder / "outcomes.json").is_file()
+    assert equal(folder, run(small(*options, "study.name=whole")))
+
+
+def test_a_signal_in_the_last_evaluation_is_honoured_after_it(small, monkeypatch):
+    """The run is finished, and nothing else is begun."""
+    real, calls = Robustness.__call__, []
+
+    def asked(self, student, scorers):
+        calls.append(1)
+        if len(calls) == 2:  # after training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, student, scorers)
+
+    monkeypatch.setattr(Robustness, "__call__", asked)
+    cfg = small("method=opd", "evaluation=study", "trainer.max_steps=2", "evaluation.every=9")
+    with pytest.raises(Stopped) as stop:
+        run(cfg)
+    assert stop.value.code == 143
+    cells = list(Path(cfg.output_dir).glob("*/*/seed-0/status.json"))
+    assert json.loads(cells[0].read_text())["state"] == "finished"
 
 
 @pytest.mark.slow

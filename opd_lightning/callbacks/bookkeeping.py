@@ -40,6 +40,7 @@ class Bookkeeping(L.Callback):
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.peak: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Before the models are loaded."""
@@ -51,6 +52,16 @@ class Bookkeeping(L.Callback):
             if hasattr(logger, "drop_after"):
                 logger.drop_after(trainer.global_step)
 
+    def highest(self) -> dict[str, float]:
+        """Peak memory of this process and of those that the run went on from."""
+        return {name: max(mib, self.peak.get(name, 0.0)) for name, mib in peak_memory().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"peak": self.highest()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.peak = state["peak"]
+
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """ledger.json: tokens and FLOPs over all devices, seconds by part, peak memory, and what making the teacher had cost.
 
@@ -58,7 +69,7 @@ class Bookkeeping(L.Callback):
         """
         if trainer.is_global_zero:
             ledger: dict[str, Any] = module.ledger.state_dict()
-            ledger |= {"steps": trainer.global_step, "peak_memory": peak_memory()}
+            ledger |= {"steps": trainer.global_step, "peak_memory": self.highest()}
             teacher = module.scorers.get("teacher")
             if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
                 source = teacher.weights.source

@@ -37,6 +37,8 @@ class Budget(L.Callback):
         for name, limit in {**self.limits, "accuracy": accuracy, "in_a_row": in_a_row}.items():
             if limit is not None and not limit > 0:
                 raise ValueError(f"budget.{name}={limit} must be positive; null sets no limit.")
+        if accuracy is not None and accuracy > 1 and metric.endswith("accuracy"):
+            raise ValueError(f"budget.accuracy={accuracy} is no share; 0.95 is 95 %.")
         self.accuracy, self.metric, self.in_a_row = accuracy, metric, in_a_row
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -64,6 +66,11 @@ class Budget(L.Callback):
         if reached:
             trainer.should_stop = True
             module.stopped_by = f"budget.{reached[0]}"
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """The last evaluation may be the one that reaches the target."""
+        if module.stopped_by is None:
+            self.on_train_batch_end(trainer, module)
 
     @staticmethod
     def history(trainer: L.Trainer) -> list[dict[str, float]]:

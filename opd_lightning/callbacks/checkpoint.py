@@ -81,7 +81,9 @@ class Checkpoint(L.Callback):
         if asked:
             trainer.should_stop = True
             module.stopped_by, module.signal = module.stopped_by or "signal", self.asked
-        if asked or trainer.global_step - self.saved >= self.every:
+        # The last step is saved when its evaluation is complete (on_train_end): a run that dies before takes it again.
+        due = asked or trainer.global_step - self.saved >= self.every
+        if due and trainer.global_step != trainer.max_steps:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
@@ -90,7 +92,8 @@ class Checkpoint(L.Callback):
             self.save(trainer)
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Hand signals back to whoever had them."""
+        """Hand signals back to whoever had them; one that came after the last step is still to be honoured."""
+        module.signal = module.signal or self.asked
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}

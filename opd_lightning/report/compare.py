@@ -51,32 +51,48 @@ class Comparison:
         return f"{self.metric}, {self.method} against {self.baseline}: {said}, {numbers} ({basis})."
 
 
-def compare(runs: list[Run], against: str | None = None) -> list[Comparison]:
-    """Comparisons with the cell called `against`; by default the study's baseline, else the first cell.
+def compare(runs: list[Run], against: str | None = None) -> tuple[list[Comparison], list[str]]:
+    """Comparisons with the cell called `against`, by default the study's baseline, else the first; and who was not compared.
 
-    Cells with a run that has not reached the study's target are not compared.
+    Cells are compared that reached the study's target with every seed, had the baseline's budget and share a seed with it.
 
     Raises:
         ValueError: there is no such cell.
     """
-    cells = {label: cell for label, cell in labels(runs).items() if not any(run.censored for run in cell)}
-    everyone = list(labels(runs))
+    cells = labels(runs)
     wanted = against or runs[0].config["study"].get("baseline")
-    if against is not None and against not in everyone:
-        raise ValueError(f"--against {against} is no method of this study; there are {', '.join(everyone)}.")
-    base = wanted if wanted in cells else None if against else next(iter(cells), None)
-    if base is None or len(cells) < 2:
-        return []
+    if against is not None and against not in cells:
+        raise ValueError(f"--against {against} is no method of this study; there are {', '.join(cells)}.")
+    base = wanted if wanted in cells else next(iter(cells))
+    notes = [] if base == wanted else [f"all are compared with {base}, the first by name; --against chooses another"]
+    reasons = {label: reason for label, cell in cells.items() if (reason := unmatched(cell, cells[base]))}
+    if base in reasons:
+        return [], [*notes, f"nothing is compared with {base}: {reasons[base]}; --against chooses another"]
+    notes += [f"{label} is not compared: {reason}" for label, reason in reasons.items()]
     found = []
     for metric in COMPARED:
         family = [
             (label, difference(cell, cells[base], metric))
             for label, cell in cells.items()
-            if label != base and all(metric in metrics(run) for run in [*cell, *cells[base]]) and paired(cell, cells[base])
+            if label != base and label not in reasons and all(metric in metrics(run) for run in [*cell, *cells[base]])
         ]
         adjusted = holm([d.p for _, d in family])
         found += [Comparison(metric, name, base, d, p) for (name, d), p in zip(family, adjusted, strict=True)]
-    return found
+    return found, notes
+
+
+def unmatched(cell: list[Run], base: list[Run]) -> str | None:
+    """Why a cell cannot be compared with another, or None."""
+    censored = sum(run.censored for run in cell)
+    if censored:
+        return f"{censored} of {len(cell)} runs did not reach the target"
+    if any(run.config["budget"] != base[0].config["budget"] for run in cell):
+        return "it had another budget"
+    limits = [base[0].config["budget"][name] for name in ("student_tokens", "flops", "seconds", "accuracy")]
+    steps = {run.ledger["steps"] for run in [*cell, *base]}
+    if limits == [None] * 4 and len(steps) > 1:
+        return f"updates are the budget, and they differ ({', '.join(map(str, sorted(steps)))})"
+    return None if paired(cell, base) else "no seed is in both"
 
 
 def paired(cell: list[Run], base: list[Run]) -> bool:
@@ -139,7 +155,9 @@ def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
         best = max(reached or cells, key=lambda cell: (round(mean(cell), 2), cell[0].config["optim"]["lr"]))
         rates = {float(cell[0].config["optim"]["lr"]): f"{mean(cell):.3f}" for cell in reached or cells}
         grid = [float(cell[0].config["optim"]["lr"]) for cell in cells]
-        edge = "; the edge of the grid" if float(best[0].config["optim"]["lr"]) in (min(grid), max(grid)) else ""
+        edge = (
+            "; the edge of the grid" if len(grid) > 1 and float(best[0].config["optim"]["lr"]) in (min(grid), max(grid)) else ""
+        )
         missed = f"; {len(cells) - len(reached)} rates missed the target" if len(reached) < len(cells) else ""
         told = ", ".join(f"{rate:g}: {value}" for rate, value in sorted(rates.items()))
         chosen[name] = float(best[0].config["optim"]["lr"]), f"{key} by rate {told}{missed}{edge}"

@@ -97,8 +97,9 @@ def verdicts(comparisons: list[Comparison]) -> list[str]:
         f"<ul>{''.join(sure)}</ul>" if sure else "<p>No difference is supported by its interval: all are undecided.</p>",
         html_table(["number", "method", "against", "difference", "95 %", "seeds", "over", "p (Holm)", "verdict"], rows),
         "<p>Differences are paired by seed; intervals are Student's t over seeds, each at 95 %. A verdict needs more: p below "
-        "0.05 after Holm's adjustment among the methods compared on one number. A single seed is always undecided; its "
-        "interval, where there is one, is a bootstrap over the prompts of this run only.</p>",
+        "0.05 after Holm's adjustment among the methods compared on one number. Perturbations that force one style of opening "
+        "favour whoever writes that style, and the mean depends on how many of them there are. A single seed is always "
+        "undecided; its interval, where there is one, is a bootstrap over the prompts of this run only.</p>",
     ]
 
 

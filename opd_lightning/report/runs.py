@@ -59,13 +59,20 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
     """
     runs, left_out = [], []
     for path in sorted(folder.glob("*/seed-*/status.json")):
-        status = json.loads(path.read_text())
-        if status["state"] != "finished":
-            reason = f" ({status['reason']})" if "reason" in status else ""
-            left_out.append(f"{path.parent.relative_to(folder)} is {status['state']}{reason}")
+        cell = path.parent.relative_to(folder)
+        try:
+            status = read_json(path)
+            if status["state"] != "finished":
+                reason = f" ({status['reason']})" if "reason" in status else ""
+                left_out.append(f"{cell} is {status['state']}{reason}")
+                continue
+            read = {name: read_json(path.parent / f"{name}.json") for name in ("evaluation", "ledger")}
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            assert isinstance(config, dict), "config.yaml holds no configuration"
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
+            told = " ".join(str(error).split())
+            left_out.append(f"{cell} cannot be read ({told}); remove that folder, and make the run again")
             continue
-        read = {name: json.loads((path.parent / f"{name}.json").read_text()) for name in ("evaluation", "ledger")}
-        config = yaml.safe_load((path.parent / "config.yaml").read_text())
         if "costs" not in read["evaluation"]:
             left_out.append(
                 f"{path.parent.relative_to(folder)} was made by an earlier version, which kept no costs; make it again"
@@ -78,6 +85,21 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
     if len(studies) > 1:
         raise ValueError(f"{folder} mixes the studies {', '.join(sorted(studies))}; give the folder of one of them.")
     return comparable(runs, left_out, folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of finite numbers; raises ValueError for anything else."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{path.name} holds {constant}")
+
+    try:
+        found = json.loads(path.read_text(), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return found
 
 
 def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list[Run], list[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from opd_lightning.evaluation import headlines
@@ -89,11 +90,11 @@ def shown(values: list[float], name: str) -> str:
 def print_table(runs: list[Run]) -> None:
     """The table on the terminal, a column per method: metrics are many, methods few."""
     header, rows = summarise(runs)
-    table = Table(title=f"study {runs[0].config['study']['name']}: mean [range over seeds]", title_justify="left")
+    table = Table(title=f"study {runs[0].config['study']['name']}: mean \\[range over seeds]", title_justify="left")
     for name, *_ in [header, *rows]:
         table.add_column(name, justify="left" if name == header[0] else "right")
     for line in list(zip(header, *rows, strict=True))[1:]:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     console = Console()
     # Where the output is no terminal nobody has chosen a width, and a table cut to 80 columns is of no use.
     (console if console.is_terminal else Console(width=160)).print(table)
