@@ -1,11 +1,13 @@
 """Perturbations: what is forced is forced, what is mended is mended, and the weights come back."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
-from opd_lightning.evaluation import GreedyAccuracy, Robustness
+from opd_lightning.evaluation import GreedyAccuracy, HarnessTasks, Robustness
 from opd_lightning.evaluation.robustness import foreign_token, noisy
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.tasks.base import Verdict
@@ -69,6 +71,32 @@ def test_noise_is_drawn_by_its_seed_and_leaves_no_trace(start):
     assert torch.equal(*seen) and all(torch.equal(v, before[k]) for k, v in start.state_dict().items())
     flat = torch.cat([v.flatten() for k, v in start.named_parameters()])
     assert 0.02 < (seen[0] - flat).std() / flat.std() < 0.3
+
+
+@pytest.mark.slow
+def test_any_task_of_the_harness_is_asked_of_the_student_in_memory(start, tmp_path, monkeypatch):
+    """A task of our own file, for the harness's are on a hub."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    choices = [{"q": f"copy {i} 1 2 3 4 =", "choices": [f"answer {i} 1 2 3 4", "result 9 9"], "gold": 0} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    task = {"task": "tiny_world", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}, "doc_to_text": "{{q}}"}
+    task |= {
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}],
+        "metadata": {"version": 1},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(task))
+    asked = HarnessTasks(["tiny_world"], world_tokenizer(), chat=False, include_path=str(tmp_path))
+    assert asked(start, {})["harness/tiny_world.acc"].value == 1.0
+
+
+def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("opd_lightning.evaluation.harness.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'opd-lightning\[harness\]'"):
+        HarnessTasks(["ifeval"], world_tokenizer())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Guards(L.Callback):
         dead_groups: largest share of prompts whose samples score alike.
         repetition: largest share of repeated stretches of four tokens.
         truncated: largest share of completions that ran into the token limit.
-        patience: updates in a row.
+        patience: rollouts in a row, one update each unless rollout.updates_per_rollout says more.
         stop: end the run with an error instead of a warning. Null as a bound switches a guard off.
     """
 

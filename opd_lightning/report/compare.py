@@ -47,7 +47,8 @@ class Comparison:
             numbers, basis = f"{d.mean:+{digits}}", "one seed"
         if d.alike:
             basis = f"the same with all {d.seeds} seeds, so that no spread supports a verdict"
-        said = "undecided" if self.verdict == "undecided" else f"{self.method} is {self.verdict}"
+        better = {"higher": "costs more", "lower": "costs less"} if self.metric == "flops" else {}
+        said = "undecided" if self.verdict == "undecided" else f"{self.method} {better.get(self.verdict, f'is {self.verdict}')}"
         return f"{self.metric}, {self.method} against {self.baseline}: {said}, {numbers} ({basis})."
 
 
