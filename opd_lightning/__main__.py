@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
 from opd_lightning.overrides import explain
+from opd_lightning.redact import redacted
 from opd_lightning.sweep import Overview, overview
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(getattr(stop, "code", 130))  # ends a sweep, as the user asked; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
-        sentence = explained(error)
+        sentence = redacted(explained(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {sentence}")  # the sweep goes on
             try:
@@ -61,7 +62,7 @@ def explained(error: Exception) -> str:
 def entry() -> None:
     """`main`, after a look at the names on the command line."""
     if problem := explain(sys.argv[1:]):
-        sys.exit(f"error: {problem}")
+        sys.exit(f"error: {redacted(problem)}")
     try:
         main()
     finally:

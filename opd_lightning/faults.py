@@ -2,6 +2,8 @@
 
 import errno
 import re
+import traceback
+from pathlib import Path
 
 GO_ON = "The last checkpoint is whole; the same command goes on from it"
 
@@ -13,7 +15,7 @@ def sentence(error: BaseException) -> str | None:
         return f"memory ran out ({text}). Lower micro_tokens or data.batch_size, or use model.checkpointing=true. {GO_ON}."
     if re.search(r"PytorchStreamWriter|iostream error|unexpected pos", text):
         return f"a checkpoint could not be written ({text}). Make room, or choose another output_dir. {GO_ON}."
-    if type(error).__module__.split(".")[0] == "wandb" or "wandb" in text.lower():
+    if "wandb" in (type(error).__module__.split(".")[0], *came_through(error)):
         return f"W&B does not answer any more ({text}). {GO_ON}; logger=none does without W&B."
     if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:
         return f"another process of this run is gone ({text}). {GO_ON}."
@@ -22,3 +24,9 @@ def sentence(error: BaseException) -> str | None:
         remedy = "Make room, or choose another output_dir" if full else "Look at output_dir, and at who may write there"
         return f"a file could not be written or read ({text}). {remedy}. {GO_ON}."
     return None
+
+
+def came_through(error: BaseException) -> set[str]:
+    """Names of the folders, packages among them, of the code that an error was raised in."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {part for frame in frames for part in Path(frame.filename).parts[:-1]}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,7 +202,7 @@ class _Explained:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, (OSError, ValueError, json.JSONDecodeError)):
+        if isinstance(error, (OSError, ValueError, pickle.UnpicklingError)):
             raise ValueError(f"{self.sentence} ({str(error).strip().splitlines()[0]})") from error
 
 

@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.names import nearest
+from opd_lightning.redact import is_secret
 
 
 def explain(arguments: list[str]) -> str | None:
@@ -31,7 +32,7 @@ def explain(arguments: list[str]) -> str | None:
     folders = [Path(CONF_DIR), *more_folders(arguments, overrides)]
     chosen = [o for o in overrides if any((folder / o.key_or_group).is_dir() for folder in folders)]
     places = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
-    problems = [*places, *(no_option(o, folders) for o in chosen)]
+    problems = [*map(open_secret, overrides), *places, *(no_option(o, folders) for o in chosen)]
     return next((p for p in problems if p), None) or no_key(overrides, chosen, folders)
 
 
@@ -110,6 +111,16 @@ def unknown(override: Override, base: Any, beside: str) -> str | None:
         path.append(part)
         node = node[part]
     return None
+
+
+def open_secret(override: Override) -> str | None:
+    """A sentence if an override spells out a secret; it would stand in the shell's history and in Hydra's files."""
+    if not is_secret(override.key_or_group) or not override.value() or "${" in str(override.value()):
+        return None
+    return (
+        f"{override.key_or_group} on the command line would end in files and in the shell's history; set it as an environment "
+        f"variable (WANDB_API_KEY and HF_TOKEN are read as they are), or give '{override.key_or_group}=${{oc.env:NAME}}'."
+    )
 
 
 def unwritable(folder: str) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import platform
 import signal
 import sys
@@ -29,6 +30,7 @@ from opd_lightning.data import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.module import DistillationModule
+from opd_lightning.redact import redacted
 from opd_lightning.seeds import derive_seed
 from opd_lightning.stand_in import NOT_VERIFIED
 
@@ -152,16 +154,23 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)
     )
     if not is_worker():
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} holds more than tensors and plain values, so another program made it; remove it, or choose another "
+            "study.name."
+        ) from error
     except SystemExit as stop:  # what Lightning makes of a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
-        for logger in trainer.loggers:
-            logger.finalize("finished")
-        finish_wandb()
+        try:
+            for logger in trainer.loggers:
+                logger.finalize("finished")
+        finally:
+            finish_wandb()
     return trainer
 
 
@@ -172,15 +181,21 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(plain(cfg))
+    chosen.log_hyperparams(redacted(plain(cfg)))
     return [*files, chosen]
 
 
 def finish_wandb() -> None:
     """Close the W&B run, so that the next cell of a sweep opens its own."""
     wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
+    if wandb is None or wandb.run is None:
+        return
+    try:
         wandb.finish()
+    except OSError:
+        with suppress(Exception):  # its service is gone; without this it would complain again at exit
+            wandb.teardown()
+        raise
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
@@ -241,7 +256,7 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
-    path.with_suffix(".tmp").write_text(json.dumps(status, indent=1) + "\n")
+    path.with_suffix(".tmp").write_text(json.dumps(redacted(status), indent=1) + "\n")
     os.replace(path.with_suffix(".tmp"), path)
 
 

@@ -1,5 +1,6 @@
 """Nothing lost: guards speak up, damaged or foreign checkpoints are refused, and whatever kills a run, it goes on."""
 
+import ctypes
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,8 +133,15 @@ def alike(a, b) -> bool:
 
 
 def start(*arguments: str, **options) -> subprocess.Popen:
+    """A run in a session of its own, which is that of all its processes."""
     command = [sys.executable, "-m", "opd_lightning", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, **options)
+    options |= {"text": True, "env": ENVIRONMENT, "start_new_session": True}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def goes_on(*arguments: str) -> None:
+    output, _ = (process := start(*arguments)).communicate(timeout=280)
+    assert process.returncode == 0, output[-1500:]
 
 
 def overrides(tiny: str, other: str, out: Path) -> list[str]:
@@ -148,6 +157,8 @@ METHODS = {
     "ema": ["method=sdft", "teacher=ema"],
     "grpo": ["method=grpo", "model=world"],
     "lora": ["method=sdft", "teacher=ema", "adapter=lora", "trainer.precision=bf16-mixed"],
+    "ddp": ["method=sdft", "teacher=ema", "trainer=ddp", "trainer.devices=2"],
+    "ddp_lora": ["method=sdft", "adapter=lora", "trainer.precision=bf16-mixed", "trainer=ddp", "trainer.devices=2"],
 }
 
 
@@ -170,10 +181,12 @@ def killed_at_random(tiny, other, tmp_path, name: str, kills: int, seed: int) ->
             if written if kill % 2 else steps_in(folder) > target:
                 break
             time.sleep(0.0005 if kill % 2 else 0.01)
-        process.kill()
-        process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     for study in ("killed", "whole"):
-        run(compose([*base, *METHODS[name], f"study.name={study}"]))
+        line = [*base, *METHODS[name], f"study.name={study}"]
+        goes_on(*line) if "trainer=ddp" in line else run(compose(line))
     (first,), (second,) = folder.glob("*/seed-0"), (tmp_path / "whole").glob("*/seed-0")
     assert equal(first, second)
     steps = [line.split(",")[0] for line in (first / "metrics.csv").read_text().splitlines()[1:]]
@@ -253,7 +266,58 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tiny
     process = start(*base, "study.name=full", preexec_fn=limit)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in output and "could not be written" in output, output[-1500:]
-    assert start(*base, "study.name=full").wait(timeout=120) == 0
+    goes_on(*base, "study.name=full")
+
+
+def without_override() -> None:
+    """Called in a new process: permissions hold for it even if it is root's (drops CAP_DAC_OVERRIDE and _READ_SEARCH)."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):
+        libc.prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_folder_that_becomes_read_only_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path):
+    base = [*overrides(tiny, other, tmp_path), "trainer.max_steps=200"]
+    process = start(*base, "study.name=closed", preexec_fn=without_override)
+    folder = checkpointed(tmp_path / "closed")
+    for path in (folder / "checkpoints", folder):
+        path.chmod(0o555)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in output and "who may write there" in output, output[-1500:]
+    process = start(*base, "study.name=closed", preexec_fn=without_override)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in output and "who may write there" in output, output[-1500:]
+    for path in (folder, folder / "checkpoints"):
+        path.chmod(0o755)
+    for study in ("closed", "whole"):
+        goes_on(*base, f"study.name={study}")
+    assert equal(folder, checkpointed(tmp_path / "whole"))
+
+
+def checkpointed(study: Path) -> Path:
+    """The folder of a study's only run, as soon as it has a checkpoint."""
+    deadline = time.time() + 120
+    while not (found := list(study.glob("*/seed-0/checkpoints/last.ckpt"))) and time.time() < deadline:
+        time.sleep(0.02)
+    return found[0].parents[1]
+
+
+@pytest.mark.slow
+def test_a_dead_service_of_wandb_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path):
+    base = [o for o in overrides(tiny, other, tmp_path) if not o.startswith("logger=")]
+    base += ["logger=wandb", "trainer.max_steps=200"]
+    process = start(*base, "study.name=dead")
+    folder = checkpointed(tmp_path / "dead")
+    services = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    assert services.stdout.split()
+    for service in services.stdout.split():
+        os.kill(int(service), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in output and "W&B does not answer" in output, output[-1500:]
+    for study in ("dead", "whole"):
+        goes_on(*base, f"study.name={study}")
+    assert equal(folder, checkpointed(tmp_path / "whole"))
 
 
 @pytest.mark.slow
@@ -275,9 +339,7 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
         "terminated with code -9" in output or "another process of this run is gone" in output
     )  # Lightning's sentence or ours
     for study in ("dead", "whole"):
-        process = start(*base, f"study.name={study}")
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output[-1500:]
+        goes_on(*base, f"study.name={study}")
     (first,), (second,) = (list((tmp_path / name).glob("*/seed-0")) for name in ("dead", "whole"))
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (first, second)]
     assert all(alike(states[0][key], states[1][key]) for key in ("state_dict", "optimizer_states"))

@@ -1,0 +1,30 @@
+"""Secrets (keys, passwords, access tokens) never reach a file, a log or a dashboard."""
+
+import os
+import re
+from typing import Any
+
+SECRET = re.compile(r"(?i)(api_?key|secret|passw|credential|authorization)|((hf|hub|api|access|auth|bearer|github)_?|^)token$")
+"""Names of secrets, in configurations and among environment variables; `micro_tokens` and `eos_token` are none."""
+
+MASK = "(secret)"
+
+
+def is_secret(name: str) -> bool:
+    """Is this the name of a secret? Of a dotted name the last part counts."""
+    return SECRET.search(name.rsplit(".", maxsplit=1)[-1]) is not None
+
+
+def redacted(value: Any, name: str = "") -> Any:
+    """A copy without secrets: no text under the name of one, and no value of an environment variable with such a name."""
+    if isinstance(value, dict):
+        return {key: redacted(part, str(key)) for key, part in value.items()}
+    if isinstance(value, list):
+        return [redacted(part, name) for part in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if is_secret(name):
+        return MASK
+    for known in (v for n, v in os.environ.items() if is_secret(n) and len(v) >= 8):
+        value = value.replace(known, MASK)
+    return value

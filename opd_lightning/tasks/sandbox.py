@@ -1,0 +1,82 @@
+"""A verifier that runs what a model wrote: in a process of its own, with limits on time, memory and files.
+
+Limits keep a run alive beside endless loops and greedy programs; they are no wall against malice, and the network stays open.
+Train on code inside a container without a network.
+"""
+
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from os import killpg
+
+from opd_lightning.tasks.base import Verdict
+
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+LIMITED = """
+import resource, sys
+seconds, memory = map(int, sys.argv[1:])
+limits = {"CPU": seconds, "AS": memory, "FSIZE": 2**20, "NOFILE": 64, "CORE": 0}
+for name, most in limits.items():
+    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+exec(compile(sys.stdin.read(), "completion", "exec"), {"__name__": "__main__"})
+"""
+
+
+class Code:
+    """The completion's Python code (its last fenced block, or all of it) passes the answer's statements, such as asserts.
+
+    The format is whether there is a fenced block, the feedback the last line that the program wrote to its error stream.
+
+    Args:
+        seconds: of wall-clock time; of processor time one more at most.
+        memory_mib: of address space.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    def __init__(self, seconds: float = 5.0, memory_mib: int = 1024):
+        for name, value in (("seconds", seconds), ("memory_mib", memory_mib)):
+            if not value > 0:
+                raise ValueError(f"task.verifier.{name}={value} must be positive.")
+        self.seconds, self.memory = seconds, memory_mib * 2**20
+
+    def __call__(self, completion: str, answer: str) -> Verdict:
+        """Right if the program comes to the end of the answer's statements."""
+        blocks = FENCE.findall(completion)
+        code = blocks[-1] if blocks else completion
+        word = secrets.token_hex(8)  # a program that ends early does not say it
+        told, errors = self.run(f"{code}\n{answer}\nprint({word!r})\n")
+        passed = told.rstrip().endswith(word)
+        last = errors.strip().splitlines()[-1:] or ["it was stopped before its end"]
+        return Verdict(float(passed), float(bool(blocks)), None if passed else last[0][:200])
+
+    def run(self, program: str) -> tuple[str, str]:
+        """What a program writes to its two streams until its time is over; in an empty folder, with an empty environment."""
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", LIMITED, str(int(self.seconds) + 1), str(self.memory)],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=errors,
+                cwd=folder,
+                env={"HOME": folder},
+                start_new_session=True,
+            )
+            with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                process.communicate(program.encode(errors="replace"), timeout=self.seconds)
+            with suppress(ProcessLookupError):
+                killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+            process.wait()
+            return tail(out), tail(errors)
+
+
+def tail(file) -> str:
+    """The last ten thousand bytes of a file, as text."""
+    file.seek(max(0, file.seek(0, 2) - 10_000))
+    return str(file.read().decode(errors="replace"))
