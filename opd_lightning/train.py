@@ -149,7 +149,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer, folder=folder)
     around = [Evaluation(nouns.suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
-    chosen = [build(node) for node in cfg.callbacks.values()]
+    chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     trainer: L.Trainer = build(
         cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)
     )

@@ -34,7 +34,7 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "task/verifier=function": [*mine, "task.verifier.path=operator.eq"],
         **{
             f"task/verifier={name}": mine
-            for name in ("none", "exact", "contains", "numeric", "regex", "choice", "math", "tool_calls")
+            for name in ("none", "exact", "contains", "numeric", "regex", "choice", "math", "code", "tool_calls")
         },
         **{f"model={name}": ["teacher.path=another"] for name in ("smollm2", "qwen3_8b", "qwen2.5_7b")},
         "rollout=dataset": ["method=sft"],

@@ -1,0 +1,172 @@
+"""What the experiments share: start models made once, a grid of runs in a few processes, and intervals for their tables.
+
+An experiment is a module with `main(bench)`, run as `python -m experiments.<name>.run`; `--small` makes a shrunken version
+of it elsewhere, to see that it still works. Finished runs are not made again, so a command that was stopped goes on.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+
+from opd_lightning.report.runs import Run, read_json
+from opd_lightning.report.statistics import over_seeds
+
+SHIPPED = Path(__file__).resolve().parents[1] / "opd_lightning" / "assets" / "world"
+COMMON = (
+    "logger=none",
+    "callbacks.samples=null",
+    "callbacks.progress=null",
+    "evaluation.answers=null",
+    "trainer.accelerator=cpu",
+)
+SMALL = ("trainer.max_steps=2", "task.n_eval=8", "task.n_train=16", "data.batch_size=4", "evaluation.every=1")
+
+Row = dict[str, Any]
+Cell = tuple[Row, list[str]]
+"""What a run is called in tables, by column, and the overrides that make it."""
+
+
+@dataclass
+class Bench:
+    """Where an experiment runs.
+
+    Attributes:
+        results: folder of results.csv and figures.
+        out: folder of run folders and start models.
+        jobs: processes at a time, one core each.
+        small: a shrunken version: two updates, one run per arm.
+    """
+
+    results: Path
+    out: Path = Path("outputs")
+    jobs: int = 2
+    small: bool = False
+
+    def starts(self, made: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+        """Folders with start/ and teacher/ by name; what is missing is made by `pretrain_world` with these options."""
+        if self.small:
+            return dict.fromkeys(made, SHIPPED)
+        folders = {name: self.out / "starts" / name if options else SHIPPED for name, options in made.items()}
+        missing = {folder: made[name] for name, folder in folders.items() if not (folder / "teacher" / "made.json").is_file()}
+        line = [sys.executable, "-m", "opd_lightning.tasks.pretrain_world", "--out"]
+        commands = [[*line, str(folder), *options] for folder, options in missing.items()]
+        for some in batched(commands, self.jobs):
+            processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in some]
+            if any([process.wait() for process in processes]):
+                raise RuntimeError("a start model could not be made: " + ", ".join(" ".join(command) for command in some))
+        return folders
+
+    @staticmethod
+    def begin(folder: Path) -> list[str]:
+        """Overrides: begin with the start model in this folder, and take the external teacher from there."""
+        return [f"model.path={folder}/start", f"model.teacher={folder}/teacher"]
+
+    def run(self, study: str, cells: Iterable[Cell]) -> list[tuple[Row, Run]]:
+        """Make the runs that are missing, and read all of them."""
+        cells = list(cells)
+        more = [*COMMON, f"output_dir={self.out}", f"study.name={study}"]
+        if self.small:
+            cells = list({labels["arm"]: (labels, given) for labels, given in reversed(cells)}.values())
+        lines = [[*given, *(o for o in more if not fixed(o, given))] for _, given in cells]
+        if self.small:
+            lines = [[*(o for o in line if not fixed(o, SMALL)), *SMALL] for line in lines]
+        begun = time.monotonic()
+        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+            folders = []
+            for (labels, _), folder in zip(cells, pool.map(make, lines), strict=True):
+                folders.append(folder)
+                told = " ".join(f"{k}={v}" for k, v in labels.items())
+                print(f"[{len(folders)}/{len(cells)}, {(time.monotonic() - begun) / 60:.1f} min] {told}", flush=True)
+        return [(labels, read(folder)) for (labels, _), folder in zip(cells, folders, strict=True)]
+
+    def write(self, rows: Sequence[Row], name: str = "results.csv") -> None:
+        """A CSV file of rows; columns in the order in which they first occur."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        with (self.results / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def batched(items: list, n: int) -> Iterable[list]:
+    """Lists of n items, the last one of what is left."""
+    return (items[i : i + n] for i in range(0, len(items), n))
+
+
+def fixed(override: str, given: Sequence[str]) -> bool:
+    """Does a cell decide this key itself?"""
+    return any(o.split("=")[0].lstrip("+") == override.split("=", maxsplit=1)[0] for o in given)
+
+
+def make(overrides: list[str]) -> Path:
+    """One run, in a process of the pool."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    from opd_lightning.config import compose
+    from opd_lightning.train import run
+
+    torch.set_num_threads(1)
+    logging.getLogger("opd_lightning").setLevel(logging.ERROR)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        return run(compose(overrides))
+
+
+def read(folder: Path) -> Run:
+    """A finished run."""
+    files = {name: read_json(folder / f"{name}.json") for name in ("status", "evaluation", "ledger")}
+    return Run(folder, yaml.safe_load((folder / "config.yaml").read_text()), **files)
+
+
+def row(labels: Row, run: Run, numbers: Iterable[str]) -> Row:
+    """A line of results.csv: what the run is called, where it ended, these numbers of its last evaluation, and its costs."""
+    end, ledger = run.evaluation["end"], run.ledger
+    told = labels | {"updates": ledger["steps"], "reached": not run.censored} | {name: end.get(name) for name in numbers}
+    return told | {"student_tokens": ledger["tokens"].get("student_tokens", 0), "flops": sum(ledger["flops"].values())}
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and Student's t interval over runs that differ by their seed."""
+    if len(values) < 2:
+        return f"{mean(values):.{digits}f}"
+    told = over_seeds(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    return f"{told.mean:.{digits}f} [{told.low:.{digits}f}, {told.high:.{digits}f}]"
+
+
+def paired(rows: Sequence[Row], arm: str, baseline: str, number: str, by: Sequence[str] = ("seed",)) -> str:
+    """Mean difference of an arm to a baseline where all of `by` agree, with Student's t interval."""
+    values = {a: {json.dumps([r[k] for k in by]): r[number] for r in rows if r["arm"] == a} for a in (arm, baseline)}
+    return str(over_seeds(values[arm], values[baseline])) if set(values[arm]) & set(values[baseline]) else ""
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    told = [list(map(str, header)), ["---"] * len(header), *(list(map(str, line)) for line in lines)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in told)
+
+
+def start(main: Callable[[Bench], None], file: str) -> None:
+    """Read the command line and run an experiment."""
+    parser = argparse.ArgumentParser(description=sys.modules[main.__module__].__doc__)
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder of run folders and start models")
+    parser.add_argument("--results", type=Path, default=Path(file).resolve().parent, help="folder of results.csv and figures")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one core each")
+    parser.add_argument("--small", action="store_true", help="two updates of one run per arm, to see that it works")
+    given = parser.parse_args()
+    results = given.out / "small" / Path(file).resolve().parent.name if given.small else given.results
+    main(Bench(results, given.out, given.jobs, given.small))

@@ -1,0 +1,139 @@
+"""Does self-distillation forget less than SFT, and does distance from the start model tell how much is forgotten?
+
+python -m experiments.less_forgetting.run      # about an hour on two cores, start models included
+"""
+
+from itertools import product
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from scipy.stats import spearmanr
+
+from experiments.grid import Bench, paired, row, spread, start, table
+from opd_lightning.report.figures import COLOURS, MARKERS
+
+STARTS = {
+    "tolerant-0": [],  # the shipped one
+    "tolerant-1": ["--seed", "1"],
+    "fragile-0": ["--seed", "0", "--fragile"],
+    "fragile-1": ["--seed", "1", "--fragile"],
+}
+ARMS = {
+    "sft": ["method=sft"],  # demonstrations in the foreign style
+    "sft_native": ["method=sft", "task.style=native"],
+    "sft_kl": ["method=sft_kl"],
+    "sdft": ["method=sdft"],
+    "sdft_reverse": ["method=sdft", "loss/divergence=reverse_kl"],
+    "opd": ["method=opd"],
+    "grpo": ["method=grpo"],
+}
+RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2)
+PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "evaluation.every=5", "evaluation.suite.robustness.n=128"]
+PROTOCOL += ["budget.accuracy=0.95", "trainer.max_steps=150"]
+NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
+NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
+
+
+def main(bench: Bench) -> None:
+    starts = bench.starts(STARTS)
+    cells = [
+        (
+            {"arm": arm, "start": name, "lr": rate, "seed": seed},
+            [*ARMS[arm], f"name={arm}", *bench.begin(starts[name]), f"optim.lr={rate}", f"seed={seed}", *PROTOCOL],
+        )
+        for name, arm, rate, seed in product(STARTS, ARMS, RATES, SEEDS)
+    ]
+    runs = bench.run("less_forgetting", cells)
+    names = [*NUMBERS, *sorted({k for _, run in runs for k in run.evaluation["end"] if k.startswith("robust/")} - set(NUMBERS))]
+    rows = [row(labels, run, names) for labels, run in runs]
+    bench.write(rows)
+    checkpoints = [
+        {**labels, "step": h["step"], **{n: h[n] for n in NUMBERS if n in h}}
+        for labels, run in runs
+        for h in run.evaluation["history"]
+    ]
+    bench.write(checkpoints, "checkpoints.csv")
+    for rate in RATES:
+        print(f"\nPrior accuracy where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
+        print(table(["", *STARTS], ([f"`{arm}`", *(told(rows, arm, name, rate) for name in STARTS)] for arm in ARMS)))
+    print("\nDifference to `sft` in prior accuracy, paired by seed\n")
+    for rate in RATES:
+        mine = [r for r in rows if r["lr"] == rate and r["reached"]]
+        lines = (
+            [f"`{arm}` {rate}", *(paired([r for r in mine if r["start"] == s], arm, "sft", "prior/accuracy") for s in STARTS)]
+            for arm in ARMS
+            if arm != "sft"
+        )
+        print(table(["", *STARTS], lines), "\n")
+    for name in STARTS:
+        print(name, "rank correlation of distance and prior accuracy:", law(checkpoints, name))
+    forgetting(bench, rows)
+    scatter(bench, checkpoints)
+
+
+def told(rows, arm: str, name: str, rate: str) -> str:
+    """Mean with interval over the seeds that reached the target."""
+    mine = [r for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate)]
+    reached = [r["prior/accuracy"] for r in mine if r["reached"]]
+    return (f"{spread(reached)}" if reached else "never") + (f" ({len(reached)})" if len(reached) != len(mine) else "")
+
+
+def law(checkpoints, name: str) -> str:
+    """Spearman's rank correlation over all checkpoints after the start, and over one per run: the last."""
+    mine = [c for c in checkpoints if c["start"] == name and c["step"] > 0]
+    last = {(c["arm"], c["lr"], c["seed"]): c for c in mine}
+    return ", ".join(
+        f"{kind} {spearmanr([c[kl] for c in some], [c['prior/accuracy'] for c in some]).statistic:.2f} ({which}, n={len(some)})"
+        for kl, kind in (("start/new/forward_kl", "KL(start || model)"), ("start/new/reverse_kl", "KL(model || start)"))
+        for which, some in (("all checkpoints", mine), ("last of each run", list(last.values())))
+        if len(some) > 2
+    )
+
+
+def forgetting(bench: Bench, rows) -> None:
+    """Prior accuracy at the target by start model, arm and rate; a dot per run, a line at the mean."""
+    figure, panels = plt.subplots(1, len(STARTS), figsize=(12, 3.6), sharey=True, layout="constrained")
+    for axes, name in zip(panels, STARTS, strict=True):
+        for i, (arm, (j, rate)) in enumerate(product(ARMS, enumerate(RATES))):
+            values = [
+                r["prior/accuracy"] for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate) and r["reached"]
+            ]
+            if values:
+                colour = COLOURS[list(ARMS).index(arm)]
+                axes.plot([i] * len(values), values, "os"[j], color=colour, markersize=4, fillstyle="none" if j else "full")
+                axes.plot([i - 0.4, i + 0.4], [mean(values)] * 2, color=colour)
+        axes.set_xticks([2 * i + 0.5 for i in range(len(ARMS))], list(ARMS), rotation=60, ha="right")
+        axes.set_title(name, fontsize=10)
+        axes.grid(axis="y", alpha=0.25)
+    panels[0].set_ylabel("accuracy on prior skills when\nthe new one reaches 0.95")
+    figure.savefig(bench.results / "forgetting.png", dpi=130)
+
+
+def scatter(bench: Bench, checkpoints) -> None:
+    """Prior accuracy against distance from the start model on new prompts, every checkpoint of every run."""
+    figure, panels = plt.subplots(1, len(STARTS), figsize=(12, 3.4), sharey=True, layout="constrained")
+    for axes, name in zip(panels, STARTS, strict=True):
+        for i, arm in enumerate(ARMS):
+            mine = [c for c in checkpoints if (c["start"], c["arm"]) == (name, arm) and c["step"] > 0]
+            axes.plot(
+                [c["start/new/forward_kl"] for c in mine],
+                [c["prior/accuracy"] for c in mine],
+                MARKERS[i],
+                color=COLOURS[i],
+                markersize=3,
+                alpha=0.6,
+                linestyle="none",
+                label=arm,
+            )
+        axes.set(xscale="log", title=name, xlabel="KL(start || model), nats per token")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("accuracy on prior skills")
+    panels[-1].legend(frameon=False, fontsize=7)
+    figure.savefig(bench.results / "law.png", dpi=130)
+
+
+if __name__ == "__main__":
+    start(main, __file__)
