@@ -31,8 +31,9 @@ ARMS = {
     "grpo": ["method=grpo"],
 }
 RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2)
-PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "evaluation.every=5", "evaluation.suite.robustness.n=128"]
-PROTOCOL += ["budget.accuracy=0.95", "trainer.max_steps=150"]
+PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "evaluation.every=5", "task.n_eval=128"]
+PROTOCOL += [f"evaluation.suite.{name}=32" for name in ("start_new.n", "start_prior.n")]
+PROTOCOL += ["evaluation.suite.robustness.n=64", "budget.accuracy=0.95", "budget.in_a_row=1", "trainer.max_steps=150"]
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
 NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
 

@@ -14,6 +14,7 @@ write it* can be told apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -58,7 +59,8 @@ CHAT_TEMPLATE = (
 LENGTH = 5
 N_INPUTS = 10**LENGTH
 SPLITS = {"pretrain": (0, 60_000), "train": (60_000, 80_000), "validation": (80_000, 90_000), "test": (90_000, N_INPUTS)}
-"""Ranges of positions in one fixed shuffle of all 100,000 inputs: no input is ever in two splits."""
+"""Ranges of positions in one fixed shuffle of all 100,000 inputs: no input is ever in two splits. Of another length than five
+digits there are more inputs or fewer, and the same shares of them."""
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
@@ -75,10 +77,16 @@ def world_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def input_at(position: int) -> Digits:
+def input_at(position: int, length: int = LENGTH) -> Digits:
     """The digits at a position of the fixed shuffle (an affine bijection of 0..99999: 77291 is coprime to 10)."""
-    number = (77_291 * position + 31_415) % N_INPUTS
-    return tuple(int(c) for c in f"{number:0{LENGTH}d}")
+    number = (77_291 * position + 31_415) % 10**length
+    return tuple(int(c) for c in f"{number:0{length}d}")
+
+
+def split_range(split: str, length: int = LENGTH) -> tuple[int, int]:
+    """The first position of a split, and the one behind its last."""
+    low, high = (n * 10**length // N_INPUTS for n in SPLITS[split])
+    return low, high
 
 
 def write(digits: Digits, style: str) -> str:
@@ -95,7 +103,12 @@ class WorldTask:
         format: the style that counts as the asked one.
         n_train: distinct training prompts.
         n_eval: held-out prompts of the new skill, and as many over the prior skills together.
+        length: digits of a question. The shipped start model has seen five only.
+        train_on: which questions to learn from, those of the "new" skill or of the "prior" ones (in turn).
         max_new_tokens, batch_size, contexts: see `Task`.
+
+    Raises:
+        ValueError: an unknown skill, style or kind of question, or more examples than there are.
     """
 
     verifies = True
@@ -107,6 +120,8 @@ class WorldTask:
         format: str = "native",
         n_train: int = 256,
         n_eval: int = 256,
+        length: int = LENGTH,
+        train_on: str = "new",
         max_new_tokens: int = 12,
         batch_size: int = 64,
         contexts: Mapping[str, Any] | None = None,
@@ -116,38 +131,44 @@ class WorldTask:
         for name, asked in (("style", style), ("format", format)):
             if asked not in STYLES:
                 raise ValueError(f"task.{name}={asked!r} is unknown; choose one of {', '.join(STYLES)}.")
+        if train_on not in ("new", "prior"):
+            raise ValueError(f"task.train_on={train_on!r} is unknown; choose new or prior.")
+        if not 4 <= length <= 9:
+            raise ValueError(f"task.length={length} must lie between 4 and 9 digits.")
         for name, value, split in (("n_train", n_train, "train"), ("n_eval", n_eval, "test")):
-            low, high = SPLITS[split]
+            low, high = split_range(split, length)
             if not 1 <= value <= high - low:
                 raise ValueError(f"task.{name}={value} must lie between 1 and {high - low}.")
         self.skill, self.style, self.format, self.n_train, self.n_eval = skill, style, format, n_train, n_eval
+        self.length, self.train_on = length, train_on
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.contexts = contexts or {}
 
     def examples(self, split: str) -> Sequence[Example]:
-        """Training: the new skill only. Validation and test: the new skill and the prior ones."""
-        start = SPLITS[split][0]
-        if split == "train":
-            return [self._example(self.skill, start + i, "new") for i in range(self.n_train)]
-        new = [self._example(self.skill, start + i, "new") for i in range(self.n_eval)]
-        names = list(PRIOR)
-        prior = [self._example(names[i % 4], start + i, f"prior/{names[i % 4]}") for i in range(self.n_eval)]
-        return new + prior
+        """Training: questions of one kind. Validation and test: the new skill and the prior ones."""
+        n = self.n_train if split == "train" else self.n_eval
+        positions = range(start := split_range(split, self.length)[0], start + n)
+        names = [name for _, name in zip(positions, cycle(PRIOR), strict=False)]
+        kinds = {
+            "new": [self._example(self.skill, position, "new") for position in positions],
+            "prior": [self._example(*at, f"prior/{at[0]}") for at in zip(names, positions, strict=True)],
+        }
+        return kinds[self.train_on] if split == "train" else kinds["new"] + kinds["prior"]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Content: the five right digits and nothing but style tokens around them. Format: the asked style to the letter.
+        """Content: the right digits and nothing but style tokens around them. Format: the asked style to the letter.
 
         The feedback on wrong digits is the right ones.
         """
         words = completion.split()
         digits = [w for w in words if w not in STYLE_TOKENS]
         content = digits == list(example.extra["digits"])
-        asked = words == STYLES[self.format](digits) and len(digits) == LENGTH and all(w.isdigit() for w in digits)
+        asked = words == STYLES[self.format](digits) and len(digits) == self.length and all(w.isdigit() for w in digits)
         feedback = None if content else write(tuple(map(int, example.extra["digits"])), "native")
         return Verdict(content=float(content), format=float(asked), feedback=feedback)
 
     def _example(self, operation: str, position: int, skill: str) -> Example:
-        digits = input_at(position)
+        digits = input_at(position, self.length)
         answer = OPERATIONS[operation](digits)
         expert = write(answer, self.style)
         return Example(

@@ -1,0 +1,113 @@
+"""Which divergence, and over how much of the vocabulary? Each at the best of its own learning rates.
+
+python -m experiments.divergences.run      # about half an hour on two cores
+"""
+
+from itertools import product
+from statistics import mean
+
+from experiments.figures import curves
+from experiments.grid import Bench, row, spread, start, table
+from opd_lightning.loggers import read_csv
+
+ARMS = {
+    "reverse_kl": ["method=opd"],
+    "forward_kl": ["method=opd", "loss/divergence=forward_kl"],
+    "jsd": ["method=opd", "loss/divergence=jsd"],
+    "total_variation": ["method=opd", "loss/divergence=total_variation"],
+    "top4_tail": ["method=opd_topk", "loss.support.k=4"],
+    "top4_renormalised": ["method=opd_topk", "loss.support.k=4", "loss.support.rest=renormalise"],
+    "top4_of_student": ["method=opd_topk", "loss.support.k=4", "loss.support.of=student"],
+    "sampled": ["method=opd_sampled"],
+    "sampled_baseline": ["method=opd_sampled", "loss/support=sampled_baseline"],
+}
+RATES, SEEDS = ("5e-5", "2e-4", "8e-4"), (0, 1, 2)
+NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
+PROTOCOL = ["evaluation=validation", "evaluation.every=5", "task.n_eval=128", "budget.accuracy=0.95", "budget.in_a_row=1"]
+PROTOCOL += [
+    "trainer.max_steps=150",
+    *(
+        f"+evaluation.suite.{o}"
+        for o in ("accuracy={_target_:opd_lightning.evaluation.GreedyAccuracy,split:test,max_new_tokens:12}",)
+    ),
+]
+
+
+def main(bench: Bench) -> None:
+    cells = [
+        ({"arm": arm, "lr": rate, "seed": seed}, [*ARMS[arm], f"name={arm}", f"optim.lr={rate}", f"seed={seed}", *PROTOCOL])
+        for arm, rate, seed in product(ARMS, RATES, SEEDS)
+    ]
+    rows = [row(labels, run, NUMBERS) for labels, run in bench.run("divergences", cells)]
+    bench.write(rows)
+    for number, digits in (("updates", 0), ("prior/accuracy", 3)):
+        print(
+            f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
+        )
+        print(table(["", *RATES], ([f"`{arm}`", *(told(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
+    panel(bench)
+    panels = {
+        title: {
+            arm: {float(rate): [r[n] for r in rows if (r["arm"], r["lr"]) == (arm, rate) and r["reached"]] for rate in RATES}
+            for arm in ARMS
+        }
+        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"),)
+    }
+    curves(bench.results / "divergences.png", panels, "learning rate", "accuracy (greedy, test prompts)", log=True)
+
+
+def told(rows, arm: str, rate: str, number: str, digits: int) -> str:
+    """Mean and interval of the runs that reached the target."""
+    mine = [r for r in rows if (r["arm"], r["lr"]) == (arm, rate)]
+    reached = [r[number] for r in mine if r["reached"]]
+    return f"{spread(reached, digits)} ({len(reached)}/{len(mine)})" if reached else f"never (0/{len(mine)})"
+
+
+def panel(bench: Bench) -> None:
+    """Gradient estimates beside the exact one, along one run per seed."""
+    cells = [
+        (
+            {"arm": "panel", "seed": seed},
+            [
+                "method=opd",
+                "name=panel",
+                f"seed={seed}",
+                "callbacks=estimators",
+                "callbacks.estimators.every=5",
+                "optim.lr=2e-4",
+                "callbacks.estimators.rows=32",
+                "trainer.max_steps=60",
+                "evaluation=none",
+            ],
+        )
+        for seed in SEEDS
+    ]
+    runs = [run for _, run in bench.run("divergences-panel", cells)]
+    seen = [
+        (r["step"], {k: v for k, v in r.items() if k.startswith("estimators/")})
+        for run in runs
+        for r in read_csv(run.folder / "metrics.csv")
+    ]
+    found = [(step, numbers) for step, numbers in seen if numbers]
+    if not found:
+        return
+    names = sorted({name for _, numbers in found for name in numbers})
+    bench.write([{"step": step, **numbers} for step, numbers in found], "estimators.csv")
+    stages = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
+    print("\nEstimates of the gradient beside the exact one, means over three runs\n")
+    print(
+        table(
+            ["", *stages],
+            (
+                [
+                    n.removeprefix("estimators/"),
+                    *(f"{mean([v[n] for s, v in found if s in some and n in v] or [0]):.3g}" for some in stages.values()),
+                ]
+                for n in names
+            ),
+        )
+    )
+
+
+if __name__ == "__main__":
+    start(main, __file__)
