@@ -30,8 +30,8 @@ ARMS = {
     "opd": ["method=opd"],
     "grpo": ["method=grpo"],
 }
-RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2)
-PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "evaluation.every=5", "task.n_eval=128"]
+RATES, SEEDS = {"5e-5": "10", "2e-4": "5"}, (0, 1, 2)  # updates between evaluations: about a tenth of a training
+PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "task.n_eval=128"]
 PROTOCOL += [f"evaluation.suite.{name}=32" for name in ("start_new.n", "start_prior.n")]
 PROTOCOL += ["evaluation.suite.robustness.n=64", "budget.accuracy=0.95", "budget.in_a_row=1", "trainer.max_steps=150"]
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
@@ -43,7 +43,15 @@ def main(bench: Bench) -> None:
     cells = [
         (
             {"arm": arm, "start": name, "lr": rate, "seed": seed},
-            [*ARMS[arm], f"name={arm}", *bench.begin(starts[name]), f"optim.lr={rate}", f"seed={seed}", *PROTOCOL],
+            [
+                *ARMS[arm],
+                f"name={arm}",
+                *bench.begin(starts[name]),
+                f"optim.lr={rate}",
+                f"evaluation.every={RATES[rate]}",
+                f"seed={seed}",
+                *PROTOCOL,
+            ],
         )
         for name, arm, rate, seed in product(STARTS, ARMS, RATES, SEEDS)
     ]

@@ -1,0 +1,63 @@
+"""An evaluation of this experiment's own: accuracy digit by digit, on the model's own prefix, the right one and a wrong one."""
+
+from collections.abc import Mapping
+
+import torch
+
+from opd_lightning.data import encode_chat
+from opd_lightning.evaluation import Estimate
+from opd_lightning.evaluation.estimate import proportion
+from opd_lightning.generate import Sampling, complete
+from opd_lightning.models import Student
+from opd_lightning.seeds import derive_seed, seeded
+from opd_lightning.teacher.scorer import Scorer
+
+
+class Positions:
+    """For each digit of a native answer ("answer 3 1 ..."), the share that is right.
+
+    `position/<i>/own`: in the model's own greedy answer. `position/<i>/right`: behind the right digits before it.
+    `position/<i>/wrong`: behind right digits but for one wrong one just before it.
+
+    Args:
+        task, tokenizer, max_new_tokens, split, n, template_options: as for `GreedyAccuracy`.
+    """
+
+    ends_only = True
+
+    def __init__(self, task, tokenizer, max_new_tokens, split="test", n=256, template_options=None):
+        self.examples = [e for e in task.examples(split) if e.skill == "new"][:n]
+        self.tokenizer, self.length = tokenizer, task.length
+        self.sampling = Sampling(max_new_tokens, temperature=0.0)
+        self.prompts = [encode_chat(tokenizer, e.messages, **(template_options or {})) for e in self.examples]
+        answers = [f"answer {' '.join(e.extra['digits'])}" for e in self.examples]
+        self.answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False) for a in answers])
+        assert self.answers.shape[1] == self.length + 1
+
+    @torch.no_grad()
+    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+        """Estimates by name; digits are counted from 1."""
+        with student.evaluating() as lm:
+            own = torch.full_like(self.answers, -1)
+            for row, ids in enumerate(complete(lm, self.prompts, self.sampling, self.tokenizer).rows()):
+                own[row, : len(ids)] = torch.tensor(ids[: own.shape[1]])
+        with seeded(derive_seed(0, "positions"), torch.device("cpu")):
+            shift = torch.randint(1, 10, self.answers.shape)
+        zero = self.tokenizer.convert_tokens_to_ids("0")
+        false = (self.answers - zero + shift) % 10 + zero
+        found = {}
+        for i in range(1, self.length + 1):
+            wrong = self.answers.clone()
+            wrong[:, i - 1] = false[:, i - 1]
+            kinds = {"own": own[:, i], "right": self.next(student, self.answers[:, :i])}
+            if i > 1:
+                kinds["wrong"] = self.next(student, wrong[:, :i])
+            for kind, said in kinds.items():
+                found[f"position/{i}/{kind}"] = proportion((said.cpu() == self.answers[:, i]).double().tolist())
+        return found
+
+    def next(self, student: Student, prefix: torch.Tensor) -> torch.Tensor:
+        """The most probable token behind each prompt and prefix; prompts of one task are equally long."""
+        ids = torch.cat([torch.tensor(self.prompts), prefix], 1).to(student.lm.device)
+        with student.evaluating() as lm:
+            return lm(input_ids=ids).logits[:, -1].argmax(-1)
