@@ -6,16 +6,18 @@ of it elsewhere, to see that it still works. Finished runs are not made again, s
 
 import argparse
 import csv
+import ctypes
 import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -86,7 +88,7 @@ class Bench:
         if self.small:
             lines = [[*(o for o in line if not fixed(o, SMALL)), *SMALL] for line in lines]
         begun = time.monotonic()
-        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), die_with_parent) as pool:
             folders = []
             for (labels, _), folder in zip(cells, pool.map(make, lines), strict=True):
                 folders.append(folder)
@@ -111,6 +113,12 @@ def batched(items: list, n: int) -> Iterable[list]:
 def fixed(override: str, given: Sequence[str]) -> bool:
     """Does a cell decide this key itself?"""
     return any(o.split("=")[0].lstrip("+") == override.split("=", maxsplit=1)[0] for o in given)
+
+
+def die_with_parent() -> None:
+    """A command that is killed takes its processes with it (Linux; elsewhere they end after their run)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def make(overrides: list[str]) -> Path:

@@ -5,7 +5,7 @@ import re
 import traceback
 from pathlib import Path
 
-GO_ON = "The last checkpoint is whole; the same command goes on from it"
+GO_ON = "Then the same command goes on from the last checkpoint, or begins anew where there is none"
 
 
 def sentence(error: BaseException) -> str | None:

@@ -1,12 +1,18 @@
 """metrics.csv: one row per step, whatever logger is used beside it, and no step twice after an interruption."""
 
 import csv
+import io
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from opd_lightning.files import replace_text
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
@@ -62,23 +68,33 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Forget rows beyond a step: the run goes on from a checkpoint made there."""
+        """Forget rows beyond a step: the run goes on from a checkpoint made there, or with -1 begins anew."""
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
         if self.path.exists():
             self._rewrite()
         self.written, self.last = len(self.rows), [dict(row) for row in self.rows[-1:]]
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self.path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file as numbers; empty cells are left out."""
+    """The rows of a metrics file as numbers; empty cells are left out, and so are rows that a crash has torn."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: int(v) if k == "step" else float(v) for k, v in row.items() if v not in ("", None)} for row in rows]
+    text = path.read_bytes().decode("utf-8", errors="replace").replace("\0", "")
+    header, *lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    rows, torn = [], int(not text.endswith("\n"))
+    for line in lines:
+        try:
+            row = {k: int(v) if k == "step" else float(v) for k, v in zip(header, line, strict=True) if v != ""}
+            rows.append({"step": row["step"]} | row)
+        except (ValueError, KeyError):
+            torn += 1
+    if torn:
+        log.warning(f"warning: {torn} torn rows of {path} are left out.")
+    return rows

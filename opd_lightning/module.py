@@ -252,6 +252,7 @@ class DistillationModule(L.LightningModule):
         loss = {k: v / self.rollout.updates_per_rollout for k, v in totals.items() if k == "train/loss"}
         rate = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "step": float(self.global_step)}
         cost = {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
+        self.row = [*means, *loss, "train/lr", *cost]
         self.log_dict(means | loss | rate | cost, batch_size=1)
 
     def all_sum(self, value: Tensor) -> Tensor:

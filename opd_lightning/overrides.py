@@ -115,12 +115,22 @@ def unknown(override: Override, base: Any, beside: str) -> str | None:
 
 def open_secret(override: Override) -> str | None:
     """A sentence if an override spells out a secret; it would stand in the shell's history and in Hydra's files."""
-    if not is_secret(override.key_or_group) or not override.value() or "${" in str(override.value()):
+    name = spelled_out(override.key_or_group, values(override))
+    if name is None:
         return None
     return (
-        f"{override.key_or_group} on the command line would end in files and in the shell's history; set it as an environment "
-        f"variable (WANDB_API_KEY and HF_TOKEN are read as they are), or give '{override.key_or_group}=${{oc.env:NAME}}'."
+        f"{name} on the command line would end in files and in the shell's history; set it as an environment "
+        f"variable (WANDB_API_KEY and HF_TOKEN are read as they are), or give '{name}=${{oc.env:NAME}}'."
     )
+
+
+def spelled_out(name: str, value: Any) -> str | None:
+    """The first name of a secret with a value of its own, in a value however nested."""
+    if isinstance(value, dict):
+        return next((found for k, v in value.items() if (found := spelled_out(f"{name}.{k}", v))), None)
+    if isinstance(value, list):
+        return next((found for v in value if (found := spelled_out(name, v))), None)
+    return name if is_secret(name) and value not in (None, "") and "${" not in str(value) else None
 
 
 def unwritable(folder: str) -> str | None:

@@ -4,7 +4,10 @@ import os
 import re
 from typing import Any
 
-SECRET = re.compile(r"(?i)(api_?key|secret|passw|credential|authorization)|((hf|hub|api|access|auth|bearer|github)_?|^)token$")
+SECRET = re.compile(
+    r"(?i)(api_?key|private_?key|secret|passw|credential|authorization)|_pat$"
+    r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)token$"
+)
 """Names of secrets, in configurations and among environment variables; `micro_tokens` and `eos_token` are none."""
 
 MASK = "(secret)"

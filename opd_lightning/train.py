@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from opd_lightning import faults
 from opd_lightning.assemble import assemble
-from opd_lightning.callbacks import Bookkeeping, Evaluation
+from opd_lightning.callbacks import Bookkeeping, Checkpoint, Evaluation
 from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
 from opd_lightning.data import PromptData
 from opd_lightning.evaluation import Estimate, headlines
+from opd_lightning.files import alone_in, read_object, replace_text
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.module import DistillationModule
 from opd_lightning.redact import redacted
@@ -59,6 +60,12 @@ def run(cfg: DictConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output_dir={cfg.output_dir} cannot be written ({error}); choose another folder.") from error
+    with nullcontext() if is_worker() else alone_in(folder):
+        return make(cfg, folder)
+
+
+def make(cfg: DictConfig, folder: Path) -> Path:
+    """Train, and say in status.json how it ended; see `run`."""
     try:
         if cfg.start_from is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
@@ -150,11 +157,12 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer, folder=folder)
     around = [Evaluation(nouns.suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
     trainer: L.Trainer = build(
         cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)
     )
     if not is_worker():
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
+        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
@@ -177,6 +185,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
 def loggers(cfg: DictConfig, folder: Path) -> list:
     """metrics.csv always, and the chosen logger."""
     files: list = [MetricsFile(folder / "metrics.csv")]
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        files[0].drop_after(-1)  # what a run left that died before its first checkpoint
     if cfg.logger is None:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
@@ -236,11 +246,11 @@ def steps_of(folder: Path) -> int:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """status.json, or nothing where there is none that can be read: such a run is made again, or goes on."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    status = read_object(folder / "status.json")
+    whole = {"state": str, "step": int, "ended_by": str, "data": dict, "reason": str}
+    sound = all(isinstance(status[key], kind) for key, kind in whole.items() if key in status)
+    finished = {"state", "step", "ended_by"} if status.get("state") == "finished" else {"state"}
+    return status if sound and finished <= set(status) and "digest" in status.get("data", {"digest": ""}) else {}
 
 
 def is_worker() -> bool:
@@ -256,8 +266,7 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
-    path.with_suffix(".tmp").write_text(json.dumps(redacted(status), indent=1) + "\n")
-    os.replace(path.with_suffix(".tmp"), path)
+    replace_text(path, json.dumps(redacted(status), indent=1) + "\n")
 
 
 def note_failure(cfg: DictConfig, error: Exception) -> None:

@@ -43,6 +43,13 @@ def test_no_secret_reaches_a_file_or_the_screen(command, monkeypatch, tmp_path):
 def test_a_secret_on_the_command_line_is_refused_before_anything_is_written(command, tmp_path):
     code, output, files = command("logger=wandb", f"+logger.settings.api_key={KEY}")
     assert code == 1 and "WANDB_API_KEY" in output and KEY not in output and not files and not (tmp_path / "out").exists()
+    for nested in (
+        f"+logger.settings={{api_key: {KEY}}}",
+        f"+hydra.job.env_set={{HF_TOKEN: {KEY}}}",
+        f"+a=[{{b: {{password: {KEY}}}}}]",
+    ):
+        code, output, files = command("logger=wandb", nested)
+        assert code == 1 and "on the command line" in output and KEY not in output and not files
 
 
 def test_what_is_a_secret(monkeypatch):
@@ -54,6 +61,8 @@ def test_what_is_a_secret(monkeypatch):
         "password",
         "AWS_SECRET_ACCESS_KEY",
         "hub_token",
+        "GH_TOKEN",
+        "MY_PAT",
     ):
         assert is_secret(name), name
     for name in ("micro_tokens", "budget.student_tokens", "eos_token", "loss.aggregate.token_mean", "tokenizer", "key", "keep"):
@@ -151,6 +160,11 @@ TESTS = "assert twice(2) == 4\nassert twice(-1) == -2"
             0.0,
             "NameError: name 'twice' is not defined",
         ),
+        (
+            "```python\nimport os\nraise Exception(open(f'/proc/{os.getppid()}/environ').read())\n```",
+            0.0,
+            "Exception",
+        ),
         ("no code \udcff", 0.0, "SyntaxError: invalid syntax"),
     ],
 )
@@ -159,6 +173,7 @@ def test_code_is_judged_in_a_process_with_limits(completion, content, feedback, 
     begun = time.monotonic()
     verdict = Code(seconds=1.0)(completion, TESTS)
     assert (verdict.content, verdict.format) == (content, float("```" in completion)) and time.monotonic() - begun < 3
+    assert KEY not in str(verdict.feedback)
     assert verdict.feedback == feedback or (feedback and feedback in str(verdict.feedback))
 
 
@@ -172,5 +187,5 @@ def test_a_program_takes_what_it_started_with_it(tmp_path):
 
 
 def test_limits_are_checked():
-    with pytest.raises(ValueError, match="memory_mib=0 must be positive"):
+    with pytest.raises(ValueError, match="memory_mib=0 is too little"):
         Code(memory_mib=0)

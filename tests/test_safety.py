@@ -18,9 +18,12 @@ import pytest
 import torch
 
 from opd_lightning import faults
-from opd_lightning.callbacks import Guards
-from opd_lightning.config import compose
+from opd_lightning.callbacks import Checkpoint, Guards
+from opd_lightning.callbacks.checkpoint import check_checkpoint, damage
+from opd_lightning.config import compose, run_folder
 from opd_lightning.evaluation import Robustness
+from opd_lightning.files import alone_in, read_lines
+from opd_lightning.loggers import read_csv
 from opd_lightning.train import Stopped, run
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
@@ -31,7 +34,7 @@ def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> Non
     logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
     latest = SimpleNamespace(ids=torch.tensor(ids), lengths=torch.tensor([len(row) for row in ids]))
     module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True), latest=latest)
-    guards.on_train_batch_end(SimpleNamespace(logged_metrics=logged, global_step=number), module)
+    guards.on_train_batch_end(SimpleNamespace(logged_metrics=logged, global_step=number, world_size=1), module)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +110,82 @@ def test_a_foreign_checkpoint_is_refused(small, narrow):
     with pytest.raises(ValueError, match="is of another model: its student"):
         run(small(*longer))
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0", "global_step": 1, "epoch": 0, "loops": {}}, last)
-    with pytest.raises(ValueError, match="another program or method"):
+    with pytest.raises(ValueError, match="of another program"):
         run(small(*longer))
+    other_seed = run(small(*options, "seed=5")) / "checkpoints" / "last.ckpt"
+    last.write_bytes(other_seed.read_bytes())
+    with pytest.raises(ValueError, match=r"that of another run \(\w+/seed-5 instead of \w+/seed-0\)"):
+        run(small(*longer))
+
+
+def test_a_flipped_bit_is_refused_with_a_sentence_or_changes_nothing(small):
+    last = run(small("method=sft", "trainer.max_steps=1")) / "checkpoints" / "last.ckpt"
+    whole, draw = last.read_bytes(), random.Random(0)
+    content = torch.load(last, weights_only=True)
+    for _ in range(60):
+        broken = bytearray(whole)
+        broken[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        last.write_bytes(broken)
+        if damage(last) is None:
+            assert alike(torch.load(last, weights_only=True)["state_dict"], content["state_dict"])
+        else:
+            with pytest.raises(ValueError, match="is damaged"):
+                check_checkpoint(last)
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.csv without times and memory."""
+    found = read_csv(folder / "metrics.csv")
+    return [{k: v for k, v in row.items() if "seconds" not in k and "second" not in k and "mib" not in k} for row in found]
+
+
+@pytest.mark.parametrize(("every", "step", "place"), [(50, 4, Guards), (2, 4, Checkpoint), (2, 5, Guards), (1, 1, Checkpoint)])
+def test_metrics_are_those_of_an_unbroken_run_wherever_it_broke(small, monkeypatch, every, step, place):
+    """Before the first checkpoint, and between a checkpoint and what Lightning does after it."""
+    options = ["method=opd", "trainer.max_steps=8", f"callbacks.checkpoint.every={every}", "evaluation.every=3"]
+    options += ["callbacks.samples.every=1"]
+    real = place.on_train_batch_end
+
+    def dying(self, trainer, module, *rest):
+        real(self, trainer, module, *rest)
+        if trainer.global_step == step:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(place, "on_train_batch_end", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(small(*options))
+    monkeypatch.undo()
+    broken, whole = run(small(*options)), run(small(*options, "study.name=whole"))
+    assert [row["step"] for row in rows(broken)] == list(range(9)) and rows(broken) == rows(whole)
+    assert read_lines(broken / "samples.jsonl") == read_lines(whole / "samples.jsonl")
+
+
+def test_files_that_a_crash_has_torn_do_not_keep_a_run_from_going_on(small, caplog):
+    options = ["method=opd", "trainer.max_steps=4", "callbacks.checkpoint.every=2", "callbacks.samples.every=1"]
+    options += ["evaluation.answers.n=2"]
+    folder = run(small(*options))
+    for name in ("samples.jsonl", "answers.json", "evaluation.json", "ledger.json", "outcomes.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text[: len(text) * 2 // 3])
+    with (folder / "metrics.csv").open("ab") as file:
+        file.write(b"4,0.12")
+    (folder / "status.json").write_text('{"state": "finished"}')
+    longer = [o.replace("steps=4", "steps=6") for o in options]
+    assert run(small(*longer)) == folder and "1 torn rows" in caplog.text
+    run(small(*options, "study.name=whole"))
+    assert rows(folder) == rows(run(small(*longer, "study.name=whole")))
+    for damaged in (b"\0\0\0\0", b"", b"4,0.1\n"):
+        (folder / "metrics.csv").write_bytes(damaged)
+        assert read_csv(folder / "metrics.csv") == []
+
+
+def test_one_process_at_a_time_makes_a_run(small):
+    cfg = small("method=sft")
+    folder = run_folder(cfg)
+    folder.mkdir(parents=True)
+    with alone_in(folder), pytest.raises(ValueError, match="is being made by another process"):
+        run(cfg)
+    assert run(cfg) == folder
 
 
 def equal(first: Path, second: Path) -> bool:
@@ -171,16 +248,17 @@ def steps_in(study: Path) -> int:
 def killed_at_random(tiny, other, tmp_path, name: str, kills: int, seed: int) -> None:
     """SIGKILL at random moments, one of them while a checkpoint is written; what ends equals a run that was never stopped."""
     base = [o for o in overrides(tiny, other, tmp_path) if name != "grpo" or not o.startswith("model.")]
-    draw, folder = random.Random(seed), tmp_path / "killed"
+    draw, folder, hits = random.Random(f"{name} {seed}"), tmp_path / "killed", 0
     for kill in range(kills):
         process, deadline = start(*base, *METHODS[name], "study.name=killed"), time.time() + 120
-        target = draw.randrange(1, 38)
+        target = draw.randrange(38)
 
         while process.poll() is None and time.time() < deadline:
             written = list(folder.glob("*/seed-0/checkpoints/next.ckpt"))
             if written if kill % 2 else steps_in(folder) > target:
                 break
             time.sleep(0.0005 if kill % 2 else 0.01)
+        hits += process.poll() is None
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -188,9 +266,7 @@ def killed_at_random(tiny, other, tmp_path, name: str, kills: int, seed: int) ->
         line = [*base, *METHODS[name], f"study.name={study}"]
         goes_on(*line) if "trainer=ddp" in line else run(compose(line))
     (first,), (second,) = folder.glob("*/seed-0"), (tmp_path / "whole").glob("*/seed-0")
-    assert equal(first, second)
-    steps = [line.split(",")[0] for line in (first / "metrics.csv").read_text().splitlines()[1:]]
-    assert len(steps) == len(set(steps)) and steps == sorted(steps, key=int)
+    assert equal(first, second) and rows(first) == rows(second) and hits == kills
 
 
 def test_a_run_that_is_killed_ends_bit_by_bit_like_one_that_is_not(tiny, other, tmp_path):

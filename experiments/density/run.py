@@ -58,9 +58,8 @@ def main(bench: Bench) -> None:
     rows = [row(labels, run, ("validation/new/accuracy", "validation/prior/accuracy")) for labels, run in runs]
     bench.write(rows)
     for number, unit in (("student_tokens", 1000), ("updates", 1)):
-        print(
-            f"\n{number}{' (thousands)' if unit > 1 else ''} until the skill is at 0.95, mean and interval; runs that reached it\n"
-        )
+        unit_told = " (thousands)" if unit > 1 else ""
+        print(f"\n{number}{unit_told} until the skill is at 0.95, mean and interval; runs that reached it\n")
         lines = (
             [f"`{arm}`", *(told([r for r in rows if (r["arm"], r["length"]) == (arm, n)], number, unit) for n in LENGTHS)]
             for arm in (*ARMS, "full_from_rl")

@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from opd_lightning.files import replace_text
+
 
 def forget_peak() -> None:
     """Begin to measure peak memory anew, for runs of one sweep may share a process; only Linux can forget resident memory."""
@@ -56,10 +58,21 @@ class Bookkeeping(L.Callback):
         """Peak memory of this process and of those that the run went on from."""
         return {name: max(mib, self.peak.get(name, 0.0)) for name, mib in peak_memory().items()}
 
+    @property
+    def identity(self) -> str:
+        """<hash>/seed-<n>: what the folder's name says of the run in it."""
+        return f"{self.folder.parent.name.rsplit('-', maxsplit=1)[-1]}/{self.folder.name}"
+
     def state_dict(self) -> dict[str, Any]:
-        return {"peak": self.highest()}
+        return {"peak": self.highest(), "run": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if the checkpoint is that of another run."""
+        if state.get("run", self.identity) != self.identity:
+            raise ValueError(
+                f"checkpoints/last.ckpt is that of another run ({state['run']} instead of {self.identity}); bring the right "
+                "one back, remove it to begin anew, or choose another study.name."
+            )
         self.peak = state["peak"]
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
@@ -74,4 +87,4 @@ class Bookkeeping(L.Callback):
             if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
                 source = teacher.weights.source
                 ledger["teacher_training"] = 0 if source is None else source.training_flops()
-            (self.folder / "ledger.json").write_text(json.dumps(ledger, indent=1) + "\n")
+            replace_text(self.folder / "ledger.json", json.dumps(ledger, indent=1) + "\n")

@@ -3,11 +3,16 @@
 import os
 import signal
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from opd_lightning.loggers import MetricsFile
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """What asks a run to save and stop."""
@@ -18,23 +23,37 @@ def older_than(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.ckpt"), key=lambda path: -int(path.stem.removeprefix("step-")))
 
 
-def check_checkpoint(path: Path) -> None:
-    """Every byte is what was written.
-
-    Raises:
-        ValueError: it is damaged; the sentence says how to go on.
-    """
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file; None where every byte is what was written, and all of it can be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        broken = str(error)
-    if broken is not None:
-        older = older_than(path.parent)
-        back = (
-            f"go back to an older one (mv {older[0]} {path})" if older else "there is no older one (callbacks.checkpoint.keep)"
-        )
-        raise ValueError(f"{path} is damaged ({broken}); {back}, or remove it to begin the run anew.")
+            if broken := archive.testzip():
+                return f"{broken} is not what was written"
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # a flipped bit can make any of them
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    missing = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(content)
+    return f"without {', '.join(sorted(missing))}, so of another program" if missing else None
+
+
+def check_checkpoint(path: Path) -> None:
+    """A run can go on from this file.
+
+    Raises:
+        ValueError: it is damaged, or of another program; the sentence says how to go on.
+    """
+    if (broken := damage(path)) is None:
+        return
+    whole = next((older for older in older_than(path.parent) if damage(older) is None), None)
+    back = f"go back to an older one (mv {whole} {path})" if whole else "there is no older one (callbacks.checkpoint.keep)"
+    raise ValueError(f"{path} is damaged ({broken}); {back}, or remove it to begin the run anew.")
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes where it is told to; Lightning's own writes to the system's temporary folder first, which may be small."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
 
 
 class Checkpoint(L.Callback):
@@ -58,6 +77,7 @@ class Checkpoint(L.Callback):
         """Listen for signals; Lightning's own handlers would save in the middle of a step."""
         self.asked = None
         self.listen()
+        trainer.strategy.checkpoint_io = InPlace()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """The step of the checkpoint that there is; and listen again, for Lightning has registered its own meanwhile."""
@@ -84,12 +104,12 @@ class Checkpoint(L.Callback):
         # The last step is saved when its evaluation is complete (on_train_end): a run that dies before takes it again.
         due = asked or trainer.global_step - self.saved >= self.every
         if due and trainer.global_step != trainer.max_steps:
-            self.save(trainer)
+            self.save(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Save the last step; the end of training is no place for a signal to interrupt."""
         if trainer.global_step != self.saved:
-            self.save(trainer)
+            self.save(trainer, module)
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Hand signals back to whoever had them; one that came after the last step is still to be honoured."""
@@ -98,10 +118,23 @@ class Checkpoint(L.Callback):
             signal.signal(number, handler)
         self.handlers = {}
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Write beside the old checkpoint, see it to the disk, then replace the old one in one step."""
+    def save(self, trainer: L.Trainer, module: Any) -> None:
+        """Write beside the old checkpoint, see it to the disk, then replace the old one in one step.
+
+        Lightning logs a step after its callbacks; a checkpoint must not be ahead of the files that go with it.
+        """
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / "next.ckpt", weights_only=False)
+        row = {name: float(trainer.logged_metrics[name]) for name in module.row if name in trainer.logged_metrics}
+        for logger in (each for each in trainer.loggers if isinstance(each, MetricsFile)):
+            logger.log_metrics(row, trainer.global_step)
+            logger.save()
+        folder.mkdir(exist_ok=True)
+        try:
+            trainer.save_checkpoint(folder / "next.ckpt", weights_only=False)
+        except Exception:
+            with suppress(OSError):  # half of one keeps a full disk full
+                (folder / "next.ckpt").unlink(missing_ok=True)
+            raise
         if trainer.is_global_zero:
             with (folder / "next.ckpt").open("rb") as file:
                 os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from opd_lightning.evaluation import GreedyAnswers
+from opd_lightning.files import read_object, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Evaluation(L.Callback):
         self.ask(trainer, module, "end")
         if trainer.is_global_zero:
             scores = {name: e.outcomes for name, e in self.suite.items() if getattr(e, "outcomes", None)}
-            (self.folder / "outcomes.json").write_text(json.dumps(scores) + "\n")
+            replace_text(self.folder / "outcomes.json", json.dumps(scores) + "\n")
 
     @property
     def frequent(self) -> list[Any]:
@@ -89,10 +90,11 @@ class Evaluation(L.Callback):
         for logger in trainer.loggers:
             costs = {f"cost/{k}": v for k, v in module.ledger.so_far().items()}
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()} | costs, step=trainer.global_step)
+            logger.save()
         if trainer.is_global_zero:
             record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
-            (self.folder / "evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
+            replace_text(self.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
 
     def ask(self, trainer: L.Trainer, module: Any, when: str) -> None:
         """Keep the answers of now beside those of before."""
@@ -102,8 +104,8 @@ class Evaluation(L.Callback):
             texts = self.answers(module.student)
         path = self.folder / "answers.json"
         if trainer.is_global_zero:
-            known = json.loads(path.read_text()) if when == "end" and path.is_file() else {"prompts": self.answers.prompts}
-            path.write_text(json.dumps(known | {when: texts}, indent=1) + "\n")
+            known = read_object(path) if when == "end" else {}
+            replace_text(path, json.dumps({"prompts": self.answers.prompts} | known | {when: texts}, indent=1) + "\n")
 
     def examples(self) -> dict[str, Any]:
         """How many examples each evaluation measures, and a digest of their ids: only equal ones can be compared."""

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import lightning as L
+import torch
 
 from opd_lightning.callbacks.diagnostics import repetition
 
@@ -91,7 +92,10 @@ class Guards(L.Callback):
         self.first_length = self.first_length or seen["rollout/length"]
         rows = zip(module.latest.ids.tolist(), module.latest.lengths.tolist(), strict=True)
         repeated = [repetition(ids[:n]) for ids, n in rows]
-        return found | {"length": seen["rollout/length"] / self.first_length, "repetition": sum(repeated) / len(repeated)}
+        share = sum(repeated) / len(repeated)
+        if trainer.world_size > 1:  # the other numbers are means over devices already; all must stop at the same step
+            share = float(trainer.strategy.reduce(torch.tensor(share, device=module.device), reduce_op="mean"))
+        return found | {"length": seen["rollout/length"] / self.first_length, "repetition": share}
 
     def state_dict(self) -> dict[str, Any]:
         return {"beyond": self.beyond, "first_length": self.first_length}

@@ -9,6 +9,8 @@ import rich
 from lightning.pytorch.loggers import WandbLogger
 from rich.markup import escape
 
+from opd_lightning.files import read_lines, replace_text
+
 
 class Samples(L.Callback):
     """Keeps a few completions of every so many steps.
@@ -27,9 +29,9 @@ class Samples(L.Callback):
         """Forget samples beyond the checkpoint the run goes on from."""
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         if trainer.is_global_zero and path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= trainer.global_step]
-            path.write_text("".join(f"{line}\n" for line in lines))
-            self.last = json.loads(lines[-1])["step"] if lines else -self.every
+            rows = [row for row in read_lines(path) if row["step"] <= trainer.global_step]
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            self.last = rows[-1]["step"] if rows else -self.every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """Write the first completions of the rollout that was just learned from."""

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from opd_lightning.files import read_lines, replace_text
 from opd_lightning.generate import Sampling
 from opd_lightning.models import Student
 from opd_lightning.rollout.reuse import check_reuse, counted
@@ -94,9 +95,9 @@ class TeacherRollout:
             self.written = {}
             if self.path is not None and self.path.is_file():
                 # A line is one batch. A process that was killed may have left half a line, whose batch is drawn again.
-                whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-                self.path.write_text("".join(whole))
-                for batch in map(json.loads, whole):
+                batches = read_lines(self.path)
+                replace_text(self.path, "".join(json.dumps(batch) + "\n" for batch in batches))
+                for batch in batches:
                     self.costs[batch["seed"]] = batch["tokens"], batch["flops"]
                     self.written |= {name: (ids, cut) for name, (ids, cut) in batch["rows"].items()}
         return self.written

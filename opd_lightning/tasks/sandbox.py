@@ -1,7 +1,8 @@
 """A verifier that runs what a model wrote: in a process of its own, with limits on time, memory and files.
 
-Limits keep a run alive beside endless loops and greedy programs; they are no wall against malice, and the network stays open.
-Train on code inside a container without a network.
+Limits keep a run alive beside endless loops and greedy programs; they are no wall against malice. A program that sets out to
+can read this user's files, reach the network, outlive its time in a session of its own, or claim that it passed. Train on code
+inside a container without secrets and network.
 """
 
 import re
@@ -13,6 +14,7 @@ import tempfile
 from contextlib import suppress
 from os import killpg
 
+from opd_lightning.redact import redacted
 from opd_lightning.tasks.base import Verdict
 
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -37,13 +39,13 @@ class Code:
         memory_mib: of address space.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: a limit is too small.
     """
 
     def __init__(self, seconds: float = 5.0, memory_mib: int = 1024):
         for name, value in (("seconds", seconds), ("memory_mib", memory_mib)):
-            if not value > 0:
-                raise ValueError(f"task.verifier.{name}={value} must be positive.")
+            if not value >= (64 if name == "memory_mib" else 0.1):
+                raise ValueError(f"task.verifier.{name}={value} is too little for Python to start.")
         self.seconds, self.memory = seconds, memory_mib * 2**20
 
     def __call__(self, completion: str, answer: str) -> Verdict:
@@ -54,7 +56,8 @@ class Code:
         told, errors = self.run(f"{code}\n{answer}\nprint({word!r})\n")
         passed = told.rstrip().endswith(word)
         last = errors.strip().splitlines()[-1:] or ["it was stopped before its end"]
-        return Verdict(float(passed), float(bool(blocks)), None if passed else last[0][:200])
+        # A teacher may be shown the feedback, and a program may have looked at this process's environment.
+        return Verdict(float(passed), float(bool(blocks)), None if passed else redacted(last[0][:200]))
 
     def run(self, program: str) -> tuple[str, str]:
         """What a program writes to its two streams until its time is over; in an empty folder, with an empty environment."""
