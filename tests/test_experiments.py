@@ -1,0 +1,74 @@
+"""The experiments' folders do not rot: shrunken, each still makes its numbers and figures."""
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import Bench, fixed, paired, spread, table
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/run.py"))
+STUDIES = ("demo", "demo_lr", "presets")
+
+
+def shrunken(name: str, folder: Path) -> None:
+    """Two updates of one run per arm."""
+    bench = Bench(folder / "results", folder / "out", jobs=1, small=True)
+    importlib.import_module(f"experiments.{name}.run").main(bench)
+    with (bench.results / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(row["arm"] for row in rows)
+    assert list(bench.results.glob("*.png")) and len(list((folder / "out").glob("*/*/seed-*/ledger.json"))) >= len(rows)
+
+
+def test_one_experiment_still_runs(tmp_path, capsys):
+    shrunken("few_prompts", tmp_path)
+    assert "| `sdft` |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "few_prompts"])
+def test_every_experiment_still_runs(tmp_path, name):
+    shrunken(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "folder"), zip(STUDIES, ("demo", "learning_rates", "presets"), strict=True))
+def test_a_study_s_experiment_still_runs(tmp_path, study, folder, monkeypatch):
+    """Its sweep, shrunken, and the script that collects it."""
+    line = [f"study={study}", "seed=0", "optim.lr=1e-3", "trainer.max_steps=2", "task.n_eval=8", "task.n_train=16"]
+    line += ["data.batch_size=4", "evaluation.every=1", "logger=none", f"output_dir={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "opd_lightning", "-m", *line], check=True, cwd=ROOT, capture_output=True)
+    collect = importlib.import_module(f"experiments.{folder}.collect")
+    monkeypatch.setattr(collect, "HERE", tmp_path)
+    collect.main(tmp_path / study)
+    assert (tmp_path / "results.csv").stat().st_size > 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "models" / "smollm2-135m-instruct").is_dir(), reason="make smollm2 first")
+@pytest.mark.parametrize("name", ["smollm2_recovery", "smollm2_keep", "smollm2_rule"])
+def test_an_experiment_on_real_weights_still_begins(tmp_path, name):
+    experiment = {"smollm2_recovery": "smollm2_opd"}.get(name, name)
+    line = [f"experiment={experiment}", "trainer.max_steps=1", "data.batch_size=2", "evaluation=none", "logger=none"]
+    line += ["start_from=null", f"output_dir={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "opd_lightning", *line], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "experiments").glob("*/README.md")))
+def test_every_folder_is_in_the_index(folder):
+    assert f"({folder}/README.md)" in (ROOT / "experiments" / "README.md").read_text()
+
+
+def test_what_the_tables_are_made_of():
+    rows = [
+        {"arm": a, "seed": s, "x": x} for a, s, x in [("a", 0, 1.0), ("a", 1, 2.0), ("b", 0, 0.5), ("b", 1, 0.5), ("b", 2, 9.0)]
+    ]
+    assert paired(rows, "a", "b", "x").startswith("+1.000 [-5.3") and paired(rows, "a", "c", "x") == ""
+    assert spread([1.0]) == "1.000" and spread([1.0, 1.0]) == "1.000 [1.000, 1.000]"
+    assert table(["a"], [[1]]) == "| a |\n| --- |\n| 1 |"
+    assert fixed("optim.lr=1", ["+optim.lr=2"]) and not fixed("optim.lr=1", ["optim.lr_=2"])
