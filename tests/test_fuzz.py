@@ -1,6 +1,9 @@
 """Whatever a user's file, command line or chat template holds: a result or one sentence, never a traceback from our code."""
 
 import json
+from contextlib import chdir
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,38 +23,66 @@ from opd_lightning.tasks.world import world_tokenizer
 QUICK = settings(max_examples=40, deadline=20_000, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=1500, deadline=20_000, suppress_health_check=list(HealthCheck))
 
+halves = st.sampled_from(["\ud800", "word\udfff", "\udc80\ud83d"])
+words = st.text(max_size=12) | halves
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
 chats = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": values}), max_size=3
 )
-row = st.fixed_dictionaries(
-    {"prompt": st.text(max_size=12) | chats | values}, optional={"completion": values, "answer": values}
-)
+row = st.fixed_dictionaries({"prompt": words | chats | values}, optional={"completion": values, "answer": values})
+pairs = st.fixed_dictionaries({"prompt": words, "completion": words})
+cells = st.sampled_from([b"word", b"7", b'"a, b"', b'"two\nlines"', b'"', b"\xe9", b"\0", b"", b'"a"b'])
 lines = st.one_of(
-    row.map(lambda r: json.dumps(r).encode()), st.binary(max_size=30), values.map(lambda v: json.dumps(v).encode())
+    (row | pairs | values).map(lambda r: json.dumps(r).encode()),
+    st.binary(max_size=30),
+    st.lists(cells | st.text(max_size=4).map(str.encode), min_size=2, max_size=2).map(b",".join),
 )
+
+
+def as_parquet(content: list[bytes]) -> bytes | None:
+    """The lines that are rows as a parquet table; None where they make none, or pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        return None
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        parsed = [json.loads(line) for line in content]
+        stream = pa.BufferOutputStream()
+        parquet.write_table(pa.Table.from_pylist([r for r in parsed if isinstance(r, dict)]), stream)
+        return stream.getvalue().to_pybytes()
+    except (ValueError, TypeError, OverflowError, pa.ArrowException):
+        return None
 
 
 def read(folder: Path, content: list[bytes], suffix: str, bad_rows: str, end: bytes) -> None:
+    """Rows that any tokenizer takes, or a sentence; and no file is written."""
     path = folder / f"rows{suffix}"
-    path.write_bytes(end.join(content))
-    columns = {"prompt": "prompt", "completion": "completion"}
-    try:
-        task = TableTask(str(path), columns, verifier=find("opd_lightning.tasks.verifiers.exact"), bad_rows=bad_rows)
-    except ValueError as error:
-        assert str(error).strip()
-        return
-    ids = [e.id for split in ("train", "validation", "test") for e in task.examples(split)]
+    table = as_parquet(content) if suffix == ".parquet" else None
+    path.write_bytes(end.join(content) if table is None else table)
+    columns = {"prompt": "prompt", "completion": "completion", "answer": "completion"}
+    with chdir(folder):
+        try:
+            task = TableTask(str(path), columns, verifier=find("opd_lightning.tasks.verifiers.exact"), bad_rows=bad_rows)
+        except ValueError as error:
+            assert str(error).strip() and str(error).encode()
+            return
+        finally:
+            assert list(folder.rglob("*")) == [path]
+    examples = [e for split in ("train", "validation", "test") for e in task.examples(split)]
+    ids = [e.id for e in examples]
     assert len(ids) == len(set(ids)) and all(e.messages[-1]["content"] for e in task.examples("train"))
+    assert all(json.dumps(asdict(e), ensure_ascii=False).encode() for e in examples)
 
 
 DATA = given(
-    content=st.lists(lines, max_size=8),
-    suffix=st.sampled_from([".jsonl", ".json", ".csv"]),
+    content=st.tuples(st.sampled_from([[], [b"prompt,completion"]]), st.lists(lines, max_size=8)).map(lambda t: t[0] + t[1])
+    | st.lists(pairs.map(lambda r: json.dumps(r).encode()), max_size=8),
+    suffix=st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]),
     bad_rows=st.sampled_from(["refuse", "skip"]),
     end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
 )

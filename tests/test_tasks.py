@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import ANY
@@ -19,6 +22,7 @@ from opd_lightning.tasks.reasoning import ReasoningGymTask
 from opd_lightning.tasks.rows import read_rows
 from opd_lightning.tasks.splits import distinct, key_of, near_duplicates
 from opd_lightning.tasks.table import TableTask
+from opd_lightning.tasks.verifiers import Function, Math, Regex
 from opd_lightning.train import run
 
 ROWS = [{"q": f"What is {i} plus {i + 1}?", "a": str(2 * i + 1), "why": f"{i} + {i + 1} = {2 * i + 1}"} for i in range(30)]
@@ -121,7 +125,7 @@ def test_spreadsheets_marks_and_null_cells(tmp_path):
     (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(lines))
     assert TableTask(str(tmp_path / "a.csv"), {"prompt": "prompt"}).examples("train")
     (tmp_path / "b.csv").write_bytes("prompt\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"b\.csv:\d: no CSV in UTF-8"):
+    with pytest.raises(ValueError, match=r"b\.csv:2: the column 'prompt' has bytes that are no text .* save it as UTF-8"):
         TableTask(str(tmp_path / "b.csv"), {"prompt": "prompt"})
     rows = [{"q": f"word {i}", "hint": None if i == 2 else "h"} for i in range(4)]
     with pytest.raises(ValueError, match=r"c\.jsonl:3: the prompt is empty"):
@@ -165,7 +169,12 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path, content, sentence):
         ({"columns": {"prompt": "q", "completion": "whyy"}}, r"rows\.jsonl:1: .*whyy is no column; did you mean why\?"),
         ({"columns": {"prompt": "{q} {nope}"}}, r"rows\.jsonl:1: .*cannot be filled in \('nope' is missing\)"),
         ({"columns": {"prompt": "{q"}}, r"is no template"),
-        ({"columns": {"prompt": "q", "id": "same {a[0]}"}}, r"repeat an id"),
+        (
+            {"columns": {"prompt": "q", "id": "same {a[0]}"}},
+            r"rows\.jsonl:6: task\.columns\.id=same \{a\[0\]\} is 'same 1' as in rows\.jsonl:1; give every row another, or",
+        ),
+        ({"verify_seconds": 0}, r"task\.verify_seconds=0 must exceed 0"),
+        ({"verify_seconds": float("inf")}, r"task\.verify_seconds=inf must exceed 0, up to a day"),
         ({"verifier": lambda c, a: None, "columns": {"prompt": "q"}}, r"rows\.jsonl:1: has no answer for task\.verifier"),
         ({"n_eval": 0}, r"task\.n_eval=0"),
         ({"columns": {"prompt": 1}}, r"rows\.jsonl:1: task\.columns\.prompt=1 is no column"),
@@ -390,3 +399,193 @@ def test_malformed_rows_are_refused_by_line_or_skipped_and_listed(tmp_path):
         TableTask(str(path), {"prompt": "nothing"}, bad_rows="skip")
     with pytest.raises(ValueError, match="choose refuse or skip"):
         TableTask(str(path), columns, bad_rows="maybe")
+
+
+def read_both_ways(path: Path, sentence: str) -> tuple[int, list[str]]:
+    """Refuse with a sentence, skip with the same; how many rows are left, and what was skipped."""
+    with pytest.raises(ValueError, match=sentence):
+        TableTask(str(path), {"prompt": "prompt", "completion": "completion"})
+    task = TableTask(str(path), {"prompt": "prompt", "completion": "completion"}, bad_rows="skip")
+    listed = task.notes["skipped_list"]
+    assert len(listed) == task.notes["skipped_rows"] and re.search(sentence, listed[0])
+    return sum(len(task.examples(split)) for split in ("train", "validation", "test")), listed
+
+
+HALF = {
+    "prompt": {"prompt": "\ud800", "completion": "x"},
+    "completion": {"prompt": "p", "completion": "a\udfff"},
+    "turn": {"prompt": [{"role": "user", "content": "\ud800"}], "completion": "x"},
+}
+
+
+@pytest.mark.parametrize("row", HALF.values(), ids=HALF.keys())
+def test_half_a_character_is_a_bad_row(tmp_path, row):
+    """JSON's escapes can hold a lone surrogate, which no tokenizer takes."""
+    good = [{"prompt": f"word {i}", "completion": "\U0001f600"} for i in range(6)]
+    path = Path(write(tmp_path / "rows.jsonl", [*good[:3], row, *good[3:]]))
+    assert read_both_ways(path, r"rows\.jsonl:4: task\.columns\.(prompt|completion)=\1 is no text in UTF-8")[0] == 6
+
+
+def test_half_a_character_in_a_column_name_is_a_bad_row(tmp_path):
+    path = Path(write(tmp_path / "rows.jsonl", [{"prompt": f"w {i}", "completion": "x"} for i in range(4)] + [{"\ud800": 1}]))
+    assert read_both_ways(path, r"rows\.jsonl:5: the name of column '\\ud800' is no text")[0] == 4
+
+
+def cells(n: int) -> list[bytes]:
+    return [b"prompt,completion", *(b"word %d,x" % i for i in range(2, n + 2))]
+
+
+BYTES = {
+    "latin_1": (b"caf\xe9,x", "prompt"),
+    "utf_16": ("word,x".encode("utf-16-le"), "prompt"),
+    "nul": (b"word,\0\0", "completion"),
+    "half_a_character": (b"word,\xed\xa0\x80", "completion"),
+}
+
+
+@pytest.mark.parametrize(("line", "column"), BYTES.values(), ids=BYTES.keys())
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_bytes_that_are_no_text_cost_their_csv_row_alone(tmp_path, line, column, mark, end):
+    """Beyond the first block that is read, too."""
+    lines = cells(3000)
+    lines[2500] = line
+    (tmp_path / "rows.csv").write_bytes(mark + end.join(lines))
+    left, listed = read_both_ways(tmp_path / "rows.csv", rf"rows\.csv:2501: the column '{column}' has bytes that are no text")
+    assert left == 2999 and len(listed) == 1
+
+
+@pytest.mark.parametrize("bad", [b'{"prompt": "caf\xe9"}', b'{"prompt": "a\0b"}', '{"prompt": "a"}'.encode("utf-16-le"), b"\0"])
+def test_bytes_that_are_no_text_cost_their_json_line_alone(tmp_path, bad):
+    lines = [json.dumps({"prompt": f"word {i}", "completion": "x"}).encode() for i in range(3000)]
+    lines[2500] = bad
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
+    assert read_both_ways(tmp_path / "rows.jsonl", r"rows\.jsonl:2501: not JSON in UTF-8")[0] == 2999
+
+
+FILES = {
+    "open_quote": (b'word 6,"x', r"rows\.csv:6: no CSV \(unexpected end of data\); close the quote that opens here"),
+    "text_behind_a_quote_that_closes_late": (b'"word 6,x\nword,"x"', r"rows\.csv:6: no CSV .*close the quote"),
+}
+
+
+@pytest.mark.parametrize("bad_rows", ["refuse", "skip"])
+@pytest.mark.parametrize(("line", "sentence"), FILES.values(), ids=FILES.keys())
+def test_an_open_quote_swallows_no_rows(tmp_path, line, sentence, bad_rows):
+    """Where rows begin behind it cannot be told, so the file is refused, with the line where the quote opens."""
+    lines = cells(40)
+    lines[5] = line
+    (tmp_path / "rows.csv").write_bytes(b"\n".join(lines))
+    with pytest.raises(ValueError, match=sentence):
+        TableTask(str(tmp_path / "rows.csv"), {"prompt": "prompt"}, bad_rows=bad_rows)
+
+
+LINES = {
+    "quote_within_a_line": (b'"word"6,x', r"rows\.csv:6: no CSV"),
+    "too_few": (b"word", r"rows\.csv:6: has 1 cells for 2 columns, none for 'completion'; quote a text with commas"),
+    "too_many": (b"word,x,y", r"rows\.csv:6: has 3 cells for 2 columns, more behind 'completion'; quote"),
+    "several_lines": (b'"two\nlines"', r"rows\.csv:6: has 1 cells for 2 columns, none for 'completion' \(in 2 lines\)"),
+}
+
+
+@pytest.mark.parametrize(("line", "sentence"), LINES.values(), ids=LINES.keys())
+def test_a_malformed_csv_row_is_named_and_costs_itself(tmp_path, line, sentence):
+    lines = cells(40)
+    lines[5] = line
+    (tmp_path / "rows.csv").write_bytes(b"\n".join(lines))
+    left, listed = read_both_ways(tmp_path / "rows.csv", sentence)
+    assert left == 39 and len(listed) == 1
+
+
+def test_rows_of_several_lines_and_blank_lines_are_csv(tmp_path):
+    (tmp_path / "rows.csv").write_text('\nprompt,completion,,\n\n"two\nlines ""said""","a, b",,\nx,y,,\n')
+    rows = read_rows(str(tmp_path / "rows.csv"))
+    assert [place for place, _ in rows] == ["rows.csv:4", "rows.csv:6"]
+    assert rows[0][1]["prompt"] == 'two\nlines "said"' and rows[0][1]["completion"] == "a, b"
+
+
+@pytest.mark.parametrize("bad_rows", ["refuse", "skip"])
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (b"prompt,a,prompt", r"rows\.csv:1: the header has the column 'prompt' twice; rename one"),
+        ("prompt,a".encode("utf-16"), r"rows\.csv:1: the header has bytes that are no text .*save the file as UTF-8"),
+    ],
+)
+def test_a_header_that_is_none_refuses_the_file(tmp_path, header, sentence, bad_rows):
+    (tmp_path / "rows.csv").write_bytes(header + b"\n1,2,3\n")
+    with pytest.raises(ValueError, match=sentence):
+        TableTask(str(tmp_path / "rows.csv"), {"prompt": "prompt"}, bad_rows=bad_rows)
+
+
+def test_the_later_of_two_equal_ids_is_skipped_and_listed(tmp_path):
+    rows = [{"prompt": f"word {i}", "name": f"n{i % 5}"} for i in range(6)]
+    task = TableTask(write(tmp_path / "rows.jsonl", rows), {"prompt": "prompt", "id": "name"}, bad_rows="skip")
+    assert task.notes["skipped_rows"] == 1
+    assert "rows.jsonl:6: task.columns.id=name is 'n0' as in rows.jsonl:1; give" in task.notes["skipped_list"][0]
+    kept = {e.id: e.messages[0]["content"] for s in ("train", "validation", "test") for e in task.examples(s)}
+    assert len(kept) == 5 and kept["n0"] == "word 0"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1] + b"x", lambda b: b[: len(b) // 2], lambda b: b[:-20] + b"\xff" * 12 + b[-8:]]
+)
+def test_a_damaged_parquet_file_is_refused_in_a_sentence(tmp_path, damage):
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_bytes(damage((tmp_path / "rows.parquet").read_bytes()))
+    with pytest.raises(ValueError, match=r"rows\.parquet: no parquet table \(.*\); write or copy it again"):
+        TableTask(str(tmp_path / "rows.parquet"), COLUMNS)
+
+
+def test_a_verdict_that_is_not_there_in_time_is_wrong(file):
+    """A model's text must not hang a run; what had set an alarm before has it again."""
+    task = TableTask(file, COLUMNS, verifier=Regex(r"(a+)+b"), verify_seconds=0.2)
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 100)
+        begun = time.monotonic()
+        assert task.verify(task.examples("train")[0], "a" * 60) == Verdict(0.0)
+        assert time.monotonic() - begun < 5 and signal.getitimer(signal.ITIMER_REAL)[0] > 50
+        assert signal.getsignal(signal.SIGALRM).__name__ == "<lambda>"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    answer = task.examples("train")[0].extra["answer"]
+    right = TableTask(file, COLUMNS, verifier=Regex(r"\d+"), verify_seconds=5)
+    assert right.verify(right.examples("train")[0], f"So {answer}") == Verdict(1.0, 1.0)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_verifier_that_catches_everything_is_stopped_too_and_may_wait_longer_itself(file):
+    late = TableTask(file, COLUMNS, verifier=Function("tests.test_tasks.asleep"), verify_seconds=0.2)
+    assert late.verify(late.examples("train")[0], "x") == Verdict(0.0)
+    patient = type("Patient", (), {"seconds": 30.0, "__call__": lambda self, completion, answer: Verdict(1.0)})()
+    with pytest.raises(ValueError, match=r"task\.verify_seconds=10\.0 must exceed 30\.0, .*null waits"):
+        TableTask(file, COLUMNS, verifier=patient)
+    assert TableTask(file, COLUMNS, verifier=patient, verify_seconds=None).splits
+
+
+def asleep(completion: str, answer: str) -> bool:
+    time.sleep(30)
+    return True
+
+
+def test_outside_the_main_thread_verdicts_have_no_limit(file):
+    task = TableTask(file, COLUMNS, verifier=Function("tests.test_tasks.nap"), verify_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(task.verify, task.examples("train")[0], "x").result() == Verdict(1.0)
+
+
+def nap(completion: str, answer: str) -> bool:
+    time.sleep(0.2)
+    return True
+
+
+def test_math_keeps_its_own_alarm_inside_the_limit(file):
+    pytest.importorskip("math_verify")
+    task = TableTask(file, COLUMNS, verifier=Math())
+    example = task.examples("train")[0]
+    before = signal.getsignal(signal.SIGALRM)
+    assert task.verify(example, f"\\boxed{{{example.extra['answer']}}}") == Verdict(1.0, 1.0)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

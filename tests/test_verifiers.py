@@ -26,10 +26,16 @@ NUMERIC = [
     ("5", "1/5", 0.0),
     ("7", "1e999", 0.0),
     ("1/0", "1", 0.0),
+    ("9" * 5000, "3", 0.0),
+    ("1/" + "9" * 5000, "3", 0.0),
+    ("1" + ",000" * 2000, "3", 0.0),
+    ("0." + "3" * 5000, "0.3333333", 0.0),
+    ("3", "9" * 5000, 0.0),
+    ("9" * 300, "9" * 300, 1.0),
 ]
 
 
-@pytest.mark.parametrize(("completion", "answer", "content"), NUMERIC)
+@pytest.mark.parametrize(("completion", "answer", "content"), NUMERIC, ids=lambda value: str(value)[:20])
 def test_numeric(completion, answer, content):
     assert Numeric()(completion, answer) == Verdict(content, None)
 
@@ -125,7 +131,9 @@ def test_tool_calls_count_tools_and_merge_arguments():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(max_size=60))
+@given(
+    st.text(max_size=60) | st.tuples(st.text("0123456789,./e- #", max_size=6), st.integers(1, 2000)).map(lambda t: t[0] * t[1])
+)
 def test_no_text_breaks_a_verifier(text):
     for verdict in (
         exact(text, "a"),

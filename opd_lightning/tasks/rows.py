@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +14,7 @@ from opd_lightning.names import nearest, packaged
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_rows(path: str, name: str | None = None, split: str = "train", bad: list[str] | None = None) -> list[tuple[str, Row]]:
@@ -88,29 +91,83 @@ def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
 
 
 def from_csv(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
-    """A header line and as many cells in every row."""
+    """A header line and as many cells in every row, or what is wrong with it."""
+    header: list[str] | None = None
+    for line, cells in records(file):
+        if isinstance(cells, ValueError):
+            yield place(file, line), cells
+        elif header is None:
+            header = named(cells, f"{file}:{line}")
+        else:
+            yield place(file, line), celled(cells, header, f"{file}:{line}")
+
+
+def records(file: Path) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """The records of a CSV file that are not blank, each with the line that it begins in.
+
+    Raises:
+        ValueError: a quote is not closed in its line, and the lines behind it cannot be told from its text.
+    """
     csv.field_size_limit(2**31 - 1)
-    with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets write a byte-order mark
-        reader = csv.DictReader(stream)
-        try:
-            for row in reader:
-                odd = None in row or None in row.values()
-                wrong = ValueError(f"{file}:{reader.line_num}: has not as many cells as the header has columns.")
-                yield place(file, reader.line_num), wrong if odd else row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{file}:{reader.line_num + 1}: no CSV in UTF-8 ({error}); save it as UTF-8.") from error
+    # Spreadsheets write a byte-order mark; bytes that are not UTF-8 stay in their cells, which have a row and a column.
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
+        reader = csv.reader(stream, strict=True)
+        while True:
+            first = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                wrong = ValueError(f"{file}:{first}: no CSV ({error}); close the quote that opens here, double inner ones.")
+                if reader.line_num > first:
+                    raise wrong from error
+                yield first, wrong
+                continue
+            if cells:
+                yield first, cells
+
+
+def named(header: list[str], where: str) -> list[str]:
+    """The header, if it is one: UTF-8, and no column's name twice (spreadsheets leave several empty ones)."""
+    for column in header:
+        if not clean(column):
+            raise ValueError(f"{where}: the header has bytes that are no text ({column!a}); save the file as UTF-8.")
+        if column and header.count(column) > 1:
+            raise ValueError(f"{where}: the header has the column {column!r} twice; rename one.")
+    return header
+
+
+def celled(cells: list[str], header: list[str], where: str) -> Row | ValueError:
+    """A row by column, or which column is at fault."""
+    if len(cells) != len(header):
+        wrong = f"none for {header[len(cells)]!r}" if len(cells) < len(header) else f"more behind {header[-1]!r}"
+        lines = "".join(cells).count("\n") + 1
+        return ValueError(
+            f"{where}: has {len(cells)} cells for {len(header)} columns, {wrong}{f' (in {lines} lines)' if lines > 1 else ''}; "
+            "quote a text with commas, and close every quote."
+        )
+    for column, cell in zip(header, cells, strict=True):
+        if not clean(cell):
+            return ValueError(f"{where}: the column {column!r} has bytes that are no text ({cell[:60]!a}); save it as UTF-8.")
+    return dict(zip(header, cells, strict=True))
+
+
+def clean(cell: str) -> bool:
+    """Is it text? Surrogates stand for bytes that are not UTF-8; NUL bytes are UTF-16, or a damaged file."""
+    return not NO_TEXT.search(cell)
 
 
 def from_parquet(file: Path) -> Iterator[tuple[str, Row]]:
     """A parquet table, through pyarrow."""
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise ValueError(f"task.path={file} needs a package: pip install 'opd-lightning[datasets]'.") from error
     try:
         rows = parquet.read_table(file).to_pylist()
-    except ArrowInvalid as error:
-        raise ValueError(f"{file}: no parquet table ({error}).") from error
+    except Exception as error:  # a damaged file raises many kinds, OSError and the library's own among them
+        raise ValueError(f"{file}: no parquet table ({' '.join(str(error).split())}); write or copy it again.") from error
     for number, row in enumerate(rows, start=1):
         yield place(file, number), row
 
@@ -151,4 +208,31 @@ def checked(row: Any, file: Path, number: int) -> Row | ValueError:
     """A JSON value that is a row, or what it is instead."""
     if not isinstance(row, dict):
         return ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
+    for column in row:
+        if not clean(column):
+            return ValueError(f"{file}:{number}: the name of column {column!a} is no text; rename it.")
     return row
+
+
+def written(value: Any, where: str) -> Any:
+    """The value itself, if its text can be written as UTF-8: an escape in JSON may be one half of a character.
+
+    Raises:
+        ValueError: it cannot; tokenizers would fall over it.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no text in UTF-8 ({error}); mend the row.") from error
+    return value
+
+
+def text(value: Any, part: str, place: str) -> str | None:
+    """A cell as text; nothing and blanks are None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: the {part} is {type(value).__name__}, not text; task.prepare can reshape rows.")
+    return value if value.strip() else None

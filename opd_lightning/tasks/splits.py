@@ -31,6 +31,12 @@ def position_of(example: Example) -> float:
     return int(key_of(example)[:13], 16) / 16**13
 
 
+def take(examples: Sequence[Example], n: int) -> tuple[list[Example], list[Example]]:
+    """The n examples whose prompts come first in an order that depends on nothing else, and the others; both as they stood."""
+    chosen = {e.id for e in sorted(examples, key=position_of)[:n]}
+    return [e for e in examples if e.id in chosen], [e for e in examples if e.id not in chosen]
+
+
 def distinct(examples: Sequence[Example], without: Sequence[Example] = ()) -> list[Example]:
     """The examples with distinct prompts, in order, leaving out the prompts of `without`."""
     seen = {key_of(e) for e in without}

@@ -1,6 +1,5 @@
 """A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
 
-import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,8 +7,9 @@ from typing import Any
 
 from opd_lightning.names import nearest
 from opd_lightning.tasks.base import Example, Messages, Verdict
-from opd_lightning.tasks.rows import Row, read_rows
-from opd_lightning.tasks.splits import distinct, position_of
+from opd_lightning.tasks.rows import Row, read_rows, text, written
+from opd_lightning.tasks.splits import distinct, take
+from opd_lightning.tasks.verifiers import Late, within
 
 PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
 ROLES = ("system", "user", "assistant", "tool")
@@ -46,6 +46,8 @@ class TableTask:
         n_eval: at most so many validation and as many test examples.
         max_new_tokens, batch_size, contexts: see `Task`.
         bad_rows: "refuse" the first malformed row, or "skip" them all; `notes` then counts and lists them.
+        verify_seconds: a verdict that takes longer is that the completion is wrong, for a model's text can send a regular
+            expression on an endless search; None waits. See `within` for where it holds.
 
     Raises:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
@@ -67,6 +69,7 @@ class TableTask:
         batch_size: int = 8,
         contexts: Mapping[str, Any] | None = None,
         bad_rows: str = "refuse",
+        verify_seconds: float | None = 10.0,
     ):
         if bad_rows not in ("refuse", "skip"):
             raise ValueError(f"task.bad_rows={bad_rows!r} is unknown; choose refuse or skip.")
@@ -85,6 +88,10 @@ class TableTask:
         for key, value in (("n_train", n_train), ("n_eval", n_eval)):
             if value is not None and value < 1:
                 raise ValueError(f"task.{key}={value} must be at least 1.")
+        least = getattr(verifier, "seconds", 0)  # a verifier with a limit of its own gives its own verdict on it
+        if verify_seconds is not None and not least < verify_seconds <= 86400:
+            raise ValueError(f"task.verify_seconds={verify_seconds} must exceed {least}, up to a day (86400); null waits.")
+        self.verify_seconds = verify_seconds
         self.verifier, self.system, self.prepare = verifier, system, prepare
         self.verifies = verifier is not None
         self.partial_scores = getattr(verifier, "partial_scores", False)
@@ -117,12 +124,20 @@ class TableTask:
         return {"train": train, "validation": validation, "test": test}
 
     def _read(self, path: str, name: str | None, split: str, lenient: bool = False) -> list[Example]:
-        examples = []
+        examples: dict[str, Example] = {}
+        places: dict[str, str] = {}
         for place, row in read_rows(path, name, split, self.bad):
             try:
                 prepared = self._prepare(place, row)
-                if prepared is not None:
-                    examples.append(self._example(place, prepared, lenient))
+                if prepared is None:
+                    continue
+                example = self._example(place, prepared, lenient)
+                if example.id in places:
+                    raise ValueError(
+                        f"{place}: task.columns.id={self.columns.get('id')} is {example.id!r} as in {places[example.id]}; give "
+                        "every row another, or task.columns.id=null calls rows by file and line."
+                    )
+                examples[example.id], places[example.id] = example, place
             except ValueError as error:
                 if self.bad is None:
                     raise
@@ -134,12 +149,7 @@ class TableTask:
                 else "task.prepare leaves no row."
             )
             raise ValueError(f"task.path={path}: {why}")
-        ids = {e.id: e for e in examples}
-        if len(ids) < len(examples):
-            raise ValueError(
-                f"task.columns.id={self.columns.get('id')}: {len(examples) - len(ids)} rows of {path} repeat an id."
-            )
-        return examples
+        return list(examples.values())
 
     def _prepare(self, place: str, row: Row) -> Row | None:
         if self.prepare is None:
@@ -158,15 +168,22 @@ class TableTask:
         return self.splits[split]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """The verifier's verdict; without one, nothing is ever right."""
+        """The verifier's verdict; without one, or not in time, nothing is ever right."""
         if self.verifier is None:
             return Verdict(0.0)
-        return self.verifier(completion, example.extra["answer"])
+        try:
+            with within(self.verify_seconds):
+                return self.verifier(completion, example.extra["answer"])
+        except Late:
+            return Verdict(0.0)
 
     def _example(self, place: str, row: Row, lenient: bool) -> Example:
         # Held-out rows of public data sets often lack what only training needs.
         spared = ("completion", "demonstration", "solution") if lenient else ()
-        found = {part: part_of(row, part, column, place, part in spared) for part, column in self.columns.items()}
+        found = {
+            part: written(part_of(row, part, column, place, part in spared), f"{place}: task.columns.{part}={column}")
+            for part, column in self.columns.items()
+        }
         messages, answered = chat(found["prompt"], place)
         system = text(found.get("system"), "system", place) or self.system
         if system and messages[0]["role"] != "system":
@@ -186,12 +203,6 @@ class TableTask:
             skill=text(found.get("skill"), "skill", place) or "new",
             extra={} if answer is None else {"answer": answer},
         )
-
-
-def take(examples: Sequence[Example], n: int) -> tuple[list[Example], list[Example]]:
-    """The n examples whose prompts come first in an order that depends on nothing else, and the others; both as they stood."""
-    chosen = {e.id for e in sorted(examples, key=position_of)[:n]}
-    return [e for e in examples if e.id in chosen], [e for e in examples if e.id not in chosen]
 
 
 def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
@@ -214,17 +225,6 @@ def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
         raise ValueError(f"{place}: task.columns.{part}={column} is no column{nearest(column, row)}") from error
     except ValueError as error:
         raise ValueError(f"task.columns.{part}={column!r} is no template ({error}); double literal braces.") from error
-
-
-def text(value: Any, part: str, place: str) -> str | None:
-    """A cell as text; nothing and blanks are None."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool | int | float):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{place}: the {part} is {type(value).__name__}, not text; task.prepare can reshape rows.")
-    return value if value.strip() else None
 
 
 def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:

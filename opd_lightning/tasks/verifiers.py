@@ -5,7 +5,10 @@ in the answer just as in the completion. A verifier of your own may return a boo
 """
 
 import re
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +19,39 @@ NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?(?:\s?/\s?\d+(?![\d.]))?"
 )
 """A number: commas between groups of three digits, decimals, an exponent, a simple fraction."""
+
+DIGITS = 300
+"""What is longer is no number: Python refuses to read thousands of digits, and a model may write them."""
+
+
+class Late(BaseException):
+    """A verdict was not there in time; no Exception, for verifiers catch those that their parsers raise."""
+
+
+@contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Raise `Late` if what is inside takes longer; None waits.
+
+    It holds in the main thread, where alarms ring (not on Windows), and for what looks for them: Python code and regular
+    expressions, not one long step of a C library. An alarm that is set inside (math-verify's) replaces it; one that waited
+    outside begins anew.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if seconds is None or not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise Late
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    waiting = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *waiting)
 
 
 def exact(completion: str, answer: str, ignore_case: bool = True) -> Verdict:
@@ -69,9 +105,11 @@ class Numeric:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """All numbers of a text, exactly; a division by zero is none."""
+    """All numbers of a text, exactly; a division by zero is none, nor is a number of more than 300 digits."""
     found = []
     for match in NUMBER.findall(text):
+        if len(match) > DIGITS:
+            continue
         top, _, bottom = match.replace(",", "").replace(" ", "").partition("/")
         if not bottom or int(bottom):
             found.append(Fraction(top) / int(bottom or 1))
