@@ -1,24 +1,18 @@
 """What `opd_lightning.check` finds out, one function per question; each yields findings."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import quantiles
 
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.assemble import Nouns
 from opd_lightning.context import NoContext
 from opd_lightning.data import encode_chat
 from opd_lightning.evaluation import TeacherAccuracy
-from opd_lightning.flops import Sizes
-from opd_lightning.models import Pretrained, Student
+from opd_lightning.models import Student
 from opd_lightning.tasks.base import Example
-from opd_lightning.teacher.weights import Weights
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,18 @@ class Finding:
     name: str
     state: str
     text: str
+
+
+def settled(found: Iterable[Finding]) -> list[str]:
+    """What findings warn of, a sentence each.
+
+    Raises:
+        ValueError: all that fails.
+    """
+    told = [(finding.state, f"{finding.name}: {finding.text}") for finding in found]
+    if failed := [text for state, text in told if state == "fail"]:
+        raise ValueError(" ".join(failed))
+    return [text for state, text in told if state == "warn"]
 
 
 def models(nouns: Nouns) -> Iterator[Finding]:
@@ -152,61 +158,6 @@ def prompts(nouns: Nouns) -> Iterator[Finding]:
             continue
         ids = encode_chat(nouns.tokenizer, chat, **context.template_options)
         yield Finding(f"{name} reads", "pass", str(nouns.tokenizer.decode(ids)))
-
-
-def blank(model: Pretrained) -> tuple[Sizes, int, PretrainedConfig]:
-    """Sizes, parameters and configuration of a model whose weights are not loaded."""
-    config = model.config()
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    return Sizes.of(empty), sum(p.numel() for p in empty.parameters()), config
-
-
-def memory(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
-    """Weights, optimizer, teachers, activations and rollout cache of one device, roughly, against what it has."""
-    sizes, parameters, config = blank(nouns.model)
-    width, adapted, devices = torch.finfo(nouns.model.dtype).bits // 8, cfg.adapter is not None, cfg.trainer.devices
-    # A low-rank adapter has two thin factors for each matrix; matrices are taken as square.
-    thin = int(2 * cfg.adapter.get("r", 8) * (sizes.layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
-    weights = Weights(parameters, sizes.layers, thin, width, adapted)
-    spread = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
-    parts = {"weights": weights.all * width / spread, "gradients and AdamW": weights.trained * (width + 8) / spread}
-    for name, scorer in nouns.scorers.items():
-        source = scorer.weights.source
-        other = 0 if source is None else blank(source)[1] * torch.finfo(source.dtype).bits // 8
-        parts[name] = other + scorer.weights.footprint(weights)
-    parts |= passing(nouns, cfg, config, width)
-    cuda = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = torch.cuda.get_device_properties(0).total_memory if cuda else host
-    total = sum(parts.values())
-    told = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
-    state = "pass" if total < 0.7 * room else "warn"
-    remedy = "" if state == "pass" else "; lower micro_tokens or data.batch_size, or try model.checkpointing=true, adapter=lora"
-    device = "GPU" if cuda else "machine"
-    yield Finding("memory", state, f"about {total / GIB:.2g} GiB ({told}) of the {device}'s {room / GIB:.3g}{remedy}")
-
-
-def passing(nouns: Nouns, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
-    """Bytes that come and go within a step.
-
-    Activations are counted as 16 hidden-sized values per token and layer and the feed-forward's width twice (with checkpointing
-    2 and none); the head holds `chunk` rows of logits a few times over.
-    """
-    longest = max(lengths(list(nouns.examples), nouns, NoContext(nouns.model.template_options)), default=0)
-    length, light = longest + nouns.rollout.max_new_tokens, nouns.model.checkpointing
-    rows = cfg.data.batch_size * getattr(nouns.rollout, "samples", 1)
-    tokens = min(rows * length, max(cfg.micro_tokens or rows * length, length))
-    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    values = 2 * config.hidden_size if light else 16 * config.hidden_size + 2 * wide
-    keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * rows * length * config.num_hidden_layers * keys * head * width
-    return {
-        "activations": tokens * config.num_hidden_layers * values * 4,
-        "logits": 4 * cfg.chunk * config.vocab_size * 4,
-        "rollout cache": cached if nouns.rollout.student_writes else 0,
-    }
 
 
 def probe(nouns: Nouns, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:

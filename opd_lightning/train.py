@@ -10,6 +10,7 @@ import sys
 import warnings
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from opd_lightning.checks import check
 from opd_lightning.config import build, first_stage, plain, run_folder
 from opd_lightning.data import PromptData
 from opd_lightning.evaluation import Estimate, headlines
+from opd_lightning.findings import models, settled, verifier
 from opd_lightning.loggers import MetricsFile
 from opd_lightning.module import DistillationModule
+from opd_lightning.needs import memory
 from opd_lightning.redact import redacted
 from opd_lightning.seeds import derive_seed
 from opd_lightning.stand_in import NOT_VERIFIED
@@ -103,6 +106,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = nouns.preflight()
+    for warning in settled(chain(models(nouns), verifier(nouns), memory(nouns, cfg))):
+        log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
     if checkpoint.exists() and before["digest"] != found["digest"]:
