@@ -71,8 +71,6 @@ def explained(error: InstantiationException, node: DictConfig | dict) -> str | N
     This program's own errors name their field; what a library says is told with the node that it is about.
     """
     cause = error.__cause__
-    if isinstance(cause, InstantiationException):  # Hydra wraps some errors twice
-        cause = cause.__cause__ or cause
     foreign = not str(node.get("_target_")).startswith(__package__)
     if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
         return str(cause)

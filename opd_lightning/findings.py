@@ -47,9 +47,12 @@ def models(nouns: Nouns) -> Iterator[Finding]:
     mine, tokenizer = nouns.model, nouns.tokenizer
     words, size = len(tokenizer), mine.words()
     state = "fail" if size < words else "pass"
-    padded = f", padded to {size}" if size > words else ""
+    padded = f", padded to {size}" if size > words else f", and the model knows {size}" if size < words else ""
+    remedy = "; give the model's own tokenizer, or a model for all of its words" if size < words else ""
     yield Finding(
-        "tokenizer", state, f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}"
+        "tokenizer",
+        state,
+        f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}{remedy}",
     )
     for name, scorer in nouns.scorers.items():
         source = scorer.weights.source
@@ -80,6 +83,7 @@ def models(nouns: Nouns) -> Iterator[Finding]:
         text += (
             f"; differs in {', '.join(unlike)}" if unlike else "; the same vocabulary, EOS, special tokens and chat template"
         )
+        text += f"; choose a teacher that knows the student's {words} words" if fatal else ""
         yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if unlike else "pass", text)
 
 
