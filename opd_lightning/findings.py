@@ -128,14 +128,14 @@ def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
     yield Finding("batch", "pass", text)
 
 
-def verifier(nouns: Nouns) -> Iterator[Finding]:
-    """A reference must be right and an empty completion wrong."""
+def verifier(nouns: Nouns, n: int = 64) -> Iterator[Finding]:
+    """A reference must be right and an empty completion wrong, of the first `n` examples."""
     if not nouns.task.verifies:
         yield Finding("verifier", "pass", "none; nothing is judged")
         return
-    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:64]
+    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:n]
     wrong = [e.id for e, text in written if nouns.task.verify(e, text).content < 1]
-    empty = [e.id for e in nouns.examples[:64] if nouns.task.verify(e, "").content > 0]
+    empty = [e.id for e in nouns.examples[:n] if nouns.task.verify(e, "").content > 0]
     if empty:
         yield Finding("verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier.")
     elif wrong and len(wrong) == len(written):

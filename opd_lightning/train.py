@@ -106,7 +106,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = nouns.preflight()
-    for warning in settled(chain(models(nouns), verifier(nouns), memory(nouns, cfg))):
+    for warning in settled(chain(models(nouns), verifier(nouns, 16), memory(nouns, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
