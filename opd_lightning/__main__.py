@@ -26,7 +26,8 @@ class RunFailed(CompactHydraException):
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Make one run; in a sweep, Hydra calls this once per cell."""
-    from opd_lightning.train import note_failure, run  # imported late, so that --help and typos answer at once
+    from opd_lightning.status import note_failure  # imported late, so that --help and typos answer at once
+    from opd_lightning.train import run
 
     try:
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:

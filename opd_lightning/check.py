@@ -17,9 +17,11 @@ from rich.table import Table
 
 from opd_lightning.assemble import Nouns, assemble
 from opd_lightning.checks import check
-from opd_lightning.config import compose, run_folder
-from opd_lightning.findings import Finding, data, memory, models, probe, prompts, verifier
+from opd_lightning.config import build, compose, run_folder
+from opd_lightning.findings import Finding, data, models, probe, prompts, verifier
+from opd_lightning.needs import disk, memory
 from opd_lightning.overrides import explain, unwritable
+from opd_lightning.redact import redacted
 from opd_lightning.train import quiet
 
 
@@ -44,8 +46,14 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         problem = unwritable(str(cfg.output_dir))
         yield Finding("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
 
+    def trainer() -> Iterator[Finding]:
+        build(cfg.trainer, logger=False)
+        asked = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
+        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in asked.items()))
+
     if not attempt("configuration", configuration):
         return found
+    attempt("trainer", trainer)
     attempt("write access", access)
     nouns: list[Nouns] = []
 
@@ -61,6 +69,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))
+    attempt("disk", lambda: disk(made, cfg))
     if not fast:
         attempt("teacher", lambda: probe(made, cfg))
     return found
@@ -74,7 +83,7 @@ def show(found: list[Finding]) -> None:
     table = Table("", "what", "finding", title_justify="left")
     for finding in found:
         colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(finding.text))
+        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(redacted(finding.text)))
     Console().print(table)
 
 
@@ -84,12 +93,12 @@ def main() -> None:
     if any(a in ("-h", "--help") for a in arguments):
         sys.exit(__doc__)
     if problem := explain(arguments):
-        sys.exit(f"error: {problem}")
+        sys.exit(f"error: {redacted(problem)}")
     quiet()
     try:
         found = examine(compose(arguments), fast)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redacted(str(error))}")
     show(found)
     sys.exit(any(finding.state == "fail" for finding in found))
 

@@ -1,39 +1,15 @@
-"""Checks that need no model: does every node bind to its target, and do the choices make sense together?"""
+"""Checks that need no model: do the choices of a configuration make sense together, and does every node bind to its target?"""
 
-import inspect
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import torch
-import yaml
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import SchedulerType
 
-from opd_lightning.config import CONF_DIR, ENDLESS_SCHEDULES, build, plain
-from opd_lightning.names import find, nearest
-
-EXTRAS = {
-    "rollout": {"tokenizer", "folder"},
-    "teacher": {"tokenizer"},
-    "reference": {"tokenizer"},
-    "evaluation": {"task", "tokenizer", "model"},
-    "trainer": {"logger", "callbacks", "default_root_dir"},
-    "logger": {"save_dir", "id", "name"},
-}
-"""Arguments that the program adds to a node, by the beginning of its place in the configuration."""
-
-KEYS = {
-    "data": {"batch_size", "max_prompt_tokens", "overlong"},
-    "evaluation": {"every", "suite", "answers"},
-    "study": {"name", "sweep", "baseline", "lr"},
-}
-"""What stands in nodes that are no object's."""
-
-NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from opd_lightning.config import ENDLESS_SCHEDULES, build, plain
+from opd_lightning.names import nearest
+from opd_lightning.shapes import check_binding, check_names, check_shape, check_type, shipped, targets
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -45,87 +21,12 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: the field, its value and the remedy.
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ValueError(f"{missing[0]} has no default; give it ({missing[0]}=...).")
+    check_shape(cfg)
     resolved = plain(cfg)
     check_names(resolved)
     for place, node in targets(resolved):
         check_binding(place, node)
     return check_choices(resolved)
-
-
-def check_names(cfg: dict[str, Any]) -> None:
-    """Top-level keys are known ones, and whatever names a folder can be a folder's name on every system."""
-    primary = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
-    groups = [next(iter(entry)).split("/")[0] for entry in primary.pop("defaults") if isinstance(entry, dict)]
-    known = {*primary, *groups} - {"override hydra"}
-    for key, value in cfg.items():
-        if key not in known:
-            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}")
-    for place, keys in KEYS.items():
-        for key, value in cfg[place].items():
-            if key not in keys:
-                raise ValueError(f"{place}.{key}={value!r} is no key{nearest(key, keys)}")
-    for key, value in cfg["callbacks"].items():
-        if value is not None and "_target_" not in value:
-            raise ValueError(f"callbacks.{key} is no callback{nearest(key, [k for k in cfg['callbacks'] if k != key])}")
-    for key, value in cfg["evaluation"]["suite"].items():
-        if value is not None and "_target_" not in value:
-            raise ValueError(
-                f"evaluation.suite.{key} has options and no evaluation: they belong to another option of evaluation=; choose "
-                f"that one, or drop them (~evaluation.suite.{key})."
-            )
-    if cfg["evaluation"]["answers"] is not None and "_target_" not in cfg["evaluation"]["answers"]:
-        raise ValueError(
-            "evaluation.answers has options of another option of evaluation=; drop them (evaluation.answers=null)."
-        )
-    for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
-        if not NAMES.fullmatch(str(value)):
-            raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
-
-
-def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node with a `_target_`, and its place such as "loss.divergence"."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield place, node
-        for key, value in node.items():
-            yield from targets(value, f"{place}.{key}" if place else str(key))
-
-
-def check_binding(place: str, node: dict[str, Any]) -> None:
-    """The node's keys are parameters of its target, and none that it needs is missing."""
-    try:
-        target = find(node["_target_"])
-    except ValueError as error:
-        raise ValueError(f"{place}._target_={node['_target_']} cannot be imported ({error}).") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    given = {key for key in node if not key.startswith("_")}
-    extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
-    for key in given - set(parameters):
-        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}")
-    for key in given & set(parameters):
-        check_type(f"{place}.{key}", node[key], parameters[key].annotation)
-    if not node.get("_partial_"):
-        needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
-        for key in needed - given - extra:
-            raise ValueError(f"{place}.{key} is missing; {node['_target_']} needs it.")
-
-
-PLAIN = (int, float, bool, str, type(None))
-
-
-def check_type(place: str, value: Any, annotation: Any) -> None:
-    """A number is where a number is meant; annotations that are more than plain types are left to their targets."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if not all(kind in PLAIN for kind in kinds) or type(value) in kinds or (type(value) is int and float in kinds):
-        return
-    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-    if value is None:
-        raise ValueError(f"{place} has no value and should be {names}; give it ({place}=...).")
-    raise ValueError(f"{place}={value!r} should be {names}.")
 
 
 def check_choices(cfg: dict[str, Any]) -> list[str]:
@@ -135,14 +36,13 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     check_rollout(cfg)
     warnings = []
     loss, policies = cfg["loss"], parts(cfg["rollout"])
-    shipped = yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
     if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
         warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
     if cfg["teacher"] and (caution := get_object(cfg["teacher"]["_target_"]).caution):
         warnings.append(caution)
     sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
     for name, value in loss["coefficients"].items():
-        if name in loss and not loss[name] and value != shipped["loss"]["coefficients"].get(name):
+        if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     sampled = loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples
     estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]

@@ -11,6 +11,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 HERE = Path(__file__).resolve().parent
@@ -58,9 +59,25 @@ def build(node: DictConfig | dict | None, **offers: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="all", **accepted(node, offers))
     except InstantiationException as error:
-        if isinstance(error.__cause__, (ValueError, ImportError)):
-            raise ValueError(str(error.__cause__)) from error
-        raise
+        told = explained(error, node)
+        if told is None:
+            raise
+        raise ValueError(told) from error
+
+
+def explained(error: InstantiationException, node: DictConfig | dict) -> str | None:
+    """One sentence for what a target raised on its arguments; None for what is no matter of arguments.
+
+    This program's own errors name their field; what a library says is told with the node that it is about.
+    """
+    cause = error.__cause__
+    foreign = not str(node.get("_target_")).startswith(__package__)
+    if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
+        return str(cause)
+    if not foreign or not isinstance(cause, (ValueError, TypeError, MisconfigurationException)):
+        return None
+    place = (node._get_full_key(None) if isinstance(node, DictConfig) else "") or str(node.get("_target_"))
+    return f"{place} cannot be made of its options ({' '.join(str(cause).split())[:300]}); change them ({place}.<option>=...)."
 
 
 def accepted(node: DictConfig | dict, offers: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,18 @@
 """What `opd_lightning.check` finds out, one function per question; each yields findings."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import quantiles
 
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.assemble import Nouns
 from opd_lightning.context import NoContext
 from opd_lightning.data import encode_chat
 from opd_lightning.evaluation import TeacherAccuracy
-from opd_lightning.flops import Sizes
-from opd_lightning.models import Pretrained, Student
+from opd_lightning.models import Student
 from opd_lightning.tasks.base import Example
-from opd_lightning.teacher.weights import Weights
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,29 @@ class Finding:
     text: str
 
 
+def settled(found: Iterable[Finding]) -> list[str]:
+    """What findings warn of, a sentence each.
+
+    Raises:
+        ValueError: all that fails.
+    """
+    told = [(finding.state, f"{finding.name}: {finding.text}") for finding in found]
+    if failed := [text for state, text in told if state == "fail"]:
+        raise ValueError(" ".join(failed))
+    return [text for state, text in told if state == "warn"]
+
+
 def models(nouns: Nouns) -> Iterator[Finding]:
     """Do student and teacher mean the same by a token, and end where the other would?"""
     mine, tokenizer = nouns.model, nouns.tokenizer
     words, size = len(tokenizer), mine.words()
     state = "fail" if size < words else "pass"
-    padded = f", padded to {size}" if size > words else ""
+    padded = f", padded to {size}" if size > words else f", and the model knows {size}" if size < words else ""
+    remedy = "; give the model's own tokenizer, or a model for all of its words" if size < words else ""
     yield Finding(
-        "tokenizer", state, f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}"
+        "tokenizer",
+        state,
+        f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}{remedy}",
     )
     for name, scorer in nouns.scorers.items():
         source = scorer.weights.source
@@ -74,6 +83,7 @@ def models(nouns: Nouns) -> Iterator[Finding]:
         text += (
             f"; differs in {', '.join(unlike)}" if unlike else "; the same vocabulary, EOS, special tokens and chat template"
         )
+        text += f"; choose a teacher that knows the student's {words} words" if fatal else ""
         yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if unlike else "pass", text)
 
 
@@ -118,14 +128,14 @@ def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
     yield Finding("batch", "pass", text)
 
 
-def verifier(nouns: Nouns) -> Iterator[Finding]:
-    """A reference must be right and an empty completion wrong."""
+def verifier(nouns: Nouns, n: int = 64) -> Iterator[Finding]:
+    """A reference must be right and an empty completion wrong, of the first `n` examples."""
     if not nouns.task.verifies:
         yield Finding("verifier", "pass", "none; nothing is judged")
         return
-    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:64]
+    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:n]
     wrong = [e.id for e, text in written if nouns.task.verify(e, text).content < 1]
-    empty = [e.id for e in nouns.examples[:64] if nouns.task.verify(e, "").content > 0]
+    empty = [e.id for e in nouns.examples[:n] if nouns.task.verify(e, "").content > 0]
     if empty:
         yield Finding("verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier.")
     elif wrong and len(wrong) == len(written):
@@ -152,61 +162,6 @@ def prompts(nouns: Nouns) -> Iterator[Finding]:
             continue
         ids = encode_chat(nouns.tokenizer, chat, **context.template_options)
         yield Finding(f"{name} reads", "pass", str(nouns.tokenizer.decode(ids)))
-
-
-def blank(model: Pretrained) -> tuple[Sizes, int, PretrainedConfig]:
-    """Sizes, parameters and configuration of a model whose weights are not loaded."""
-    config = model.config()
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    return Sizes.of(empty), sum(p.numel() for p in empty.parameters()), config
-
-
-def memory(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
-    """Weights, optimizer, teachers, activations and rollout cache of one device, roughly, against what it has."""
-    sizes, parameters, config = blank(nouns.model)
-    width, adapted, devices = torch.finfo(nouns.model.dtype).bits // 8, cfg.adapter is not None, cfg.trainer.devices
-    # A low-rank adapter has two thin factors for each matrix; matrices are taken as square.
-    thin = int(2 * cfg.adapter.get("r", 8) * (sizes.layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
-    weights = Weights(parameters, sizes.layers, thin, width, adapted)
-    spread = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
-    parts = {"weights": weights.all * width / spread, "gradients and AdamW": weights.trained * (width + 8) / spread}
-    for name, scorer in nouns.scorers.items():
-        source = scorer.weights.source
-        other = 0 if source is None else blank(source)[1] * torch.finfo(source.dtype).bits // 8
-        parts[name] = other + scorer.weights.footprint(weights)
-    parts |= passing(nouns, cfg, config, width)
-    cuda = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    room = torch.cuda.get_device_properties(0).total_memory if cuda else host
-    total = sum(parts.values())
-    told = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size)
-    state = "pass" if total < 0.7 * room else "warn"
-    remedy = "" if state == "pass" else "; lower micro_tokens or data.batch_size, or try model.checkpointing=true, adapter=lora"
-    device = "GPU" if cuda else "machine"
-    yield Finding("memory", state, f"about {total / GIB:.2g} GiB ({told}) of the {device}'s {room / GIB:.3g}{remedy}")
-
-
-def passing(nouns: Nouns, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
-    """Bytes that come and go within a step.
-
-    Activations are counted as 16 hidden-sized values per token and layer and the feed-forward's width twice (with checkpointing
-    2 and none); the head holds `chunk` rows of logits a few times over.
-    """
-    longest = max(lengths(list(nouns.examples), nouns, NoContext(nouns.model.template_options)), default=0)
-    length, light = longest + nouns.rollout.max_new_tokens, nouns.model.checkpointing
-    rows = cfg.data.batch_size * getattr(nouns.rollout, "samples", 1)
-    tokens = min(rows * length, max(cfg.micro_tokens or rows * length, length))
-    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    values = 2 * config.hidden_size if light else 16 * config.hidden_size + 2 * wide
-    keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * rows * length * config.num_hidden_layers * keys * head * width
-    return {
-        "activations": tokens * config.num_hidden_layers * values * 4,
-        "logits": 4 * cfg.chunk * config.vocab_size * 4,
-        "rollout cache": cached if nouns.rollout.student_writes else 0,
-    }
 
 
 def probe(nouns: Nouns, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:

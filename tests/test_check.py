@@ -1,13 +1,18 @@
 """The check before a run: everything planted is found, nothing is made, and the exit code says so."""
 
 import json
+import logging
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opd_lightning.check import examine
 from opd_lightning.check import main as check_command
+from opd_lightning.config import run_folder
 from opd_lightning.findings import Finding
+from opd_lightning.train import run
 
 
 def states(found: list[Finding]) -> dict[str, str]:
@@ -53,11 +58,22 @@ def planted(name, tmp_path, other) -> list[str]:
     """Overrides of a run with one thing wrong."""
     table = ["task=table", "task.columns={prompt: prompt, completion: completion, answer: answer}", "task.max_new_tokens=8"]
     words = [{"prompt": f"copy {i}", "completion": f"answer {i}", "answer": f"answer {i}"} for i in range(10)]
-    if name in ("eos", "template", "vocabulary"):
-        folder = tmp_path / "teacher"
+    folder = tmp_path / "teacher"
+    if name in ("padded", "short", "short_teacher"):
+        shutil.copytree(other, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["vocab_size"] += 8 if name == "padded" else -8
+        (folder / "config.json").write_text(json.dumps(config))
+        return ["method=opd", f"{'teacher' if name == 'short_teacher' else 'model'}.path={folder}"]
+    if name == "unrendered":
+        (tmp_path / "strict.jinja").write_text("{{ raise_exception('speaks to nobody') }}")
+        return ["method=opd", f"model.chat_template={tmp_path}/strict.jinja"]
+    if name in ("eos", "template", "special", "vocabulary"):
         tokenizer = AutoTokenizer.from_pretrained(other)
         if name == "eos":
             tokenizer.eos_token = "done"
+        elif name == "special":
+            tokenizer.add_special_tokens({"cls_token": "done"})
         elif name == "template":
             tokenizer.chat_template = tokenizer.chat_template + " "
         else:
@@ -68,8 +84,6 @@ def planted(name, tmp_path, other) -> list[str]:
             template = tokenizer.chat_template
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<eos>", pad_token="<pad>")
             tokenizer.chat_template = template
-        import shutil
-
         shutil.copytree(other, folder)
         tokenizer.save_pretrained(folder)
         return ["method=opd", f"teacher.path={folder}"]
@@ -89,6 +103,12 @@ def planted(name, tmp_path, other) -> list[str]:
             f"task.path={rows(tmp_path / 'b.jsonl', words)}",
             *function("tests.test_check.anything"),
         ],
+        "too_large": ["method=opd"],
+        "full_disk": ["method=opd"],
+        "accelerator": ["method=sft", "trainer.accelerator=gpu"],
+        "precision": ["method=sft", "trainer.precision=fp7"],
+        "devices": ["method=sft", "trainer.devices=0"],
+        "strategy": ["method=sft", "trainer.strategy=nope"],
         "memory": ["method=opd", "data.batch_size=100000000", "micro_tokens=null"],
         "package": ["method=grpo", "task=reasoning_gym", "task.name=chain_sum"],
         "option": ["method=opd", "data.overlong=maybe"],
@@ -100,6 +120,17 @@ def planted(name, tmp_path, other) -> list[str]:
     [
         ("eos", "teacher's tokenizer", "warn", "another EOS"),
         ("template", "teacher's tokenizer", "warn", "differs in chat template"),
+        ("special", "teacher's tokenizer", "warn", "differs in special tokens"),
+        ("padded", "tokenizer", "pass", "32 words, padded to 40"),
+        ("short", "tokenizer", "fail", "32 words, and the model knows 24"),
+        ("short_teacher", "teacher's tokenizer", "fail", "24 logits"),
+        ("unrendered", "data", "fail", "speaks to nobody"),
+        ("too_large", "memory", "fail", "weights, gradients and AdamW alone take"),
+        ("full_disk", "disk", "warn", "make room, or choose another output_dir"),
+        ("accelerator", "trainer", "fail", "trainer cannot be made of its options"),
+        ("precision", "trainer", "fail", "Precision 'fp7' is invalid"),
+        ("devices", "trainer", "fail", "devices=0"),
+        ("strategy", "trainer", "fail", "invalid strategy name"),
         ("vocabulary", "parts", "fail", "another tokenizer than the student"),
         ("window", "data", "fail", "exceeds the 128 tokens"),
         ("batch", "batch", "fail", "no multiple of trainer.devices=2"),
@@ -114,8 +145,46 @@ def planted(name, tmp_path, other) -> list[str]:
 def test_what_is_planted_is_found(small, tmp_path, other, monkeypatch, name, where, state, told):
     if name == "package":
         monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    elif name == "too_large":
+        monkeypatch.setattr("opd_lightning.needs.device", lambda cfg: ("GPU", 1000))
+    elif name == "full_disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    elif name == "accelerator":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     found = examine(small(*planted(name, tmp_path, other)), fast=True)
     assert states(found)[where] == state and told in text(found, where)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("reference", "verifier: no reference completion scores 1"), ("short", "tokenizer: .* the model knows 24")],
+)
+def test_training_refuses_what_the_check_fails(small, tmp_path, other, name, told):
+    """It looks at all that is cheap to look at, before weights are loaded."""
+    cfg = small(*planted(name, tmp_path, other), "method=grpo")
+    with pytest.raises(ValueError, match=told):
+        run(cfg)
+    assert '"failed"' in (run_folder(cfg) / "status.json").read_text()
+
+
+def test_training_warns_of_what_the_check_warns_of(small, tmp_path, other, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(small(*planted("eos", tmp_path, other)))
+    assert "warning: teacher's tokenizer: " in caplog.text and "another EOS" in caplog.text
+
+
+def test_a_run_whose_trainer_cannot_be_made_says_so_in_a_sentence(small):
+    with pytest.raises(ValueError, match=r"^trainer cannot be made of its options \(Precision 'fp7' is invalid"):
+        run(small("method=sft", "trainer.precision=fp7"))
+
+
+def test_the_command_shows_no_secret(command, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    code, output, _ = command("method=sft", "model.path=/nowhere/0123456789abcdef", "--fast", main=check_command)
+    assert code == 1 and "(secret)" in output and "0123456789abcdef" not in output
+    code, output, _ = command("method=0123456789abcdef", main=check_command)
+    assert code == 1 and "(secret)" in output and "0123456789abcdef" not in output
 
 
 def test_the_command_says_so_by_its_exit_code(command):

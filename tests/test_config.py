@@ -207,6 +207,52 @@ def test_bad_values_end_a_run_with_a_sentence_and_a_status(small, overrides, sen
     assert '"failed"' in (run_folder(cfg) / "status.json").read_text()
 
 
+def places(node, place="") -> list[str]:
+    """Every key of a configuration, nodes and leaves."""
+    inside = [(f"{place}.{key}".lstrip("."), value) for key, value in node.items()]
+    return [p for key, value in inside for p in [key, *(places(value, key) if isinstance(value, dict) else [])]]
+
+
+def test_null_or_a_list_at_any_key_is_taken_or_refused_with_a_sentence_that_names_it():
+    """Never a traceback: neither a required node that is gone, nor one that is something else."""
+    cfg = compose(["method=grpo_opd", "adapter=lora"])
+    for place in places(plain(cfg)):
+        *above, key = place.split(".")
+        node, before = OmegaConf.select(cfg, ".".join(above)) if above else cfg, OmegaConf.to_container(cfg)
+        for value in (None, [1]):
+            node[key] = value
+            try:
+                check(cfg)
+            except ValueError as error:
+                assert key in str(error) and "resolving" not in str(error), f"{place}={value}: {error}"
+        for name in above:
+            before = before[name]
+        node[key] = before[key]
+
+
+@pytest.mark.parametrize("name", ["progress", "samples", "checkpoint", "diagnostics", "guards"])
+def test_null_switches_a_callback_off(name):
+    assert check(compose([f"callbacks.{name}=null"])) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data=null", r"data=null is not what a run reads there"),
+        ("evaluation.suite=null", r"evaluation\.suite=null is not"),
+        ("loss.coefficients=null", r"loss\.coefficients=null is not"),
+        ("loss.support=null", r"loss\.support=null is not"),
+        ("loss.policy_gradient.advantage=null", r"loss\.policy_gradient\.advantage has no value .*; give it"),
+        ("start_from=[1]", r"start_from=\[1\] is no list of overrides; give one"),
+        ("task._target_=null", r"task\._target_=null is no name of a class; give"),
+        ("~loss.weight", r"loss\.weight=null is not"),
+    ],
+)
+def test_a_node_that_a_run_needs_is_asked_for(override, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check(compose(["method=grpo", override]))
+
+
 def test_no_configuration_names_this_machine():
     text = "".join(p.read_text() for p in CONF.rglob("*.yaml"))
     assert "/home/" not in text and "/tmp/" not in text
