@@ -1,15 +1,18 @@
 """Whatever a user's file, command line or chat template holds: a result or one sentence, never a traceback from our code."""
 
 import json
+from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.checks import check
@@ -101,33 +104,20 @@ def test_many_files_are_read_or_refused(tmp_path_factory, content, suffix, bad_r
     read(tmp_path_factory.mktemp("fuzz"), content, suffix, bad_rows, end)
 
 
-KEYS = [
-    "method",
-    "teacher",
-    "optim.lr",
-    "data.batch_size",
-    "loss/divergence",
-    "rollout.temperature",
-    "name",
-    "study.name",
-    "seed",
-]
-KEYS += [
-    "trainer.max_steps",
-    "budget.accuracy",
-    "micro_tokens",
-    "task.n_eval",
-    "task.skill",
-    "start_from",
-    "model.path",
-    "chunk",
-]
+def dotted(node: Any, place: str = "") -> Iterator[str]:
+    """Every key of a configuration, such as "optim" and "optim.lr"."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield place + str(key)
+            yield from dotted(value, f"{place}{key}.")
+
+
+KEYS = sorted(dotted(OmegaConf.to_container(compose([]))))
+CHOICES = ["method=sft", "method=grpo", "loss/divergence=jsd", "task=table", "task=instructions", "teacher=none"]
+GIVEN = ["null", "[]", "[null]", "{}", "sft", "-1", "0", "1e-3", "true", "[1,2]", "{a: 1}", "../x", "${oc.env:HOME}", "''"]
 overrides = st.lists(
-    st.tuples(
-        st.sampled_from(KEYS) | st.text(max_size=8),
-        st.sampled_from(["sft", "opd", "null", "-1", "0", "1e-3", "[1,2]", "{a: 1}", "../x", "${oc.env:HOME}", "''"])
-        | st.text(max_size=10),
-    ).map("=".join),
+    st.tuples(st.sampled_from(KEYS) | st.text(max_size=8), st.sampled_from(GIVEN) | st.text(max_size=10)).map("=".join)
+    | st.sampled_from(CHOICES),
     min_size=1,
     max_size=3,
 )
