@@ -133,14 +133,14 @@ def compose_or_refuse(arguments: list[str]) -> None:
         assert str(error).strip()
 
 
-@QUICK
+@settings(QUICK, max_examples=12)  # composing takes its time
 @given(arguments=overrides)
 def test_any_command_line_is_taken_or_refused(arguments):
     compose_or_refuse(arguments)
 
 
 @pytest.mark.slow
-@LONG
+@settings(LONG, max_examples=300)
 @given(arguments=overrides)
 def test_many_command_lines_are_taken_or_refused(arguments):
     compose_or_refuse(arguments)

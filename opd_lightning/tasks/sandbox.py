@@ -71,11 +71,13 @@ class Code:
                 env={"HOME": folder},
                 start_new_session=True,
             )
-            with suppress(subprocess.TimeoutExpired, BrokenPipeError):
-                process.communicate(program.encode(errors="replace"), timeout=self.seconds)
-            with suppress(ProcessLookupError):
-                killpg(process.pid, signal.SIGKILL)  # with whatever it has started
-            process.wait()
+            try:
+                with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+                    process.communicate(program.encode(errors="replace"), timeout=self.seconds)
+            finally:
+                with suppress(ProcessLookupError):
+                    killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+                process.wait()
             return tail(out), tail(errors)
 
 
