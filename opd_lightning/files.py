@@ -53,9 +53,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    with (folder / "lock").open("a") as file:
+    held = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"{folder} is being made by another process; wait for it, stop it, or choose another study.name or seed."
@@ -63,3 +64,5 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+    finally:
+        os.close(held)
