@@ -12,8 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from scipy.stats import spearmanr
 
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, Row, paired, row, spread, start, table
 from opd_lightning.report.figures import COLOURS, MARKERS
+from opd_lightning.report.runs import Run
 
 STARTS = {
     "tolerant-0": [],  # the shipped one
@@ -38,7 +39,8 @@ NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_
 NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
 
 
-def main(bench: Bench) -> None:
+def grid(bench: Bench) -> list[tuple[Row, Run]]:
+    """All runs; `robustness` looks at them too."""
     starts = bench.starts(STARTS)
     cells = [
         (
@@ -56,7 +58,11 @@ def main(bench: Bench) -> None:
         for rate, name, arm, seed in product(RATES, STARTS, ARMS, SEEDS)
         if (arm, rate) != ("grpo", "5e-5")  # eight times the completions, twice the updates: left out for its time
     ]
-    runs = bench.run("less_forgetting", cells)
+    return bench.run("less_forgetting", cells)
+
+
+def main(bench: Bench) -> None:
+    runs = grid(bench)
     names = [*NUMBERS, *sorted({k for _, run in runs for k in run.evaluation["end"] if k.startswith("robust/")} - set(NUMBERS))]
     rows = [row(labels, run, names) for labels, run in runs]
     bench.write(rows)
@@ -87,6 +93,8 @@ def main(bench: Bench) -> None:
 def told(rows, arm: str, name: str, rate: str) -> str:
     """Mean with interval over the seeds that reached the target."""
     mine = [r for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate)]
+    if not mine:
+        return "not run"
     reached = [r["prior/accuracy"] for r in mine if r["reached"]]
     return (f"{spread(reached)}" if reached else "never") + (f" ({len(reached)})" if len(reached) != len(mine) else "")
 

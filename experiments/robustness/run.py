@@ -1,0 +1,52 @@
+"""At the same accuracy, who still answers rightly when pushed off the usual path? On the runs of less_forgetting.
+
+python -m experiments.robustness.run      # minutes after less_forgetting, which it makes if it is not there
+"""
+
+from experiments.figures import dots
+from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.less_forgetting.run import ARMS, STARTS, grid
+
+RATE = "2e-4"
+PERTURBED = {
+    "robust/opening_answer": "native opening",
+    "robust/opening_result": "foreign opening",
+    "robust/corrupted_2": "foreign token 2",
+    "robust/corrupted_4": "foreign token 4",
+    "robust/distracted_red": "distractor",
+    "robust/temperature_1.0": "temperature 1",
+    "robust/noise_0.05": "noise 0.05",
+    "robust/noise_0.1": "noise 0.1",
+    "robust/mean": "mean",
+    "robust/worst": "worst",
+}
+
+
+def main(bench: Bench) -> None:
+    rows = [row(labels, run, ("robust/none", *PERTURBED)) for labels, run in grid(bench)]
+    rows = [r for r in rows if bench.small or (r["lr"] == RATE and r["reached"])]
+    bench.write(rows)
+    for name in STARTS:
+        mine = [r for r in rows if r["start"] == name]
+        if not mine:
+            continue
+        print(f"\n{name}: accuracy on the new skill under one perturbation at a time, mean over seeds\n")
+        short = list(PERTURBED)[:-2]
+        lines = []
+        for arm in ARMS:
+            some = [r for r in mine if r["arm"] == arm]
+            if some:
+                means = [f"{sum(r[k] for r in some) / len(some):.2f}" for k in short]
+                lines.append([f"`{arm}`", *means, *(spread([r[k] for r in some], 2) for k in list(PERTURBED)[-2:])])
+        print(table(["", *PERTURBED.values()], lines))
+        told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in ("robust/mean", "robust/worst"))] for a in ARMS if a != "sft")
+        print("\nDifference to `sft`, paired by seed\n\n" + table(["", "mean", "worst"], told))
+    panels = {
+        PERTURBED[key]: {arm: [r[key] for r in rows if r["arm"] == arm and r[key] is not None] for arm in ARMS}
+        for key in ("robust/opening_answer", "robust/opening_result", "robust/corrupted_2", "robust/worst")
+    }
+    dots(bench.results / "robustness.png", panels, "accuracy on the new skill, all start models")
+
+
+if __name__ == "__main__":
+    start(main, __file__)
