@@ -72,6 +72,7 @@ class DistillationModule(L.LightningModule):
         self.micro_tokens, self.chunk, self.adapter = micro_tokens, chunk, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
         self.ledger = Ledger()
+        self.row: dict[str, float] = {}
         self.latest: Rollout | None = None
         self.batch: Batch | None = None
         self.stopped_by: str | None = None  # what ended training before max_steps, set by callbacks
@@ -250,10 +251,14 @@ class DistillationModule(L.LightningModule):
         means, totals = metrics.reduce(self.all_sum)
         self.ledger.add(totals)
         loss = {k: v / self.rollout.updates_per_rollout for k, v in totals.items() if k == "train/loss"}
-        rate = {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "step": float(self.global_step)}
+        rate = {"train/lr": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
         cost = {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
-        self.row = [*means, *loss, "train/lr", *cost]
-        self.log_dict(means | loss | rate | cost, batch_size=1)
+        self.row = means | loss | rate | cost
+        self.log_dict(self.row, logger=False, batch_size=1)
+        # Lightning would log after the callbacks, one of which writes the checkpoint, and again what only earlier steps had.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.row, self.global_step)
+            logger.save()
 
     def all_sum(self, value: Tensor) -> Tensor:
         """Sum over devices."""

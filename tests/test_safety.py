@@ -33,8 +33,8 @@ def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> Non
     """One update with these logged numbers and completions."""
     logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
     latest = SimpleNamespace(ids=torch.tensor(ids), lengths=torch.tensor([len(row) for row in ids]))
-    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True), latest=latest)
-    guards.on_train_batch_end(SimpleNamespace(logged_metrics=logged, global_step=number, world_size=1), module)
+    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True), latest=latest, row=logged)
+    guards.on_train_batch_end(SimpleNamespace(global_step=number, world_size=1), module)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def step(
     before = torch.cat([p.detach().flatten() for p in model.model().parameters()])
     trainer.fit(module, data)
     after = torch.cat([p.detach().flatten() for p in module.student.lm.parameters()])
-    return module, before - after, trainer.logged_metrics
+    return module, before - after, trainer.callback_metrics
 
 
 def distil(divergence=reverse_kl, support=None, aggregate=token_mean) -> Objective:

@@ -12,8 +12,6 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from opd_lightning.loggers import MetricsFile
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """What asks a run to save and stop."""
 
@@ -104,12 +102,12 @@ class Checkpoint(L.Callback):
         # The last step is saved when its evaluation is complete (on_train_end): a run that dies before takes it again.
         due = asked or trainer.global_step - self.saved >= self.every
         if due and trainer.global_step != trainer.max_steps:
-            self.save(trainer, module)
+            self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Save the last step; the end of training is no place for a signal to interrupt."""
         if trainer.global_step != self.saved:
-            self.save(trainer, module)
+            self.save(trainer)
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Hand signals back to whoever had them; one that came after the last step is still to be honoured."""
@@ -118,15 +116,13 @@ class Checkpoint(L.Callback):
             signal.signal(number, handler)
         self.handlers = {}
 
-    def save(self, trainer: L.Trainer, module: Any) -> None:
+    def save(self, trainer: L.Trainer) -> None:
         """Write beside the old checkpoint, see it to the disk, then replace the old one in one step.
 
-        Lightning logs a step after its callbacks; a checkpoint must not be ahead of the files that go with it.
+        A checkpoint must not be ahead of the files that go with it.
         """
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        row = {name: float(trainer.logged_metrics[name]) for name in module.row if name in trainer.logged_metrics}
-        for logger in (each for each in trainer.loggers if isinstance(each, MetricsFile)):
-            logger.log_metrics(row, trainer.global_step)
+        for logger in trainer.loggers:
             logger.save()
         folder.mkdir(exist_ok=True)
         try:

@@ -81,7 +81,7 @@ class Guards(L.Callback):
 
     def watched(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
         """The numbers of this step that there are."""
-        seen = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        seen = module.row
         told = {"dead_groups": "rollout/dead_groups", "truncated": "rollout/truncated", "kl": "train/reverse_kl"}
         sampled = module.rollout.student_writes
         found = {name: seen[key] for name, key in told.items() if key in seen and (sampled or name == "kl")}

@@ -53,7 +53,7 @@ class Progress(L.Callback):
 
     def note(self, trainer: L.Trainer, module: Any) -> str:
         """The numbers worth watching."""
-        seen = {k.split("/")[-1]: float(v) for k, v in trainer.logged_metrics.items()}
+        seen = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
         rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
         names = {"loss": "loss", "forward_kl": "KL fwd", "reverse_kl": "rev", "reward": "reward"}
         shown = [f"{short} {seen[name]:.3g}" for name, short in names.items() if name in seen]
