@@ -13,8 +13,10 @@ def sentence(error: BaseException) -> str | None:
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError) or "out of memory" in text.lower():
         return f"memory ran out ({text}). Lower micro_tokens or data.batch_size, or use model.checkpointing=true. {GO_ON}."
-    if re.search(r"PytorchStreamWriter|iostream error|unexpected pos", text):
-        return f"a checkpoint could not be written ({text}). Make room, or choose another output_dir. {GO_ON}."
+    if re.search(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos", text):
+        closed = re.search(r"Permission denied|Read-only", text)
+        remedy = "Look at output_dir, and at who may write there" if closed else "Make room, or choose another output_dir"
+        return f"a checkpoint could not be written ({text}). {remedy}. {GO_ON}."
     if "wandb" in (type(error).__module__.split(".")[0], *came_through(error)):
         return f"W&B does not answer any more ({text}). {GO_ON}; logger=none does without W&B."
     if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:

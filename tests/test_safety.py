@@ -430,6 +430,7 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
             RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"),
             "could not be written",
         ),
+        (RuntimeError("inline_container.cc:747] . open file failed with strerror: Permission denied"), "who may write there"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process of this run is gone"),
         (MemoryError(), "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "memory ran out"),
