@@ -1,6 +1,6 @@
 """Tokens that a student must write to learn a skill: RL against distillation, as answers get longer.
 
-python -m experiments.density.run      # about half an hour on two cores, the start model included
+python -m experiments.density.run
 """
 
 from itertools import product

@@ -1,6 +1,6 @@
 """Which divergence, and over how much of the vocabulary? Each at the best of its own learning rates.
 
-python -m experiments.divergences.run      # about half an hour on two cores
+python -m experiments.divergences.run
 """
 
 from itertools import product

@@ -1,6 +1,6 @@
 """A question with several right answers: which methods keep finding them all, and which settle on one?
 
-python -m experiments.diversity.run      # minutes on two cores
+python -m experiments.diversity.run
 """
 
 from itertools import product

@@ -1,6 +1,6 @@
 """Does training on the teacher's or the data's prefixes leave a student that errs on its own, more so the longer the answer?
 
-python -m experiments.exposure.run      # minutes on two cores, and ten more for the start model
+python -m experiments.exposure.run
 """
 
 from itertools import product

@@ -1,6 +1,6 @@
 """How many training prompts does each method need?
 
-python -m experiments.few_prompts.run      # about twenty minutes on two cores
+python -m experiments.few_prompts.run
 """
 
 from itertools import product

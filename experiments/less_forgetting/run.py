@@ -1,6 +1,6 @@
 """Does self-distillation forget less than SFT, and does distance from the start model tell how much is forgotten?
 
-python -m experiments.less_forgetting.run      # about an hour on two cores, start models included
+python -m experiments.less_forgetting.run
 """
 
 from itertools import product

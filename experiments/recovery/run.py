@@ -1,6 +1,6 @@
 """After a narrow fine-tune that broke the prior skills: does OPD from the earlier self bring them back and keep the new skill?
 
-python -m experiments.recovery.run      # minutes on two cores
+python -m experiments.recovery.run
 """
 
 from itertools import product

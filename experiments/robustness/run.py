@@ -1,6 +1,6 @@
 """At the same accuracy, who still answers rightly when pushed off the usual path? On the runs of less_forgetting.
 
-python -m experiments.robustness.run      # minutes after less_forgetting, which it makes if it is not there
+python -m experiments.robustness.run
 """
 
 from experiments.figures import dots

@@ -1,6 +1,6 @@
 """Three skills one after another: what is left of the earlier ones, by SFT and by self-distillation?
 
-python -m experiments.sequential.run      # minutes on two cores
+python -m experiments.sequential.run
 """
 
 from itertools import product

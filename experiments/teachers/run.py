@@ -1,6 +1,6 @@
 """Self-distillation far past convergence: is a frozen teacher, a moving average or the live student the better one?
 
-python -m experiments.teachers.run      # about a quarter of an hour on two cores
+python -m experiments.teachers.run
 """
 
 from itertools import product
