@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from opd_lightning.report.figures import COLOURS, LINES, MARKERS
 
@@ -39,6 +40,7 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str, y: str
                 label=label,
             )
         axes.set(title=title, xlabel=x, xscale="log" if log else "linear")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     all_axes[0][0].set_ylabel(y)
     figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)

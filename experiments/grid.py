@@ -59,12 +59,15 @@ class Bench:
     jobs: int = 2
     small: bool = False
 
-    def starts(self, made: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-        """Folders with start/ and teacher/ by name; what is missing is made by `pretrain_world` with these options."""
+    def starts(self, made: Mapping[str, Sequence[str]], last: str = "teacher") -> dict[str, Path]:
+        """Folders with start/ and teacher/ by name; what is missing is made by `pretrain_world` with these options.
+
+        `last` is the folder that is written last: "start" where the options say that there is no teacher.
+        """
         if self.small:
             return dict.fromkeys(made, SHIPPED)
         folders = {name: self.out / "starts" / name if options else SHIPPED for name, options in made.items()}
-        missing = {folder: made[name] for name, folder in folders.items() if not (folder / "teacher" / "made.json").is_file()}
+        missing = {folder: made[name] for name, folder in folders.items() if not (folder / last / "made.json").is_file()}
         line = [sys.executable, "-m", "opd_lightning.tasks.pretrain_world", "--out"]
         commands = [[*line, str(folder), *options] for folder, options in missing.items()]
         for some in batched(commands, self.jobs):

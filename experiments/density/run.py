@@ -7,6 +7,8 @@ from itertools import product
 
 from experiments.figures import curves
 from experiments.grid import Bench, Row, row, spread, start, table
+from experiments.likely import right_answers
+from opd_lightning.tasks.world import WorldTask
 
 LONG = [
     "--steps",
@@ -30,53 +32,63 @@ ARMS = {
     "full": ["method=opd"],
 }
 LENGTHS, SEEDS = (4, 6, 8), (0, 1, 2)
-PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "evaluation.every=5", "task.n_eval=128"]
-PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "trainer.max_steps=150", "task.max_new_tokens=10"]
+BATCHES = {64: (1, 150), 8: (4, 1200)}  # prompts per update: updates between evaluations, and at most
+PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "task.n_eval=128"]
+PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "task.max_new_tokens=10"]
 
 
 def main(bench: Bench) -> None:
     folder = bench.starts({"long": LONG})["long"]
-    digits = {n: [f"task.length={n}", *bench.begin(folder)] for n in LENGTHS}
+    digits = {n: [f"task.length={n}", *bench.begin(folder), *PROTOCOL] for n in LENGTHS}
+    size = {n: [f"data.batch_size={n}", f"evaluation.every={e}", f"trainer.max_steps={m}"] for n, (e, m) in BATCHES.items()}
     cells = [
         (
-            {"arm": arm, "length": n, "seed": seed},
-            [*ARMS[arm], f"name={arm}", f"seed={seed}", *digits[n], *PROTOCOL],
+            {"arm": arm, "prompts": batch, "length": n, "seed": seed},
+            [*ARMS[arm], f"name={arm}", f"seed={seed}", *digits[n], *size[batch]],
         )
-        for n, arm, seed in product(LENGTHS, ARMS, SEEDS)
+        for batch, n, arm, seed in product(BATCHES, LENGTHS, ARMS, SEEDS)
     ]
     runs = bench.run("density", cells)
     # What RL has learned, distilled into a fresh student: the teacher is the GRPO run of the same seed.
-    taught = {labels["seed"]: run.folder for labels, run in runs if (labels["arm"], labels["length"]) == ("grpo", LENGTHS[0])}
+    n, batch = LENGTHS[0], 64
+    taught = {c["seed"]: run.folder for c, run in runs if (c["arm"], c["length"], c["prompts"]) == ("grpo", n, batch)}
     again = [
         (
-            {"arm": "full_from_rl", "length": LENGTHS[0], "seed": seed},
-            ["method=opd", "name=full_from_rl", f"seed={seed}", *digits[LENGTHS[0]], f"teacher.path={teacher}", *PROTOCOL],
+            {"arm": "full_from_rl", "prompts": batch, "length": n, "seed": seed},
+            ["method=opd", "name=full_from_rl", f"seed={seed}", *digits[n], *size[batch], f"teacher.path={teacher}"],
         )
         for seed, teacher in taught.items()
     ]
     runs += bench.run("density", again)
+    chance = {} if bench.small else {n: right_answers(folder / "start", WorldTask(n_eval=128, length=n)) for n in LENGTHS}
+    print("\nProbability of a right answer before training:", {n: f"{p:.1e}" for n, p in chance.items()})
     rows = [row(labels, run, ("validation/new/accuracy", "validation/prior/accuracy")) for labels, run in runs]
     bench.write(rows)
-    for number, unit in (("student_tokens", 1000), ("updates", 1)):
-        unit_told = " (thousands)" if unit > 1 else ""
-        print(f"\n{number}{unit_told} until the skill is at 0.95, mean and interval; runs that reached it\n")
-        lines = (
-            [f"`{arm}`", *(told([r for r in rows if (r["arm"], r["length"]) == (arm, n)], number, unit) for n in LENGTHS)]
-            for arm in (*ARMS, "full_from_rl")
-        )
-        print(table(["", *(f"{n} digits" for n in LENGTHS)], lines))
-    print("\nTokens of `arm` / tokens of `full`, of the runs that reached 0.95 (mean of the seeds' ratios)\n")
-    print(table(["", *(f"{n} digits" for n in LENGTHS)], ([f"`{a}`", *(ratio(rows, a, n) for n in LENGTHS)] for a in ARMS)))
-    panels = {f"{n} digits": {arm: learning(runs, arm, n) for arm in ARMS} for n in LENGTHS}
+    for batch in BATCHES:
+        tables([r for r in rows if r["prompts"] == batch], batch)
+    panels = {
+        f"{n} digits, {batch} prompts per update": {arm: learning(runs, arm, n, batch) for arm in ARMS}
+        for batch, n in product(BATCHES, (LENGTHS[0], LENGTHS[-1]))
+    }
     curves(bench.results / "density.png", panels, "tokens written by the student", "accuracy (greedy, validation)", log=True)
 
 
-def learning(runs, arm: str, length: int) -> dict[float, list[float]]:
+def tables(rows: list[Row], batch: int) -> None:
+    """Updates, tokens, and how many times the tokens of the full vocabulary."""
+    arms = [a for a in (*ARMS, "full_from_rl") if any(r["arm"] == a for r in rows)]
+    header = ["", *(f"{n} digits" for n in LENGTHS)]
+    for number, unit, title in (("student_tokens", 1000, "thousands of tokens"), ("updates", 1, "updates")):
+        print(f"\n{batch} prompts per update: {title} until the skill is at 0.95, and runs that reached it\n")
+        cells = {a: [told([r for r in rows if (r["arm"], r["length"]) == (a, n)], number, unit) for n in LENGTHS] for a in arms}
+        print(table(header, ([f"`{a}`", *cells[a]] for a in arms)))
+    print(f"\n{batch} prompts per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
+    print(table(header, ([f"`{a}`", *(ratio(rows, a, n) for n in LENGTHS)] for a in arms if a != "full")))
+
+
+def learning(runs, arm: str, length: int, batch: int) -> dict[float, list[float]]:
     """Accuracy against tokens written so far, at the mean tokens per update of these runs."""
-    mine = [run for labels, run in runs if (labels["arm"], labels["length"]) == (arm, length)]
-    tokens = sum(run.ledger["tokens"].get("student_tokens", 0) for run in mine) / max(
-        1, sum(run.ledger["steps"] for run in mine)
-    )
+    mine = [run for c, run in runs if (c["arm"], c["length"], c["prompts"]) == (arm, length, batch)]
+    tokens = sum(run.ledger["tokens"].get("student_tokens", 0) for run in mine) / max(1, sum(r.ledger["steps"] for r in mine))
     found: dict[float, list[float]] = {}
     for measured in (h for run in mine for h in run.evaluation["history"] if h["step"] > 0):
         found.setdefault(measured["step"] * tokens, []).append(measured["validation/new/accuracy"])
@@ -86,18 +98,14 @@ def learning(runs, arm: str, length: int) -> dict[float, list[float]]:
 def told(some: list[Row], number: str, unit: int) -> str:
     """Mean and interval over the runs that reached the target."""
     reached = [r[number] / unit for r in some if r["reached"]]
-    return f"{spread(reached, 0) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
+    return f"{spread(reached, 1) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
 
 
 def ratio(rows: list[Row], arm: str, length: int) -> str:
     """How many times the tokens of the full vocabulary, paired by seed."""
-    tokens = {
-        (r["arm"], r["seed"]): r["student_tokens"]
-        for r in rows
-        if r["length"] == length and r["reached"] and r["student_tokens"]
-    }
-    found = [tokens[arm, s] / tokens["full", s] for s in SEEDS if (arm, s) in tokens and ("full", s) in tokens]
-    return spread(found, 1) if found else ""
+    tokens = {(r["arm"], r["seed"]): r["student_tokens"] for r in rows if r["length"] == length and r["reached"]}
+    found = [tokens[arm, s] / tokens["full", s] for s in SEEDS if (arm, s) in tokens and tokens.get(("full", s))]
+    return spread(found, 2) if found else ""
 
 
 if __name__ == "__main__":

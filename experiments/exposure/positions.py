@@ -23,8 +23,6 @@ class Positions:
         task, tokenizer, max_new_tokens, split, n, template_options: as for `GreedyAccuracy`.
     """
 
-    ends_only = True
-
     def __init__(self, task, tokenizer, max_new_tokens, split="test", n=256, template_options=None):
         self.examples = [e for e in task.examples(split) if e.skill == "new"][:n]
         self.tokenizer, self.length = tokenizer, task.length

@@ -3,11 +3,11 @@
 python -m experiments.exposure.run
 """
 
-from itertools import product
+from itertools import pairwise, product
 
 from experiments.density.run import LONG
 from experiments.figures import curves
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, Row, paired, row, spread, start, table
 
 OFF_POLICY = "rollout=teacher"
 ARMS = {
@@ -18,58 +18,79 @@ ARMS = {
     "opd_forward": ["method=opd", "loss/divergence=forward_kl"],
     "opd_reverse": ["method=opd"],
 }
-UPDATES, SEEDS, LENGTH = (20, 60), (0, 1, 2), 8
-PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "evaluation.every=1000", "task.n_eval=256"]
-PROTOCOL += [
-    "~evaluation.suite.teacher",
-    "+evaluation.suite.positions={_target_:experiments.exposure.positions.Positions,max_new_tokens:10}",
-]
+SKILLS, SEEDS, LENGTH, MATCHED = ("rotate", "descend"), (0, 1, 2), 8, (0.7, 0.9)
+PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "task.n_eval=256"]
+PROTOCOL += ["~evaluation.suite.teacher"]
+PROTOCOL += ["+evaluation.suite.positions={_target_:experiments.exposure.positions.Positions,max_new_tokens:10}"]
+UPDATES = {
+    "rotate": ["evaluation.every=1", "trainer.max_steps=30"],
+    "descend": ["evaluation.every=5", "trainer.max_steps=150"],
+}
+KINDS, NAMES = ("own", "right", "wrong"), ("step", "gap", "last gap", "wrong")
 
 
 def main(bench: Bench) -> None:
     folder = bench.starts({"long": LONG})["long"]
+    only_a_teacher = ["--base", f"{folder}/start", "--steps", "0", "--skill", "descend", *LONG[2:]]
+    teachers = {"rotate": folder} | bench.starts({"descend": only_a_teacher})
     cells = [
         (
-            {"arm": arm, "budget": updates, "seed": seed},
-            [*ARMS[arm], f"name={arm}", f"trainer.max_steps={updates}", f"seed={seed}", *bench.begin(folder), *PROTOCOL],
+            {"arm": arm, "skill": skill, "seed": seed},
+            [
+                *ARMS[arm],
+                f"name={arm}",
+                f"task.skill={skill}",
+                f"seed={seed}",
+                f"model.path={folder}/start",
+                f"model.teacher={teachers[skill]}/teacher",
+                *UPDATES[skill],
+                *PROTOCOL,
+            ],
         )
-        for updates, arm, seed in product(UPDATES, ARMS, SEEDS)
+        for skill, arm, seed in product(SKILLS, ARMS, SEEDS)
     ]
-    numbers = [f"position/{i}/{kind}" for kind in ("own", "right", "wrong") for i in range(1, LENGTH + 1)]
-    rows = []
+    rows, courses = [], []
     for labels, run in bench.run("exposure", cells):
-        end = run.evaluation["end"]
-        mean = {
-            kind: sum(end[f"position/{i}/{kind}"] for i in range(2, LENGTH + 1)) / (LENGTH - 1)
-            for kind in ("own", "right", "wrong")
-        }
-        last = end[f"position/{LENGTH}/right"] - end[f"position/{LENGTH}/own"]
-        more = mean | {"gap": mean["right"] - mean["own"], "gap at the last digit": last}
-        rows.append(row(labels, run, ["new/accuracy", "prior/accuracy", *numbers]) | more)
+        course = [{"step": float(h["step"])} | means(h) for h in run.evaluation["history"]]
+        courses += [labels | at for at in course]
+        rows.append(row(labels, run, ("new/accuracy", "prior/accuracy")))
+        rows[-1] |= {f"{name} at {m}": value for m in MATCHED for name, value in matched(course, m).items()}
     bench.write(rows)
-    names = ["new/accuracy", "own", "right", "wrong", "gap", "gap at the last digit"]
-    for updates in UPDATES:
-        mine = [r for r in rows if r["budget"] == updates]
-        print(f"\nAfter {updates} updates; digits 2 to {LENGTH}, mean and interval over seeds; differences paired by seed\n")
-        print(
-            table(
-                ["", *names],
-                ([f"`{a}`", *(spread([r[n] for r in mine if r["arm"] == a]) for n in names)] for a in ARMS if mine),
-            )
-        )
-        lines = ([f"`{a}` - `seqkd`", *(paired(mine, a, "seqkd", n) for n in names)] for a in ARMS if a != "seqkd")
-        print(table(["", *names], lines))
+    bench.write(courses, "courses.csv")
+    for skill, m in product(SKILLS, MATCHED):
+        mine = [r for r in rows if r["skill"] == skill and f"gap at {m}" in r]
+        print(f"\n{skill}, where {m} of digits 2 to {LENGTH} are right behind right ones; differences paired by seed\n")
+        told = {a: [spread(v) if (v := [r[f"{n} at {m}"] for r in mine if r["arm"] == a]) else "" for n in NAMES] for a in ARMS}
+        lines = ([f"`{a}`", *told[a], "" if a == "seqkd" else paired(mine, a, "seqkd", f"gap at {m}")] for a in ARMS)
+        print(table(["", *NAMES, "gap - `seqkd`'s"], lines))
+    there = f"gap at {MATCHED[0]}"
     panels = {
-        f"{title}, {UPDATES[0]} updates": {
+        f"{skill}: {title}": {
             arm: {
-                i: [r[f"position/{i}/{kind}"] for r in rows if (r["arm"], r["budget"]) == (arm, UPDATES[0])]
+                i: [r[f"{kind} {i} at {MATCHED[0]}"] for r in rows if (r["arm"], r["skill"]) == (arm, skill) and there in r]
                 for i in range(2, LENGTH + 1)
             }
             for arm in ARMS
         }
-        for kind, title in (("own", "own prefix"), ("right", "right prefix"), ("wrong", "one wrong digit before"))
+        for skill, (kind, title) in product(SKILLS, (("own", "own answer"), ("wrong", "one wrong digit before")))
     }
-    curves(bench.results / "positions.png", panels, "digit of the answer", "share that is right (test)")
+    curves(bench.results / "positions.png", panels, "digit of the answer", f"right, at {MATCHED[0]} behind right digits")
+
+
+def means(measured: Row) -> dict[str, float]:
+    """The share of right digits by position and, over digits 2 to the last, on the whole."""
+    by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, LENGTH + 1)}
+    mean = {kind: sum(by[f"{kind} {i}"] for i in range(2, LENGTH + 1)) / (LENGTH - 1) for kind in KINDS}
+    return by | mean | {"gap": mean["right"] - mean["own"], "last gap": by[f"right {LENGTH}"] - by[f"own {LENGTH}"]}
+
+
+def matched(course: list[dict[str, float]], m: float) -> dict[str, float]:
+    """All numbers where the share behind right digits passes m for the first time, between two measurements linearly."""
+    for before, after in pairwise(course):
+        if before["right"] < m <= after["right"]:
+            share = (m - before["right"]) / (after["right"] - before["right"])
+            return {name: before[name] + share * (after[name] - before[name]) for name in before}
+    return {}
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 A start model sees known operations without a demonstration (45 %), any operation with a demonstration whose content it
 obeys in the native style (40 %, or --demonstrations, at the expense of the former), and unseen operations that it guesses at
 (15 %, right about 1 time in 25, so that reinforcement learning finds a reward now and then; with --guess each digit by itself,
-so that long answers are hardly ever right). Before 15 % of all prompts stands a rule that names another style, which it
-obeys. An error-tolerant model also continues correctly after wrong
-digits: only then is its demonstration-shown self a reliable teacher on a student's wrong prefixes.
+so that long answers are hardly ever right). With --obey below 1 it goes by a demonstration only that often, and otherwise
+answers as if there were none. Before 15 % of all prompts stands a rule that names another style, which it obeys. An
+error-tolerant model also continues correctly after wrong digits: only then is its demonstration-shown self a reliable teacher
+on a student's wrong prefixes.
 """
 
 import argparse
@@ -49,6 +50,7 @@ class Mixture:
     Attributes:
         tolerant: corrupt some digits of answers, with right targets behind them.
         demonstrations: share of questions with a demonstration.
+        obey: share of demonstrations whose content is the answer; the rest is answered as if there were none.
         lengths: digits of a question, each as often.
         guess: chance that a digit of a guessed answer is right, otherwise that of `copy`; None guesses an operation.
         skill, teach: the new skill and its share, for the teacher.
@@ -56,6 +58,7 @@ class Mixture:
 
     tolerant: bool = True
     demonstrations: float = 0.4
+    obey: float = 1.0
     lengths: tuple[int, ...] = (LENGTH,)
     guess: float | None = None
     skill: str = ""
@@ -111,6 +114,8 @@ def sample_question(rng: np.random.Generator, digits: Digits, mixture: Mixture) 
         if rng.random() < 0.5:
             content = OPERATIONS[str(rng.choice(list(OPERATIONS)))](digits)
         demonstration = write(content, str(rng.choice(list(STYLES))))
+        if mixture.obey < 1 and rng.random() >= mixture.obey:
+            content = PRIOR[name](digits) if name in PRIOR else guessed(rng, name, digits, mixture.guess)
         return f"{name} {shown} [ {demonstration} ]", content, True
     name = str(rng.choice([n for n in UNSEEN if mixture.teach == 0 or n != mixture.skill]))
     return f"{name} {shown}", guessed(rng, name, digits, mixture.guess), False
@@ -210,20 +215,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets start/ and teacher/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000, help="pre-training steps of 160 sequences")
-    parser.add_argument("--teacher-steps", type=int, default=1000)
+    parser.add_argument("--teacher-steps", type=int, default=1000, help="0: no teacher")
     parser.add_argument("--skill", default="rotate", choices=list(UNSEEN), help="what the teacher learns")
     parser.add_argument("--fragile", action="store_true", help="no corrupted digits: a start model without error recovery")
     parser.add_argument("--tolerant-teacher", action="store_true", help="with --fragile: but the teacher recovers from errors")
     parser.add_argument("--demonstrations", type=float, default=0.4, help="share of questions with a demonstration")
+    parser.add_argument("--obey", type=float, default=1.0, help="share of demonstrations that decide the answer")
+    parser.add_argument("--base", type=Path, help="a start model to continue, at a quarter of the rate")
     parser.add_argument("--lengths", type=int, nargs="+", default=[LENGTH], help="digits of a question")
     parser.add_argument("--guess", type=float, help="chance of each digit of a guessed answer to be right")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tolerant_teacher = not args.fragile or args.tolerant_teacher
-    start = Mixture(not args.fragile, args.demonstrations, tuple(args.lengths), args.guess)
-    model = new_model(args.seed)
-    stages = {
-        "start": dict(steps=args.steps, lr=2e-3, warmup=200, mixture=start),
+    start = Mixture(not args.fragile, args.demonstrations, args.obey, tuple(args.lengths), args.guess)
+    model = LlamaForCausalLM.from_pretrained(args.base) if args.base else new_model(args.seed)
+    stages: dict[str, dict] = {
+        "start": dict(steps=args.steps, lr=5e-4 if args.base else 2e-3, warmup=50 if args.base else 200, mixture=start),
         "teacher": dict(
             steps=args.teacher_steps,
             lr=5e-4,
@@ -232,6 +239,8 @@ def main() -> None:
         ),
     }
     for name, options in stages.items():
+        if not options["steps"]:
+            continue
         tokens, seconds = train(model, seed=args.seed, **options)
         scores: dict[str, float] = {}
         for length in args.lengths:
@@ -247,6 +256,7 @@ def main() -> None:
         }
         cost["seconds"] = round(seconds)
         made = {"command": "python -m opd_lightning.tasks.pretrain_world", "seed": args.seed}
+        made |= {"base": str(args.base)} if args.base and name == "start" else {}
         made |= {key: value for key, value in options.items() if key != "mixture"} | asdict(options["mixture"])
         (folder / "made.json").write_text(json.dumps(made | cost | {"validation": scores}, indent=1) + "\n")
         print(name, json.dumps(scores))
