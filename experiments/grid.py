@@ -81,15 +81,15 @@ class Bench:
         """Overrides: begin with the start model in this folder, and take the external teacher from there."""
         return [f"model.path={folder}/start", f"model.teacher={folder}/teacher"]
 
-    def run(self, study: str, cells: Iterable[Cell]) -> list[tuple[Row, Run]]:
-        """Make the runs that are missing, and read all of them."""
+    def run(self, study: str, cells: Iterable[Cell], small: Sequence[str] = SMALL) -> list[tuple[Row, Run]]:
+        """Make the runs that are missing, and read all of them; `small` are the overrides that shrink them."""
         cells = list(cells)
         more = [*COMMON, f"output_dir={self.out}", f"study.name={study}"]
         if self.small:
             cells = list({labels["arm"]: (labels, given) for labels, given in reversed(cells)}.values())
         lines = [[*given, *(o for o in more if not fixed(o, given))] for _, given in cells]
         if self.small:
-            lines = [[*(o for o in line if not fixed(o, SMALL)), *SMALL] for line in lines]
+            lines = [[*(o for o in line if not fixed(o, small)), *small] for line in lines]
         begun = time.monotonic()
         with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), die_with_parent) as pool:
             folders = []

@@ -1,10 +1,6 @@
-"""Rows for the control that mixes data: the made-up facts, and as many ordinary instructions with the original's own answers.
-
-python experiments/smollm2_keep/mix.py outputs/smollm2_keep/mixed.jsonl
-"""
+"""Rows for the control that mixes data: made-up facts, and as many ordinary instructions with the original's own answers."""
 
 import json
-import sys
 from pathlib import Path
 
 from opd_lightning.data import encode_chat
@@ -16,9 +12,12 @@ from opd_lightning.tasks.instructions import InstructionTask
 FACTS = "pkg://opd_lightning/assets/instructions/facts.jsonl"
 
 
-def main(path: Path) -> None:
+def mixed(path: Path, model: str) -> None:
+    """Write the file unless it is there; `model` answers the instructions."""
+    if path.is_file():
+        return
     facts = [json.loads(line) for line in Path(locate(FACTS)).read_text().splitlines()]
-    original = Pretrained("models/smollm2-135m-instruct")
+    original = Pretrained(model)
     tokenizer, student = original.tokenizer(), Student(original.model())
     asked = InstructionTask().examples("train")[: len(facts)]
     ids = [encode_chat(tokenizer, e.messages) for e in asked]
@@ -28,7 +27,3 @@ def main(path: Path) -> None:
     rows = [{"id": e.id, "prompt": e.messages[-1]["content"], "completion": text, "answer": text} for e, text in told]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in [*facts, *rows]))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,0 +1,83 @@
+"""SmolLM2 after a fine-tune on facts: does OPD from the original, on other prompts, bring the rest back and keep the facts?
+
+make smollm2; python -m experiments.smollm2_keep.run
+"""
+
+from experiments.figures import curves
+from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.smollm2_keep.mix import mixed
+
+SEEDS = (0, 1, 2)
+RECOVERY = ["experiment=smollm2_keep", "start_from=null"]
+ARMS = {"opd": [], "sft_on_its_samples": ["method=seqkd", "teacher=external"]}
+NUMBERS = {
+    "new/accuracy": "facts known",
+    "start/all/reverse_kl": "KL(model || original)",
+    "start/all/forward_kl": "KL(original || model)",
+    "heldout/log_likelihood": "log-likelihood of ordinary answers",
+}
+STAND_IN = "stand-in://llama"
+SMALL = (
+    f"model.teacher={STAND_IN}",
+    "trainer.max_steps=1",
+    "data.batch_size=2",
+    "evaluation.every=1",
+    "evaluation.suite.original.n=2",
+)
+
+
+def main(bench: Bench) -> None:
+    rows_of_both = bench.out / "smollm2_keep-mixed.jsonl"
+    mixed(rows_of_both, STAND_IN if bench.small else "models/smollm2-135m-instruct")
+    taught = {"narrow": [], "mixed": [f"task.path={rows_of_both}"]}
+    first = bench.run(
+        "smollm2_keep-facts",
+        [
+            ({"arm": arm, "seed": seed}, ["experiment=smollm2_facts", f"name={arm}", f"seed={seed}", *given])
+            for arm, given in taught.items()
+            for seed in SEEDS
+        ],
+        (f"model.path={STAND_IN}", *SMALL),
+    )
+    narrow = {labels["seed"]: run.folder for labels, run in first if labels["arm"] == "narrow"}
+    cells = [
+        ({"arm": arm, "seed": seed}, [*RECOVERY, *given, f"name={arm}", f"seed={seed}", f"model.path={narrow[seed]}"])
+        for arm, given in ARMS.items()
+        for seed in narrow
+    ]
+    second = bench.run("smollm2_keep", cells, SMALL)
+    bench.write([row(labels, run, NUMBERS) for labels, run in first + second])
+    courses = [
+        labels | {"update": h["step"]} | {n: h[n] for n in NUMBERS} for labels, run in first + second for h in history(run)
+    ]
+    bench.write(courses, "courses.csv")
+    print(table(["", "update", *NUMBERS.values()], lines(courses)))
+    print("\nDifference to `sft_on_its_samples` by update, paired by seed\n")
+    for update in dict.fromkeys(c["update"] for c in courses if c["arm"] == "opd" and c["update"]):
+        at = [c for c in courses if c["update"] == update]
+        print(update, *(f"{title}: {paired(at, 'opd', 'sft_on_its_samples', n)}" for n, title in NUMBERS.items()), sep="; ")
+    panels = {
+        title: {
+            arm: {u: [c[n] for c in courses if (c["arm"], c["update"]) == (arm, u)] for u in (0, 10, 20, 30)} for arm in ARMS
+        }
+        for n, title in list(NUMBERS.items())[1:3]
+    }
+    curves(bench.results / "keep.png", panels, "updates of recovery", "nats per token")
+
+
+def history(run) -> list[Row]:
+    """What was measured along a run, once per update."""
+    return list({h["step"]: h for h in run.evaluation["history"]}.values())
+
+
+def lines(courses: list[Row]) -> list[list[str]]:
+    """Means with intervals over seeds; the original before all."""
+    told = []
+    for arm, update in dict.fromkeys((c["arm"], c["update"]) for c in courses):
+        mine = [c for c in courses if (c["arm"], c["update"]) == (arm, update)]
+        told.append([f"`{arm}`", update, *(spread([c[n] for c in mine]) for n in NUMBERS)])
+    return told
+
+
+if __name__ == "__main__":
+    start(main, __file__)
