@@ -14,8 +14,9 @@ from opd_lightning.tasks.world import WorldTask
 BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
 MORE = ("--steps", "400", "--teacher-steps", "0")
 OBEY = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-ARMS, RATES, SEEDS = ("sft", "sdft"), ("5e-5", "2e-4"), (0, 1, 2)
-PROTOCOL = ["evaluation.every=20", "trainer.max_steps=100", "task.n_eval=128"]
+ARMS, RATES, SEEDS = ("sft", "sdft"), ("2e-4",), (0, 1, 2)
+UPDATES = 60
+PROTOCOL = ["evaluation.every=20", f"trainer.max_steps={UPDATES}", "task.n_eval=128"]
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
 
 
@@ -47,12 +48,12 @@ def main(bench: Bench) -> None:
         rows.append(told | {"both": (told["new/accuracy"] + told["prior/accuracy"]) / 2})
     bench.write(rows)
     for rate, base in product(RATES, BASES):
-        print(f"\n{base} at {rate}: after 100 updates; differences `sdft` - `sft`\n")
+        print(f"\n{base} at {rate}: after {UPDATES} updates; differences `sdft` - `sft`\n")
         header = ["obeys", "right when shown", *(f"`{arm}` {n}" for arm in ARMS for n in ("new", "prior"))]
         lines = (line([r for r in rows if (r["lr"], r["start"], r["obey"]) == (rate, base, p)], p) for p in OBEY)
         print(table([*header, "new", "prior", "mean of both"], lines))
     panels = {f"{base}, {rate}": differences(rows, base, rate) for base, rate in product(BASES, RATES)}
-    curves(bench.results / "in_context.png", panels, "P(right answer | demonstration)", "sdft - sft, after 100 updates")
+    curves(bench.results / "in_context.png", panels, "P(right answer | demonstration)", f"sdft - sft, after {UPDATES} updates")
 
 
 def line(mine: list[Row], p: float) -> list[str]:
