@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.grid import Bench, fixed, paired, spread, table
+from experiments.grid import SHIPPED, Bench, fixed, paired, spread, table
+from experiments.likely import right_answers
+from experiments.sequential.confusion import carried_out
+from opd_lightning.tasks.pretrain_world import Mixture, sample_sequence
+from opd_lightning.tasks.world import PRIOR, WorldTask
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/run.py"))
@@ -62,6 +67,27 @@ def test_an_experiment_on_real_weights_still_begins(tmp_path, name):
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "experiments").glob("*/README.md")))
 def test_every_folder_is_in_the_index(folder):
     assert f"({folder}/README.md)" in (ROOT / "experiments" / "README.md").read_text()
+
+
+def test_the_probability_of_right_answers_and_the_operation_that_is_carried_out():
+    start, teacher = SHIPPED / "start", SHIPPED / "teacher"
+    task = WorldTask(n_eval=32)
+    assert right_answers(start, task, shown=True) > 0.99 and right_answers(teacher, task) > 0.99
+    assert 0.001 < right_answers(start, task) < 0.1
+    assert carried_out(teacher, "rotate", 32)["rotate"] >= 0.97 and carried_out(start, "rotate", 32).get("rotate", 0) < 0.2
+
+
+@pytest.mark.parametrize("obey", [0.0, 0.5, 1.0])
+def test_the_dial_is_the_share_of_demonstrations_that_decide(obey):
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(3000):
+        prompt, answer, _ = sample_sequence(rng, Mixture(obey=obey, guess=0.0))
+        name, *rest = prompt.split("[ result ]")[-1].split("[ answer ]")[-1].split("[ done ]")[-1].split()
+        if "[" in rest and name in PRIOR:
+            digits = [[w for w in text.split() if w.isdigit()] for text in (" ".join(rest).split("[")[1], answer)]
+            right = [str(d) for d in PRIOR[name](tuple(int(w) for w in rest[:5]))]
+            seen += [digits[0] == digits[1]] if digits[0] != right else []
+    assert len(seen) > 300 and abs(np.mean(seen) - obey) < 0.06
 
 
 def test_what_the_tables_are_made_of():
