@@ -12,7 +12,7 @@ from experiments.likely import right_answers
 from opd_lightning.tasks.world import WorldTask
 
 BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
-MORE = ("--steps", "400", "--teacher-steps", "0")
+MORE = ("--steps", "200", "--teacher-steps", "0")
 OBEY = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 ARMS, RATES, SEEDS = ("sft", "sdft"), ("2e-4",), (0, 1, 2)
 UPDATES = 60

@@ -8,7 +8,7 @@ from experiments.grid import Bench, Row, paired, row, spread, start, table
 from experiments.smollm2_keep.mix import mixed
 
 SEEDS = (0, 1, 2)
-RECOVERY = ["experiment=smollm2_keep", "start_from=null"]
+RECOVERY = ["experiment=smollm2_keep", "start_from=null", "trainer.max_steps=20", "evaluation.every=20"]
 ARMS = {"opd": [], "sft_on_its_samples": ["method=seqkd", "teacher=external"]}
 NUMBERS = {
     "new/accuracy": "facts known",
@@ -58,9 +58,7 @@ def main(bench: Bench) -> None:
         at = [c for c in courses if c["update"] == update]
         print(update, *(f"{title}: {paired(at, 'opd', 'sft_on_its_samples', n)}" for n, title in NUMBERS.items()), sep="; ")
     panels = {
-        title: {
-            arm: {u: [c[n] for c in courses if (c["arm"], c["update"]) == (arm, u)] for u in (0, 10, 20, 30)} for arm in ARMS
-        }
+        title: {arm: {u: [c[n] for c in courses if (c["arm"], c["update"]) == (arm, u)] for u in (0, 20)} for arm in ARMS}
         for n, title in list(NUMBERS.items())[1:3]
     }
     curves(bench.results / "keep.png", panels, "updates of recovery", "nats per token")
