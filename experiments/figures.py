@@ -32,14 +32,17 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str, y: str
                 middle,
                 spread,
                 color=COLOURS[i % 8],
-                linestyle=LINES[i % 4],
-                marker=MARKERS[i % 8],
+                linestyle=LINES[(i + i // 8) % 4],
+                marker=MARKERS[(i + i // 8) % 8],
                 markersize=4,
                 linewidth=1.3,
                 capsize=2,
                 label=label,
             )
         axes.set(title=title, xlabel=x, xscale="log" if log else "linear")
+        at = sorted({at for curve in some.values() for at in curve})
+        if log and len(at) <= 6:
+            axes.set_xticks(at, [f"{value:g}" for value in at])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     all_axes[0][0].set_ylabel(y)

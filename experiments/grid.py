@@ -152,7 +152,9 @@ def row(labels: Row, run: Run, numbers: Iterable[str]) -> Row:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and Student's t interval over runs that differ by their seed."""
+    """Mean and Student's t interval over runs that differ by their seed; equal values tell of no spread to give one."""
+    if len(set(values)) == 1 < len(values):
+        return f"{values[0]:.{digits}f} (all equal)"
     if len(values) < 2:
         return f"{mean(values):.{digits}f}"
     told = over_seeds(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))

@@ -7,7 +7,7 @@ from itertools import product
 from statistics import mean
 
 from experiments.figures import curves
-from experiments.grid import Bench, row, spread, start, table
+from experiments.grid import Bench, paired, row, spread, start, table
 from opd_lightning.loggers import read_csv
 
 ARMS = {
@@ -45,6 +45,13 @@ def main(bench: Bench) -> None:
             f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
         )
         print(table(["", *RATES], ([f"`{arm}`", *(told(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
+    print("\nDifference to `reverse_kl` in prior accuracy, paired by seed\n")
+    lines = (
+        [f"`{a}`", *(paired([r for r in rows if r["lr"] == rate], a, "reverse_kl", "prior/accuracy") for rate in RATES)]
+        for a in ARMS
+        if a != "reverse_kl"
+    )
+    print(table(["", *RATES], lines))
     panel(bench)
     panels = {
         title: {
