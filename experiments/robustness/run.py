@@ -3,6 +3,8 @@
 python -m experiments.robustness.run
 """
 
+from itertools import product
+
 from experiments.figures import dots
 from experiments.grid import Bench, paired, row, spread, start, table
 from experiments.less_forgetting.run import ARMS, STARTS, grid
@@ -41,6 +43,14 @@ def main(bench: Bench) -> None:
         print(table(["", *PERTURBED.values()], lines))
         told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in ("robust/mean", "robust/worst"))] for a in ARMS if a != "sft")
         print("\nDifference to `sft`, paired by seed\n\n" + table(["", "mean", "worst"], told))
+    print("\nDifferences at a foreign token, paired by seed, among those that write in the native style\n")
+    names = [n for n in STARTS if any(r["start"] == n for r in rows)]
+    lines = (
+        [f"`{a}` - `{b}`, {PERTURBED[k]}", *(paired([r for r in rows if r["start"] == n], a, b, k) for n in names)]
+        for k in ("robust/corrupted_2", "robust/corrupted_4")
+        for a, b in product(("sdft", "sdft_reverse", "opd"), ("sft_native", "grpo"))
+    )
+    print(table(["", *names], lines))
     panels = {
         PERTURBED[key]: {arm: [r[key] for r in rows if r["arm"] == arm and r[key] is not None] for arm in ARMS}
         for key in ("robust/opening_answer", "robust/opening_result", "robust/corrupted_2", "robust/worst")
