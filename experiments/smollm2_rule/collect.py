@@ -37,7 +37,7 @@ def main() -> None:
                 interval = record["intervals"].get(ends.get(at), {}).get(name, {})
                 row |= {name: measured.get(name), f"{name}/low": interval.get("low"), f"{name}/high": interval.get("high")}
             seconds = ledger["seconds"]
-            row |= {"student_tokens": ledger["tokens"].get("student_tokens", 0)}
+            row |= {name: ledger["tokens"].get(name, 0) for name in ("student_tokens", "teacher_tokens")}
             row |= {"seconds_training": round(sum(v for k, v in seconds.items() if k != "evaluation"))}
             row |= {"seconds_all": round(sum(seconds.values()))}
             rows.append(row)
