@@ -20,7 +20,7 @@ ARMS = {
 }
 RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2, 3, 4)
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/prior/forward_kl")
-AT = (0, 10, 20, 40, 60)
+AT = (0, 10, 20, 30, 40, 50, 60)
 
 
 def main(bench: Bench) -> None:
