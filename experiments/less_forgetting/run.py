@@ -100,13 +100,18 @@ def told(rows, arm: str, name: str, rate: str) -> str:
 
 
 def law(checkpoints, name: str) -> str:
-    """Spearman's rank correlation over all checkpoints after the start, and over one per run: the last."""
+    """Spearman's rank correlation over all checkpoints after the start, and over one per run at the first rate: the last."""
     mine = [c for c in checkpoints if c["start"] == name and c["step"] > 0]
-    last = {(c["arm"], c["lr"], c["seed"]): c for c in mine}
+    last = {(c["arm"], c["seed"]): c for c in mine if c["lr"] == next(iter(RATES))}
+    kinds = {
+        "start/new/forward_kl": "KL(start || model), new prompts",
+        "start/new/reverse_kl": "KL(model || start), new prompts",
+        "start/prior/forward_kl": "KL(start || model), prior prompts",
+    }
     return ", ".join(
-        f"{kind} {spearmanr([c[kl] for c in some], [c['prior/accuracy'] for c in some]).statistic:.2f} ({which}, n={len(some)})"
-        for kl, kind in (("start/new/forward_kl", "KL(start || model)"), ("start/new/reverse_kl", "KL(model || start)"))
-        for which, some in (("all checkpoints", mine), ("last of each run", list(last.values())))
+        f"{told} {spearmanr([c[kl] for c in some], [c['prior/accuracy'] for c in some]).statistic:.2f} ({which}, n={len(some)})"
+        for kl, told in kinds.items()
+        for which, some in (("all checkpoints", mine), ("last of each run at 2e-4", list(last.values())))
         if len(some) > 2
     )
 
