@@ -4,10 +4,12 @@ python -m experiments.density.run
 """
 
 from itertools import product
+from math import exp, log
 
 from experiments.figures import curves
 from experiments.grid import Bench, Row, row, spread, start, table
 from experiments.likely import right_answers
+from opd_lightning.report.statistics import over_seeds
 from opd_lightning.tasks.world import WorldTask
 
 LONG = [
@@ -102,10 +104,13 @@ def told(some: list[Row], number: str, unit: int) -> str:
 
 
 def ratio(rows: list[Row], arm: str, length: int) -> str:
-    """How many times the tokens of the full vocabulary, paired by seed."""
+    """How many times the tokens of the full vocabulary, paired by seed: geometric mean, with Student's t on logs."""
     tokens = {(r["arm"], r["seed"]): r["student_tokens"] for r in rows if r["length"] == length and r["reached"]}
-    found = [tokens[arm, s] / tokens["full", s] for s in SEEDS if (arm, s) in tokens and tokens.get(("full", s))]
-    return spread(found, 2) if found else ""
+    found = {s: log(tokens[arm, s] / tokens["full", s]) for s in SEEDS if (arm, s) in tokens and tokens.get(("full", s))}
+    if len(found) < 2:
+        return ""
+    told = over_seeds(found, dict.fromkeys(found, 0.0))
+    return f"{exp(told.mean):.2f} [{exp(told.low):.2f}, {exp(told.high):.2f}]"
 
 
 if __name__ == "__main__":
