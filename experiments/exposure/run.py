@@ -19,12 +19,12 @@ ARMS = {
     "opd_reverse": ["method=opd"],
 }
 SKILLS, SEEDS, LENGTH, MATCHED = ("rotate", "descend"), (0, 1, 2), 8, (0.7, 0.9)
-PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "task.n_eval=256"]
+PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "task.n_eval=128"]
 PROTOCOL += ["~evaluation.suite.teacher"]
 PROTOCOL += ["+evaluation.suite.positions={_target_:experiments.exposure.positions.Positions,max_new_tokens:10}"]
 UPDATES = {
-    "rotate": ["evaluation.every=1", "trainer.max_steps=30"],
-    "descend": ["evaluation.every=5", "trainer.max_steps=150"],
+    "rotate": ["evaluation.every=2", "trainer.max_steps=20"],
+    "descend": ["evaluation.every=5", "trainer.max_steps=80"],
 }
 KINDS, NAMES = ("own", "right", "wrong"), ("step", "gap", "last gap", "wrong")
 
