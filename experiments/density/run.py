@@ -7,7 +7,7 @@ from itertools import product
 from math import exp, log
 
 from experiments.figures import curves
-from experiments.grid import Bench, Row, row, spread, start, table
+from experiments.grid import Bench, Row, paired, row, spread, start, table
 from experiments.likely import right_answers
 from opd_lightning.report.statistics import over_seeds
 from opd_lightning.tasks.world import WorldTask
@@ -65,7 +65,11 @@ def main(bench: Bench) -> None:
     chance = {} if bench.small else {n: right_answers(folder / "start", WorldTask(n_eval=128, length=n)) for n in LENGTHS}
     print("\nProbability of a right answer before training:", {n: f"{p:.1e}" for n, p in chance.items()})
     rows = [row(labels, run, ("validation/new/accuracy", "validation/prior/accuracy")) for labels, run in runs]
+    rows = [r | {"chance": chance.get(r["length"])} for r in rows]
     bench.write(rows)
+    alike = [r for r in rows if (r["arm"], r["prompts"]) in (("grpo", 8), ("full", 64))]
+    print("\n64 completions per update for both: tokens of `grpo` (8 prompts) / tokens of `full` (64 prompts)\n")
+    print(table([f"{n} digits" for n in LENGTHS], [[ratio(alike, "grpo", n) for n in LENGTHS]]))
     for batch in BATCHES:
         tables([r for r in rows if r["prompts"] == batch], batch)
     panels = {
@@ -85,6 +89,10 @@ def tables(rows: list[Row], batch: int) -> None:
         print(table(header, ([f"`{a}`", *cells[a]] for a in arms)))
     print(f"\n{batch} prompts per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
     print(table(header, ([f"`{a}`", *(ratio(rows, a, n) for n in LENGTHS)] for a in arms if a != "full")))
+    for number in ("updates", "validation/prior/accuracy"):
+        print(f"\n{batch} prompts per update: difference to `full` in {number}, paired by seed\n")
+        sizes = {n: [r for r in rows if r["length"] == n and r["reached"]] for n in LENGTHS}
+        print(table(header, ([f"`{a}`", *(paired(sizes[n], a, "full", number) for n in LENGTHS)] for a in arms if a != "full")))
 
 
 def learning(runs, arm: str, length: int, batch: int) -> dict[float, list[float]]:
@@ -92,8 +100,10 @@ def learning(runs, arm: str, length: int, batch: int) -> dict[float, list[float]
     mine = [run for c, run in runs if (c["arm"], c["length"], c["prompts"]) == (arm, length, batch)]
     tokens = sum(run.ledger["tokens"].get("student_tokens", 0) for run in mine) / max(1, sum(r.ledger["steps"] for r in mine))
     found: dict[float, list[float]] = {}
-    for measured in (h for run in mine for h in run.evaluation["history"] if h["step"] > 0):
-        found.setdefault(measured["step"] * tokens, []).append(measured["validation/new/accuracy"])
+    courses = [{h["step"]: h["validation/new/accuracy"] for h in run.evaluation["history"]} for run in mine]
+    for step in sorted({step for course in courses for step in course if step > 0}):
+        # A run that has ended stays where it ended.
+        found[step * tokens] = [course[max(s for s in course if s <= step)] for course in courses]
     return found
 
 

@@ -1,10 +1,10 @@
-"""Which divergence, and over how much of the vocabulary? Each at the best of its own learning rates.
+"""Which divergence, and over how much of the vocabulary? Each at three learning rates.
 
 python -m experiments.divergences.run
 """
 
 from itertools import product
-from statistics import mean
+from statistics import median
 
 from experiments.figures import curves
 from experiments.grid import Bench, paired, row, spread, start, table
@@ -45,13 +45,14 @@ def main(bench: Bench) -> None:
             f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
         )
         print(table(["", *RATES], ([f"`{arm}`", *(told(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
-    print("\nDifference to `reverse_kl` in prior accuracy, paired by seed\n")
-    lines = (
-        [f"`{a}`", *(paired([r for r in rows if r["lr"] == rate], a, "reverse_kl", "prior/accuracy") for rate in RATES)]
-        for a in ARMS
-        if a != "reverse_kl"
-    )
-    print(table(["", *RATES], lines))
+    for number in ("prior/accuracy", "updates"):
+        print(f"\nDifference to `reverse_kl` in {number}, paired by seed\n")
+        lines = (
+            [f"`{a}`", *(paired([r for r in rows if r["lr"] == rate], a, "reverse_kl", number) for rate in RATES)]
+            for a in ARMS
+            if a != "reverse_kl"
+        )
+        print(table(["", *RATES], lines))
     panel(bench)
     panels = {
         title: {
@@ -89,31 +90,23 @@ def panel(bench: Bench) -> None:
         )
         for seed in SEEDS
     ]
-    runs = [run for _, run in bench.run("divergences-panel", cells)]
-    seen = [
-        (r["step"], {k: v for k, v in r.items() if k.startswith("estimators/")})
-        for run in runs
+    found = [
+        {"seed": labels["seed"], "step": r["step"]} | {k: v for k, v in r.items() if k.startswith("estimators/")}
+        for labels, run in bench.run("divergences-panel", cells)
         for r in read_csv(run.folder / "metrics.csv")
+        if any(k.startswith("estimators/") for k in r)
     ]
-    found = [(step, numbers) for step, numbers in seen if numbers]
     if not found:
         return
-    names = sorted({name for _, numbers in found for name in numbers})
-    bench.write([{"step": step, **numbers} for step, numbers in found], "estimators.csv")
+    bench.write(found, "estimators.csv")
     stages = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
-    print("\nEstimates of the gradient beside the exact one, means over three runs\n")
-    print(
-        table(
-            ["", *stages],
-            (
-                [
-                    n.removeprefix("estimators/"),
-                    *(f"{mean([v[n] for s, v in found if s in some and n in v] or [0]):.3g}" for some in stages.values()),
-                ]
-                for n in names
-            ),
-        )
-    )
+    names = sorted({k for r in found for k in r if k.startswith("estimators/")})
+    print("\nEstimates of the gradient beside the exact one: medians over the stage and three runs, and least and greatest\n")
+    values = {
+        (n, title): [r[n] for r in found if r["step"] in some and n in r] for n in names for title, some in stages.items()
+    }
+    told = {key: f"{median(v):.3g} [{min(v):.3g}, {max(v):.3g}]" if v else "" for key, v in values.items()}
+    print(table(["", *stages], ([n.removeprefix("estimators/"), *(told[n, title] for title in stages)] for n in names)))
 
 
 if __name__ == "__main__":

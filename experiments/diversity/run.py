@@ -12,7 +12,8 @@ TASK = "task._target_=experiments.diversity.several.AnyRotation"
 NATIVE = "task.style=native"
 ARMS = {
     "sft": ["method=sft", NATIVE],
-    "sdft": ["method=sdft"],
+    "sdft": ["method=sdft", NATIVE],
+    "sdft_foreign": ["method=sdft"],
     "opd_forward": ["method=opd", "loss/divergence=forward_kl"],
     "opd_reverse": ["method=opd"],
     "opd_sampled": ["method=opd_sampled"],
@@ -58,6 +59,8 @@ def main(bench: Bench) -> None:
     print("\nDifference to `sft`, paired by seed\n")
     mine = [r for r in rows if r["arm"] != "teacher"]
     print(table(["", *NUMBERS], ([f"`{a}`", *(paired(mine, a, "sft", n) for n in NUMBERS)] for a in ARMS if a != "sft")))
+    told = [paired(mine, "opd_forward", "opd_reverse", n) for n in NUMBERS]
+    print("\nDifference of `opd_forward` to `opd_reverse`\n\n" + table(NUMBERS, [told]))
     titles = {"found/pass_at_1": "a sample is right", "found/share": "share of right answers found in 16 samples"}
     panels = {title: {a: [r[n] for r in rows if r["arm"] == a] for a in ("teacher", *ARMS)} for n, title in titles.items()}
     dots(bench.results / "diversity.png", panels, "share (test questions)")
