@@ -162,9 +162,13 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def paired(rows: Sequence[Row], arm: str, baseline: str, number: str, by: Sequence[str] = ("seed",)) -> str:
-    """Mean difference of an arm to a baseline where all of `by` agree, with Student's t interval."""
+    """Mean difference of an arm to a baseline where all of `by` agree, with Student's t interval; a pair or two are told."""
     values = {a: {json.dumps([r[k] for k in by]): r[number] for r in rows if r["arm"] == a} for a in (arm, baseline)}
-    return str(over_seeds(values[arm], values[baseline])) if set(values[arm]) & set(values[baseline]) else ""
+    both = sorted(set(values[arm]) & set(values[baseline]))
+    if len(both) == 1:
+        return f"{values[arm][both[0]] - values[baseline][both[0]]:+.3f} (one pair)"
+    told = " (two pairs)" if len(both) == 2 else ""
+    return f"{over_seeds(values[arm], values[baseline])}{told}" if both else ""
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

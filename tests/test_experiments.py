@@ -94,7 +94,11 @@ def test_what_the_tables_are_made_of():
     rows = [
         {"arm": a, "seed": s, "x": x} for a, s, x in [("a", 0, 1.0), ("a", 1, 2.0), ("b", 0, 0.5), ("b", 1, 0.5), ("b", 2, 9.0)]
     ]
-    assert paired(rows, "a", "b", "x").startswith("+1.000 [-5.3") and paired(rows, "a", "c", "x") == ""
+    assert (
+        paired(rows, "a", "b", "x").startswith("+1.000 [-5.3")
+        and paired(rows[:3], "a", "b", "x") == "+0.500 (one pair)"
+        and paired(rows, "a", "c", "x") == ""
+    )
     assert spread([1.0]) == "1.000" and spread([1.0, 1.0]) == "1.000 (all equal)"
     assert table(["a"], [[1]]) == "| a |\n| --- |\n| 1 |"
     assert fixed("optim.lr=1", ["+optim.lr=2"]) and not fixed("optim.lr=1", ["optim.lr_=2"])
