@@ -56,7 +56,7 @@ def test_a_study_s_experiment_still_runs(tmp_path, study, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "models" / "smollm2-135m-instruct").is_dir(), reason="make smollm2 first")
-@pytest.mark.parametrize("name", ["smollm2_recovery", "smollm2_rule"])
+@pytest.mark.parametrize("name", ["smollm2_recovery", "smollm2_keep", "smollm2_rule"])
 def test_an_experiment_on_real_weights_still_begins(tmp_path, name):
     experiment = {"smollm2_recovery": "smollm2_opd"}.get(name, name)
     line = [f"experiment={experiment}", "trainer.max_steps=1", "data.batch_size=2", "evaluation=none", "logger=none"]
