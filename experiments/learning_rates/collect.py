@@ -1,6 +1,6 @@
-"""results.csv, rates.png and the README's table from the runs of study=demo_lr.
+"""results.csv, rates.png and the README's tables from the runs of study=demo_lr.
 
-python experiments/learning_rates/collect.py outputs/demo_lr
+python -m experiments.learning_rates.collect outputs/demo_lr
 """
 
 import csv
@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from experiments.grid import paired, spread, table
 from opd_lightning.report.figures import COLOURS, LINES, MARKERS
 from opd_lightning.report.runs import load_study
 
@@ -25,7 +26,7 @@ def main(folder: Path) -> None:
     rows = []
     for run in sorted(runs, key=lambda r: (r.name, r.config["optim"]["lr"], r.seed)):
         end = run.evaluation["end"]
-        row = {"method": run.name, "lr": float(run.config["optim"]["lr"]), "seed": run.seed, "censored": run.censored}
+        row = {"arm": run.name, "lr": float(run.config["optim"]["lr"]), "seed": run.seed, "censored": run.censored}
         row |= {"new": end["validation/new/accuracy"], "prior": end["validation/prior/accuracy"]}
         row |= {"prior_format": end["validation/prior/format"], "updates": run.ledger["steps"]}
         row |= {"flops": sum(run.ledger["flops"].values()), "student_tokens": run.ledger["tokens"]["student_tokens"]}
@@ -36,17 +37,19 @@ def main(folder: Path) -> None:
         writer.writerows(rows)
     rates = sorted({row["lr"] for row in rows})
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    print("| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |")
-    for i, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        cells = {rate: [row for row in rows if (row["method"], row["lr"]) == (name, rate)] for rate in rates}
-        told = [
-            "never"
-            if any(r["censored"] for r in cell)
-            else f"{mean(r['prior'] for r in cell):.3f} ({mean(r['updates'] for r in cell):.0f})"
-            for cell in cells.values()
-        ]
-        print(f"| `{name}` | " + " | ".join(told) + " |")
+    lines, differences = [], []
+    for i, name in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+        cells = {rate: [row for row in rows if (row["arm"], row["lr"]) == (name, rate)] for rate in rates}
         reached = {rate: cell for rate, cell in cells.items() if not any(r["censored"] for r in cell)}
+        updates = {rate: f"({mean(r['updates'] for r in cell):.0f})" for rate, cell in reached.items()}
+        told = (
+            f"{spread([r['prior'] for r in cells[rate]])} {updates[rate]}" if rate in reached else "never" for rate in rates
+        )
+        lines.append([f"`{name}`", *told])
+        pairs = (
+            paired([r for r in rows if r["lr"] == rate], name, "sft", "prior") if rate in reached else "" for rate in rates
+        )
+        differences.append([f"`{name}` - `sft`", *pairs])
         if reached:
             axes.plot(
                 list(reached),
@@ -58,6 +61,9 @@ def main(folder: Path) -> None:
             )
             for rate, cell in reached.items():
                 axes.plot([rate] * len(cell), [r["prior"] for r in cell], ".", color=COLOURS[i], markersize=3)
+    print(table(["method", *(f"{rate:g}" for rate in rates)], lines))
+    print("\ndifferences, paired by seed\n")
+    print(table(["", *(f"{rate:g}" for rate in rates)], [line for line in differences if line[0] != "`sft` - `sft`"]))
     axes.set(
         xscale="log", xlabel="learning rate", ylabel="accuracy on prior skills when the\nnew one reaches 0.95 (validation)"
     )

@@ -3,8 +3,9 @@
 make smollm2; python -m experiments.smollm2_keep.run
 """
 
+from experiments.courses import along, courses, differences
 from experiments.figures import curves
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, row, start, table
 from experiments.smollm2_keep.mix import mixed
 
 SEEDS = (0, 1, 2)
@@ -48,34 +49,16 @@ def main(bench: Bench) -> None:
     ]
     second = bench.run("smollm2_keep", cells, SMALL)
     bench.write([row(labels, run, NUMBERS) for labels, run in first + second])
-    courses = [
-        labels | {"update": h["step"]} | {n: h[n] for n in NUMBERS} for labels, run in first + second for h in history(run)
-    ]
-    bench.write(courses, "courses.csv")
-    print(table(["", "update", *NUMBERS.values()], lines(courses)))
-    print("\nDifference to `sft_on_its_samples` by update, paired by seed\n")
-    for update in dict.fromkeys(c["update"] for c in courses if c["arm"] == "opd" and c["update"]):
-        at = [c for c in courses if c["update"] == update]
-        print(update, *(f"{title}: {paired(at, 'opd', 'sft_on_its_samples', n)}" for n, title in NUMBERS.items()), sep="; ")
+    rows = courses(first + second, NUMBERS)
+    bench.write(rows, "courses.csv")
+    print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
+    print("\nDifference of `opd` to `sft_on_its_samples`, paired by seed\n")
+    print(table(["update", *NUMBERS.values()], differences(rows, "opd", "sft_on_its_samples", NUMBERS)))
     panels = {
-        title: {arm: {u: [c[n] for c in courses if (c["arm"], c["update"]) == (arm, u)] for u in (0, 20)} for arm in ARMS}
+        title: {arm: {u: [c[n] for c in rows if (c["arm"], c["update"]) == (arm, u)] for u in (0, 20)} for arm in ARMS}
         for n, title in list(NUMBERS.items())[1:3]
     }
     curves(bench.results / "keep.png", panels, "updates of recovery", "nats per token")
-
-
-def history(run) -> list[Row]:
-    """What was measured along a run, once per update."""
-    return list({h["step"]: h for h in run.evaluation["history"]}.values())
-
-
-def lines(courses: list[Row]) -> list[list[str]]:
-    """Means with intervals over seeds; the original before all."""
-    told = []
-    for arm, update in dict.fromkeys((c["arm"], c["update"]) for c in courses):
-        mine = [c for c in courses if (c["arm"], c["update"]) == (arm, update)]
-        told.append([f"`{arm}`", update, *(spread([c[n] for c in mine]) for n in NUMBERS)])
-    return told
 
 
 if __name__ == "__main__":

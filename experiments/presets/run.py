@@ -1,0 +1,46 @@
+"""Every preset that can learn the embedded world's new skill, from one start model, at one rate.
+
+python -m experiments.presets.run
+"""
+
+from itertools import product
+
+from experiments.figures import dots
+from experiments.grid import Bench, row, spread, start, table
+
+SUPERVISED = ("sft", "sft_kl", "seqkd", "kd")
+DISTILLED = ("gkd", "opd", "opd_topk", "opd_sampled", "sdft", "opsd", "sdpo")
+REWARDED = ("reinforce", "rloo", "grpo", "grpo_opd")
+PRESETS = (*SUPERVISED, *DISTILLED, *REWARDED)
+SEEDS = (0, 1, 2)
+NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
+PROTOCOL = ["trainer.max_steps=100", "evaluation.every=10", "~evaluation.suite.teacher"]
+
+
+def main(bench: Bench) -> None:
+    cells = [
+        ({"arm": name, "seed": seed}, [f"method={name}", f"seed={seed}", *PROTOCOL]) for name, seed in product(PRESETS, SEEDS)
+    ]
+    rows = []
+    for labels, run in bench.run("presets", cells):
+        half = [h["step"] for h in run.evaluation["history"] if h["new/accuracy"] >= 0.5]
+        tokens = {"teacher_tokens": run.ledger["tokens"].get("teacher_tokens", 0)}
+        rows.append(row(labels, run, NUMBERS) | tokens | {"first_half": half[0] if half else "never"})
+    bench.write(rows)
+    lines = []
+    for name in PRESETS:
+        mine = [r for r in rows if r["arm"] == name]
+        middle = [f"{sum(r[n] for r in mine) / len(mine):,.0f}" for n in ("student_tokens", "teacher_tokens")]
+        first = ", ".join(str(r["first_half"]) for r in mine)
+        lines.append([f"`{name}`", *(spread([r[n] for r in mine]) for n in NUMBERS), first, *middle])
+    titles = ["new skill", "prior skills", "their native style", "new skill first >= 0.5 at update", "student tokens"]
+    print(table(["preset", *titles, "teacher tokens"], lines))
+    panels = {
+        title: {name: [r[n] for r in rows if r["arm"] == name] for name in PRESETS}
+        for title, n in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
+    }
+    dots(bench.results / "presets.png", panels, "accuracy after 100 updates (greedy, test prompts)")
+
+
+if __name__ == "__main__":
+    start(main, __file__)
