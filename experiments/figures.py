@@ -16,8 +16,10 @@ Curve = Mapping[float, Sequence[float]]
 """Values of several runs at each x."""
 
 
-def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str, y: str, log: bool = False) -> None:
-    """A panel per title, a curve per label: means, with bars from the least to the greatest run."""
+def curves(
+    path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str, y: str, log: bool = False, zero: bool = False
+) -> None:
+    """A panel per title, a curve per label: means, with bars from the least to the greatest run; a line at zero if asked."""
     figure, all_axes = plt.subplots(1, len(panels), figsize=(3.2 + 3.4 * len(panels), 3.6), sharey=True, squeeze=False)
     for axes, (title, some) in zip(all_axes[0], panels.items(), strict=True):
         for i, (label, curve) in enumerate(some.items()):
@@ -39,9 +41,12 @@ def curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str, y: str
                 capsize=2,
                 label=label,
             )
-        axes.set(title=title, xlabel=x, xscale="log" if log else "linear")
+        if zero:
+            axes.axhline(0.0, color="black", linewidth=0.8)
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel=x, xscale="log" if log else "linear")
         at = sorted({at for curve in some.values() for at in curve})
-        if log and len(at) <= 6:
+        if len(at) <= 6:
             axes.set_xticks(at, [f"{value:g}" for value in at])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)

@@ -4,10 +4,14 @@ python -m experiments.exposure.run
 """
 
 from itertools import pairwise, product
+from pathlib import Path
 
 from experiments.density.run import LONG
+from experiments.exposure.positions import Positions
 from experiments.figures import curves
 from experiments.grid import Bench, Row, paired, row, spread, start, table
+from opd_lightning.models import Pretrained, Student
+from opd_lightning.tasks.world import WorldTask, world_tokenizer
 
 OFF_POLICY = "rollout=teacher"
 ARMS = {
@@ -18,15 +22,22 @@ ARMS = {
     "opd_forward": ["method=opd", "loss/divergence=forward_kl"],
     "opd_reverse": ["method=opd"],
 }
-SKILLS, SEEDS, LENGTH, MATCHED = ("rotate", "descend"), (0, 1, 2), 8, (0.7, 0.9)
+SKILLS, SEEDS, LENGTH, MATCHED = ("rotate", "descend"), (0, 1, 2, 3, 4), 8, (0.7, 0.9)
+PAIRS = (  # who writes, at the same loss; and to SFT on the teacher's completions
+    ("opd_reverse", "kd_reverse"),
+    ("opd_forward", "kd_forward"),
+    ("opd_reverse", "seqkd"),
+    ("opd_forward", "seqkd"),
+    ("kd_reverse", "seqkd"),
+)
 PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "task.n_eval=128"]
 PROTOCOL += ["~evaluation.suite.teacher"]
 PROTOCOL += ["+evaluation.suite.positions={_target_:experiments.exposure.positions.Positions,max_new_tokens:10}"]
 UPDATES = {
-    "rotate": ["evaluation.every=2", "trainer.max_steps=20"],
+    "rotate": ["evaluation.every=1", "trainer.max_steps=20"],
     "descend": ["evaluation.every=5", "trainer.max_steps=80"],
 }
-KINDS, NAMES = ("own", "right", "wrong"), ("step", "gap", "last gap", "wrong")
+KINDS, NAMES = ("own", "right", "wrong"), ("step", "right", "gap", "last gap", "wrong")
 
 
 def main(bench: Bench) -> None:
@@ -54,27 +65,51 @@ def main(bench: Bench) -> None:
         course = [{"step": float(h["step"])} | means(h) for h in run.evaluation["history"]]
         courses += [labels | at for at in course]
         rows.append(row(labels, run, ("new/accuracy", "prior/accuracy")))
-        rows[-1] |= {f"{name} at {m}": value for m in MATCHED for name, value in matched(course, m).items()}
+        rows[-1].pop("reached")  # no run was asked to reach anything
+        points = {f"at {m}": matched(course, m) for m in MATCHED} | {"at the end": course[-1]}
+        rows[-1] |= {f"{name} {when}": value for when, point in points.items() for name, value in point.items()}
     bench.write(rows)
     bench.write(courses, "courses.csv")
-    for skill, m in product(SKILLS, MATCHED):
-        mine = [r for r in rows if r["skill"] == skill and f"gap at {m}" in r]
-        print(f"\n{skill}, where {m} of digits 2 to {LENGTH} are right behind right ones; differences paired by seed\n")
-        told = {a: [spread(v) if (v := [r[f"{n} at {m}"] for r in mine if r["arm"] == a]) else "" for n in NAMES] for a in ARMS}
-        lines = ([f"`{a}`", *told[a], "" if a == "seqkd" else paired(mine, a, "seqkd", f"gap at {m}")] for a in ARMS)
-        print(table(["", *NAMES, "gap - `seqkd`'s"], lines))
-    there = f"gap at {MATCHED[0]}"
-    panels = {
-        f"{skill}: {title}": {
-            arm: {
-                i: [r[f"{kind} {i} at {MATCHED[0]}"] for r in rows if (r["arm"], r["skill"]) == (arm, skill) and there in r]
-                for i in range(2, LENGTH + 1)
+    for skill, when in product(SKILLS, [*(f"at {m}" for m in MATCHED), "at the end"]):
+        tables(skill, when, [r for r in rows if r["skill"] == skill and f"gap {when}" in r])
+    for skill, folder in teachers.items():
+        print(
+            f"\nthe teacher of {skill}:", *(f"{k} {v:.3f}" for k, v in taught(folder / "teacher", skill).items() if k in KINDS)
+        )
+    for name, what in (("gap", "gap"), ("wrong", "right behind a wrong digit")):
+        panels = {}
+        for skill in SKILLS:
+            mine = [c for c in courses if c["skill"] == skill]
+            steps = sorted({c["step"] for c in mine})
+            panels[skill] = {
+                arm: {at: [c[name] for c in mine if (c["arm"], c["step"]) == (arm, at)] for at in steps} for arm in ARMS
             }
-            for arm in ARMS
-        }
-        for skill, (kind, title) in product(SKILLS, (("own", "own answer"), ("wrong", "one wrong digit before")))
-    }
-    curves(bench.results / "positions.png", panels, "digit of the answer", f"right, at {MATCHED[0]} behind right digits")
+        curves(bench.results / f"{name}.png", panels, "updates", f"{what}, digits 2 to {LENGTH}", zero=name == "gap")
+
+
+def tables(skill: str, when: str, rows: list[Row]) -> None:
+    """All arms at one point of the training, differences paired by seed, and the gap digit by digit."""
+    if not rows:
+        return
+    print(f"\n{skill}, {when}, of digits 2 to {LENGTH}\n")
+    found = {arm: [r for r in rows if r["arm"] == arm] for arm in ARMS}
+    there = {arm: mine for arm, mine in found.items() if mine}
+    print(
+        table(
+            ["", *NAMES], ([f"`{a}`", *(spread([r[f"{n} {when}"] for r in mine]) for n in NAMES)] for a, mine in there.items())
+        )
+    )
+    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in ("gap", "wrong"))] for a, b in PAIRS)
+    print(table(["paired by seed", "gap", "behind a wrong digit"], lines))
+    digits = range(2, LENGTH + 1)
+    gaps = {a: [[r[f"right {i} {when}"] - r[f"own {i} {when}"] for r in mine] for i in digits] for a, mine in there.items()}
+    print(table(["gap at digit", *digits], ([f"`{a}`", *(spread(values) for values in some)] for a, some in gaps.items())))
+
+
+def taught(folder: Path, skill: str) -> dict[str, float]:
+    """The same numbers of a teacher."""
+    measure = Positions(WorldTask(skill=skill, length=LENGTH, n_eval=128), world_tokenizer(), LENGTH + 2, n=128)
+    return means({name: told.value for name, told in measure(Student(Pretrained(str(folder)).model()), {}).items()})
 
 
 def means(measured: Row) -> dict[str, float]:

@@ -5,19 +5,21 @@ python -m experiments.in_context.run
 
 from itertools import product
 
+from experiments.courses import courses
 from experiments.figures import curves
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, Row, Run, paired, row, spread, start, table
 from experiments.less_forgetting.run import STARTS
-from experiments.likely import right_answers
+from experiments.likely import right_answers, right_greedy
 from opd_lightning.tasks.world import WorldTask
 
 BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
 MORE = ("--steps", "200", "--teacher-steps", "0")
 OBEY = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 ARMS, RATES, SEEDS = ("sft", "sdft"), ("2e-4",), (0, 1, 2)
-UPDATES = 60
+UPDATES, MATCHED = 60, 0.9
 PROTOCOL = ["evaluation.every=20", f"trainer.max_steps={UPDATES}", "task.n_eval=128"]
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
+SKILLS = ("new", "prior", "both")
 
 
 def main(bench: Bench) -> None:
@@ -27,7 +29,12 @@ def main(bench: Bench) -> None:
         for base, p in product(BASES, OBEY)
     }
     starts = bench.starts(options, last="start")
-    shown = {name: right_answers(folder / "start", WorldTask(n_eval=128), shown=True) for name, folder in starts.items()}
+    task = WorldTask(n_eval=128)
+    dial = {
+        name: {"shown": round(right_answers(folder / "start", task, shown=True), 4)}
+        | {"greedy": right_greedy(folder / "start", task, shown=True)}
+        for name, folder in starts.items()
+    }
     cells = [
         (
             {"arm": arm, "start": base, "obey": p, "lr": rate, "seed": seed},
@@ -42,41 +49,54 @@ def main(bench: Bench) -> None:
         )
         for rate, base, p, arm, seed in product(RATES, BASES, OBEY, ARMS, SEEDS)
     ]
+    runs = bench.run("in_context", cells)
+    bench.write(courses(runs, NUMBERS), "courses.csv")
     rows = []
-    for labels, run in bench.run("in_context", cells):
-        told = row(labels | {"shown": round(shown[f"{labels['start']}-obey-{labels['obey']}"], 4)}, run, NUMBERS)
-        rows.append(told | {"both": (told["new/accuracy"] + told["prior/accuracy"]) / 2})
+    for labels, run in runs:
+        told = row(labels | dial[f"{labels['start']}-obey-{labels['obey']}"], run, NUMBERS)
+        told.pop("reached")  # no run was asked to reach anything
+        rows.append(told | both(run.evaluation["history"][-1], "end") | both(first(run), "matched"))
     bench.write(rows)
-    for rate, base in product(RATES, BASES):
-        print(f"\n{base} at {rate}: after {UPDATES} updates; differences `sdft` - `sft`\n")
-        header = ["obeys", "right when shown", *(f"`{arm}` {n}" for arm in ARMS for n in ("new", "prior"))]
-        lines = (line([r for r in rows if (r["lr"], r["start"], r["obey"]) == (rate, base, p)], p) for p in OBEY)
-        print(table([*header, "new", "prior", "mean of both"], lines))
-    panels = {f"{base}, {rate}": differences(rows, base, rate) for base, rate in product(BASES, RATES)}
-    curves(bench.results / "in_context.png", panels, "P(right answer | demonstration)", f"sdft - sft, after {UPDATES} updates")
+    header = ["obeys", "P(right), shown", "greedy, shown", *(f"`{arm}` {n}" for arm in ARMS for n in SKILLS[:2])]
+    titles = {"end": f"after {UPDATES} updates", "matched": f"first at {MATCHED}, or after {UPDATES} updates"}
+    for base, (when, title) in product(BASES, titles.items()):
+        print(f"\n{base}, {title}; the last columns are `sdft` - `sft`\n")
+        some = ([r for r in rows if (r["start"], r["obey"]) == (base, p)] for p in OBEY)
+        print(table([*header, "new", "prior", "mean of both"], (line(mine, when) for mine in some if mine)))
+    panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(BASES, titles.items())}
+    curves(bench.results / "in_context.png", panels, "share of demonstrations that decided", "sdft - sft", zero=True)
 
 
-def line(mine: list[Row], p: float) -> list[str]:
-    """A line of the table: what the runs of one start model and rate ended with."""
-    if not mine:
-        return [str(p)]
-    arms = [
-        spread([r[n] for r in mine if r["arm"] == arm]) if any(r["arm"] == arm for r in mine) else ""
-        for arm in ARMS
-        for n in ("new/accuracy", "prior/accuracy")
-    ]
-    return [str(p), f"{mine[0]['shown']:.3f}", *arms, *(paired(mine, "sdft", "sft", n) for n in (*NUMBERS[:2], "both"))]
+def both(measured: Row, when: str) -> Row:
+    """The new skill, the prior ones and their mean at one evaluation."""
+    new, prior = measured["new/accuracy"], measured["prior/accuracy"]
+    return {f"update {when}": measured["step"]} | {
+        f"{name} {when}": value for name, value in zip(SKILLS, (new, prior, (new + prior) / 2), strict=True)
+    }
 
 
-def differences(rows: list[Row], base: str, rate: str) -> dict[str, dict[float, list[float]]]:
+def first(run: Run) -> Row:
+    """The first evaluation with the new skill at MATCHED, else the last one."""
+    history = run.evaluation["history"]
+    return next((h for h in history if h["new/accuracy"] >= MATCHED), history[-1])
+
+
+def line(mine: list[Row], when: str) -> list[str]:
+    """A line of the table: one setting of the dial."""
+    arms = [spread([r[f"{n} {when}"] for r in mine if r["arm"] == arm]) for arm in ARMS for n in SKILLS[:2]]
+    differences = (paired(mine, "sdft", "sft", f"{n} {when}") for n in SKILLS)
+    return [str(mine[0]["obey"]), f"{mine[0]['shown']:.3f}", f"{mine[0]['greedy']:.3f}", *arms, *differences]
+
+
+def differences(rows: list[Row], base: str, when: str) -> dict[str, dict[float, list[float]]]:
     """`sdft` - `sft` at each setting of the dial, a value per seed."""
-    found: dict[str, dict[float, list[float]]] = {name: {} for name in ("new skill", "prior skills", "mean of both")}
-    mine = [r for r in rows if (r["start"], r["lr"]) == (base, rate)]
-    for name, number in zip(found, (*NUMBERS[:2], "both"), strict=True):
-        value = {(r["arm"], r["obey"], r["seed"]): r[number] for r in mine}
-        for r in (r for r in mine if r["arm"] == "sdft" and ("sft", r["obey"], r["seed"]) in value):
-            at = found[name].setdefault(r["shown"], [])
-            at.append(r[number] - value["sft", r["obey"], r["seed"]])
+    found: dict[str, dict[float, list[float]]] = {}
+    mine = [r for r in rows if r["start"] == base]
+    for title, name in zip(("new skill", "prior skills", "mean of both"), SKILLS, strict=True):
+        value = {(r["arm"], r["obey"], r["seed"]): r[f"{name} {when}"] for r in mine}
+        for (arm, p, seed), reached in value.items():
+            if arm == "sdft" and ("sft", p, seed) in value:
+                found.setdefault(title, {}).setdefault(p, []).append(reached - value["sft", p, seed])
     return found
 
 
