@@ -6,14 +6,13 @@ make smollm2; python -m experiments.smollm2_recovery.run
 import json
 from pathlib import Path
 
-from experiments.courses import along, courses, differences
+from experiments.courses import along, courses
 from experiments.figures import curves
 from experiments.grid import Bench, row, start, table
 
 SEEDS = (0, 1, 2)
 BROKEN = ["experiment=smollm2_narrow", "name=narrow"]
 RECOVERY = ["experiment=smollm2_opd", "start_from=null"]
-ARMS = {"opd": [], "sft_on_its_samples": ["method=seqkd", "teacher=external"]}
 NUMBERS = {
     "heldout/reverse_kl": "KL(student || original)",
     "heldout/forward_kl": "KL(original || student)",
@@ -31,30 +30,24 @@ def main(bench: Bench) -> None:
     first = bench.run("smollm2_recovery-narrow", cells, (f"model.path={STAND_IN}", *SMALL))
     broken = {labels["seed"]: run.folder for labels, run in first}
     cells = [
-        (
-            {"arm": arm, "seed": seed},
-            [*RECOVERY, *given, f"name={arm}", f"seed={seed}", f"model.path={broken[seed]}", ANSWERS],
-        )
-        for arm, given in ARMS.items()
-        for seed in broken
+        ({"arm": "opd", "seed": seed}, [*RECOVERY, "name=opd", f"seed={seed}", f"model.path={folder}", ANSWERS])
+        for seed, folder in broken.items()
     ]
     second = bench.run("smollm2_recovery", cells, (*SMALL, "evaluation.suite.divergence.n=2"))
     bench.write([row(labels, run, NUMBERS) for labels, run in first + second])
     rows = courses(first + second, NUMBERS)
     bench.write(rows, "courses.csv")
     print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
-    print("\nDifference of `opd` to `sft_on_its_samples`, paired by seed\n")
-    print(table(["update", *NUMBERS.values()], differences(rows, "opd", "sft_on_its_samples", NUMBERS)))
     answers(bench.results / "answers.md", {labels["arm"]: run.folder for labels, run in first + second if labels["seed"] == 0})
     panels = {
-        title: {arm: {u: [c[n] for c in rows if (c["arm"], c["update"]) == (arm, u)] for u in (0, 10, 20)} for arm in ARMS}
+        title: {"opd": {u: [c[n] for c in rows if (c["arm"], c["update"]) == ("opd", u)] for u in (0, 10, 20)}}
         for n, title in list(NUMBERS.items())[:2]
     }
     curves(bench.results / "recovery.png", panels, "updates of recovery", "nats per token")
 
 
 def answers(path: Path, runs: dict[str, Path]) -> None:
-    """The same held-out prompts answered by the original, the broken and the recovered models."""
+    """The same held-out prompts answered by the original, the broken and the recovered model."""
     told = {arm: json.loads((folder / "answers.json").read_text()) for arm, folder in runs.items()}
     columns = {"prompt": told["narrow"]["prompts"], "original": told["narrow"]["start"]}
     columns |= {"after the narrow SFT" if arm == "narrow" else f"`{arm}`": said["end"] for arm, said in told.items()}
