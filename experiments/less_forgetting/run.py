@@ -35,6 +35,7 @@ RATES, SEEDS = {"2e-4": "5", "5e-5": "10"}, (0, 1, 2)  # updates between evaluat
 PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "task.n_eval=128"]
 PROTOCOL += [f"evaluation.suite.{name}=32" for name in ("start_new.n", "start_prior.n")]
 PROTOCOL += ["evaluation.suite.robustness.n=64", "budget.accuracy=0.95", "budget.in_a_row=1", "trainer.max_steps=150"]
+COMPARED = (("prior/accuracy", "sft"), ("prior/accuracy", "sft_native"), ("new/accuracy", "sft"))
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
 NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
 
@@ -75,15 +76,15 @@ def main(bench: Bench) -> None:
     for rate in RATES:
         print(f"\nPrior accuracy where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
         print(table(["", *STARTS], ([f"`{arm}`", *(told(rows, arm, name, rate) for name in STARTS)] for arm in ARMS)))
-    print("\nDifference to `sft` in prior accuracy, paired by seed\n")
-    for rate in RATES:
+    for (number, baseline), rate in product(COMPARED, RATES):
+        print(f"\nDifference to `{baseline}` in {number} at {rate}, paired by seed\n")
         mine = [r for r in rows if r["lr"] == rate and r["reached"]]
         lines = (
-            [f"`{arm}` {rate}", *(paired([r for r in mine if r["start"] == s], arm, "sft", "prior/accuracy") for s in STARTS)]
+            [f"`{arm}`", *(paired([r for r in mine if r["start"] == s], arm, baseline, number) for s in STARTS)]
             for arm in ARMS
-            if arm != "sft"
+            if arm != baseline
         )
-        print(table(["", *STARTS], lines), "\n")
+        print(table(["", *STARTS], lines))
     for name in STARTS:
         print(name, "rank correlation of distance and prior accuracy:", law(checkpoints, name))
     forgetting(bench, rows)
