@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from opd_lightning.callbacks.estimators import scatter
 from opd_lightning.config import CONF_DIR
 from opd_lightning.context import NoContext
 from opd_lightning.data import PromptData, encode_chat
@@ -429,6 +430,18 @@ def test_no_preset_ever_holds_the_logits_of_a_batch(small, narrow, method):
     assert 0 < watch.rows <= decoding
 
 
+def test_the_panel_tells_bias_from_variance():
+    """Draws around a shifted mean: the shift is squared bias, what is left of the mean square is variance."""
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(4, 5, generator=generator)
+    shift = 0.5 * exact
+    draws = [exact + shift + torch.randn(4, 5, generator=generator) for _ in range(4000)]
+    told = scatter(draws, exact)
+    noise = exact.numel() / exact.square().sum().item()
+    assert told["squared_bias"] == pytest.approx(0.25, rel=0.05) and told["variance"] == pytest.approx(0.25 + noise, rel=0.05)
+    assert "squared_bias" not in scatter(draws[:1], exact)
+
+
 def test_the_estimator_panel_ranks_estimates_as_theory_does(small):
     """On the real start model and teacher: more of the vocabulary is closer, a baseline takes variance away."""
     sizes = ("~model.path", "~model.teacher", "data.batch_size=8", "task.n_train=16", "evaluation=none")
@@ -443,4 +456,6 @@ def test_the_estimator_panel_ranks_estimates_as_theory_does(small):
     assert found["top31/relative_error"] < 1e-3 and found["top16/relative_error"] < found["top1/relative_error"]
     assert found["top16/teacher_tail_mass"] < found["top1/teacher_tail_mass"]
     assert found["sampled_baseline/variance"] < found["sampled/variance"]
+    for name in ("sampled", "sampled_baseline"):  # unbiased: within what 64 draws tell
+        assert abs(found[f"{name}/squared_bias"]) < 0.1 * found[f"{name}/variance"]
     assert found["top31/cosine"] > 0.999

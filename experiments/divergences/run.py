@@ -84,6 +84,7 @@ def panel(bench: Bench) -> None:
                 "callbacks.estimators.every=5",
                 "optim.lr=2e-4",
                 "callbacks.estimators.rows=32",
+                "callbacks.estimators.draws=32",
                 "trainer.max_steps=60",
                 "evaluation=none",
             ],

@@ -17,13 +17,14 @@ class Estimators(L.Callback):
     """Compares gradients with respect to the student's hidden states, which is what the backbone learns from.
 
     For each estimator: `cosine` and `relative_error` to the exact gradient of the run's divergence; for sampled tokens also
-    `variance` over fresh draws (mean squared deviation from the exact gradient over its squared norm); for top-k the
-    probability outside of it.
+    `variance` over fresh draws (mean squared deviation from the exact gradient over its squared norm) and `squared_bias` (the
+    mean product of two different draws' deviations, which is zero on average for an unbiased estimate and can be negative);
+    for top-k, which is all bias and no variance, the probability outside of it.
 
     Args:
         every: optimizer steps between comparisons.
         ks: sizes of the teacher's top k, with a tail.
-        draws: fresh samples per token, for the variance.
+        draws: fresh samples per token, for the variance and, if there are two or more, the bias.
         rows: completions to compare on; the first of the batch.
     """
 
@@ -75,10 +76,21 @@ class Estimators(L.Callback):
         with seeded(seed, hidden.device):
             for name, support in (("sampled", SampledToken()), ("sampled_baseline", SampledToken(baseline=True))):
                 draws = [gradient(support, draw=True)[0] for _ in range(self.draws)]
-                spread = [((draw - exact).norm() / exact.norm().clamp_min(1e-30)) ** 2 for draw in draws]
-                numbers |= {f"{name}/{key}": value for key, value in closeness(draws[0], exact).items()}
-                numbers[f"{name}/variance"] = torch.stack(spread).mean().item()
+                numbers |= {
+                    f"{name}/{key}": value for key, value in (closeness(draws[0], exact) | scatter(draws, exact)).items()
+                }
         return numbers
+
+
+def scatter(draws: Sequence[Tensor], exact: Tensor) -> dict[str, float]:
+    """Variance and squared bias of draws of one estimate, both over the squared norm of the exact gradient."""
+    away = (torch.stack(list(draws)) - exact).double() / exact.norm().clamp_min(1e-30)
+    alone, n = away.square().sum(), len(draws)
+    told = {"variance": (alone / n).item()}
+    if n > 1:
+        # A draw's product with itself is variance too; with another one's, whatever both have in common: bias.
+        told["squared_bias"] = ((away.sum(0).square().sum() - alone) / (n * (n - 1))).item()
+    return told
 
 
 def closeness(found: Tensor, exact: Tensor) -> dict[str, float]:
