@@ -42,7 +42,9 @@ def main(study: Path) -> None:
         shutil.copy(study / name, HERE / name)
     runs = load_study(study)[0]
     courses = [
-        {"method": run.name, "seed": run.seed} | {n: h.get(n) for n in COURSE} for run in runs for h in run.evaluation["history"]
+        {"method": run.name, "seed": run.seed} | {n: h.get(n) for n in COURSE}
+        for run in runs
+        for h in run.evaluation["history"]
     ]
     with (HERE / "courses.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in courses for name in row)))

@@ -64,7 +64,23 @@ def main(bench: Bench) -> None:
         some = ([r for r in rows if (r["start"], r["obey"]) == (base, p)] for p in OBEY)
         print(table([*header, "new", "prior", "mean of both"], (line(mine, when) for mine in some if mine)))
     panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(BASES, titles.items())}
+    curves(
+        bench.results / "taught.png",
+        {base: taught(rows, base) for base in BASES},
+        "share of demonstrations that decided",
+        "accuracy",
+    )
     curves(bench.results / "in_context.png", panels, "share of demonstrations that decided", "sdft - sft", zero=True)
+
+
+def taught(rows: list[Row], base: str) -> dict[str, dict[float, list[float]]]:
+    """The students' new skill after the last update, beside the start model's own when it is shown the demonstration."""
+    mine = [r for r in rows if r["start"] == base]
+    found = {arm: {p: [r["new end"] for r in mine if (r["arm"], r["obey"]) == (arm, p)] for p in OBEY} for arm in ARMS}
+    shown = {p: [r for r in mine if r["obey"] == p][:1] for p in OBEY}
+    for title, number in (("start model, shown: greedy", "greedy"), ("start model, shown: P(right)", "shown")):
+        found[title] = {p: [r[number] for r in some] for p, some in shown.items()}
+    return found
 
 
 def both(measured: Row, when: str) -> Row:
