@@ -65,6 +65,14 @@ def test_a_study_s_experiment_still_runs(tmp_path, study, folder, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_the_loss_still_runs():
+    line = ["experiments/benchmarks/head.py", "--tokens", "16", "--hidden", "8", "--vocab", "32", "--rounds", "1"]
+    told = subprocess.run([sys.executable, *line], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    ways = [json.loads(text) for text in told.splitlines()]
+    assert {"matmul", "ours", "ours_generic", "naive"} <= {way.get("name") for way in ways}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "models" / "smollm2-135m-instruct").is_dir(), reason="make smollm2 first")
 @pytest.mark.parametrize("name", BEGINNINGS)
 def test_an_experiment_on_real_weights_still_begins(tmp_path, name):
