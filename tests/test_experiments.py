@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/run.py"))
 STUDIES = ("demo", "demo_lr")
 ONE_UPDATE = ("trainer.max_steps=1", "data.batch_size=2", "evaluation.every=1")
-FIRST = ",".join(("{}", *ONE_UPDATE, "evaluation.answers=null"))
+FIRST = ",".join(f"'{override}'" for override in ("{}", *ONE_UPDATE, "evaluation.answers=null"))
 FEW = "evaluation.suite.{}.n=2"
 BEGINNINGS = {
     "smollm2_opd": [f"start_from=[{FIRST.format('experiment=smollm2_narrow')}]", FEW.format("divergence")],
