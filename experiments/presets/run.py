@@ -39,7 +39,7 @@ def main(bench: Bench) -> None:
         title: {name: [r[n] for r in rows if r["arm"] == name] for name in PRESETS}
         for title, n in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
     }
-    dots(bench.results / "presets.png", panels, "accuracy after 100 updates (greedy, test prompts)")
+    dots(bench.results / "presets.png", panels, "accuracy after 100 updates")
 
 
 if __name__ == "__main__":
