@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.grid import SHIPPED, Bench, fixed, paired, spread, table
+from experiments.less_forgetting import fragile, run, tolerant
 from experiments.likely import right_answers
 from experiments.sequential.confusion import carried_out
 from opd_lightning.tasks.pretrain_world import Mixture, sample_sequence
@@ -62,6 +63,19 @@ def test_a_study_s_experiment_still_runs(tmp_path, study, folder, monkeypatch):
     monkeypatch.setattr(collect, "HERE", tmp_path)
     collect.main(tmp_path / study)
     assert (tmp_path / "results.csv").stat().st_size > 100
+
+
+def test_the_halves_of_less_forgetting_are_its_grid(tmp_path, monkeypatch):
+    """Run after run alike, so that the runs of the two commands are found by the one that makes the tables."""
+    made: list[str] = []
+    monkeypatch.setattr(Bench, "starts", lambda self, wanted: dict.fromkeys(wanted, SHIPPED))
+    monkeypatch.setattr(Bench, "run", lambda self, study, cells: made.extend(f"{study} {cell}" for cell in cells))
+    for half in (tolerant, fragile):
+        half.main(Bench(tmp_path))
+    halves = sorted(made)
+    made.clear()
+    run.grid(Bench(tmp_path))
+    assert halves == sorted(made) and len(set(made)) == 156
 
 
 @pytest.mark.slow
