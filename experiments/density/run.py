@@ -73,10 +73,11 @@ def main(bench: Bench) -> None:
     for batch in BATCHES:
         tables([r for r in rows if r["prompts"] == batch], batch)
     panels = {
-        f"{n} digits, {batch} prompts per update": {arm: learning(runs, arm, n, batch) for arm in ARMS}
-        for batch, n in product(BATCHES, (LENGTHS[0], LENGTHS[-1]))
+        f"{n} digits, {batch} prompts per update": {arm: learning(runs, arm, n, batch) for arm in (*ARMS, "full_from_rl")}
+        for batch, n in product(BATCHES, LENGTHS)
     }
-    curves(bench.results / "density.png", panels, "tokens written by the student", "accuracy (greedy, validation)", log=True)
+    axes = ("tokens written by the student", "accuracy (greedy, validation)")
+    curves(bench.results / "density.png", panels, *axes, log=True, each=True, columns=len(LENGTHS))
 
 
 def tables(rows: list[Row], batch: int) -> None:

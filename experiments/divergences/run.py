@@ -45,7 +45,7 @@ def main(bench: Bench) -> None:
             f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
         )
         print(table(["", *RATES], ([f"`{arm}`", *(told(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
-    for number in ("prior/accuracy", "updates"):
+    for number in ("prior/accuracy", "new/accuracy", "updates"):
         print(f"\nDifference to `reverse_kl` in {number}, paired by seed\n")
         lines = (
             [f"`{a}`", *(paired([r for r in rows if r["lr"] == rate], a, "reverse_kl", number) for rate in RATES)]
@@ -59,7 +59,7 @@ def main(bench: Bench) -> None:
             arm: {float(rate): [r[n] for r in rows if (r["arm"], r["lr"]) == (arm, rate) and r["reached"]] for rate in RATES}
             for arm in ARMS
         }
-        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"),)
+        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"), ("new skill there", "new/accuracy"))
     }
     curves(bench.results / "divergences.png", panels, "learning rate", "accuracy (greedy, test prompts)", log=True)
 

@@ -22,15 +22,18 @@ ARMS = {
     "opd_forward": ["method=opd", "loss/divergence=forward_kl"],
     "opd_reverse": ["method=opd"],
 }
-SKILLS, SEEDS, LENGTH, MATCHED = ("rotate", "descend"), (0, 1, 2, 3, 4), 8, (0.7, 0.9)
+SKILLS, SEEDS, MATCHED = ("rotate", "descend"), (0, 1, 2, 3, 4), (0.7, 0.9)
+LENGTHS = {8: tuple(ARMS), 6: ("seqkd", "kd_reverse", "opd_reverse"), 4: ("seqkd", "kd_reverse", "opd_reverse")}
 PAIRS = (  # who writes, at the same loss; and to SFT on the teacher's completions
     ("opd_reverse", "kd_reverse"),
     ("opd_forward", "kd_forward"),
     ("opd_reverse", "seqkd"),
     ("opd_forward", "seqkd"),
     ("kd_reverse", "seqkd"),
+    ("kd_reverse", "kd_forward"),  # the loss, where the teacher writes and where the student does
+    ("opd_reverse", "opd_forward"),
 )
-PROTOCOL = ["optim.lr=2e-4", f"task.length={LENGTH}", "task.max_new_tokens=10", "task.n_eval=128"]
+PROTOCOL = ["optim.lr=2e-4", "task.max_new_tokens=10", "task.n_eval=128"]
 PROTOCOL += ["~evaluation.suite.teacher"]
 PROTOCOL += ["+evaluation.suite.positions={_target_:experiments.exposure.positions.Positions,max_new_tokens:10}"]
 UPDATES = {
@@ -46,11 +49,12 @@ def main(bench: Bench) -> None:
     teachers = {"rotate": folder} | bench.starts({"descend": only_a_teacher})
     cells = [
         (
-            {"arm": arm, "skill": skill, "seed": seed},
+            {"arm": arm, "skill": skill, "length": length, "seed": seed},
             [
                 *ARMS[arm],
                 f"name={arm}",
                 f"task.skill={skill}",
+                f"task.length={length}",
                 f"seed={seed}",
                 f"model.path={folder}/start",
                 f"model.teacher={teachers[skill]}/teacher",
@@ -58,7 +62,8 @@ def main(bench: Bench) -> None:
                 *PROTOCOL,
             ],
         )
-        for skill, arm, seed in product(SKILLS, ARMS, SEEDS)
+        for length, arms in LENGTHS.items()
+        for skill, arm, seed in product(SKILLS, arms, SEEDS)
     ]
     rows, courses = [], []
     for labels, run in bench.run("exposure", cells):
@@ -68,30 +73,32 @@ def main(bench: Bench) -> None:
         rows[-1].pop("reached")  # no run was asked to reach anything
         points = {f"at {m}": matched(course, m) for m in MATCHED} | {"at the end": course[-1]}
         rows[-1] |= {f"{name} {when}": value for when, point in points.items() for name, value in point.items()}
+    whens = [*(f"at {m}" for m in MATCHED), "at the end"]
+    for skill, length, when in product(SKILLS, LENGTHS, whens):
+        mine = [r for r in rows if (r["skill"], r["length"]) == (skill, length) and f"gap {when}" in r]
+        tables(f"{skill}, {length} digits, {when}", when, mine)
+    for skill, when in product(SKILLS, whens):
+        longer(skill, when, [r for r in rows if r["skill"] == skill and f"gap {when}" in r])
     bench.write(rows)
+    bench.write([teacher(f / "teacher", skill, n) for skill, f in teachers.items() for n in LENGTHS], "teachers.csv")
     bench.write(courses, "courses.csv")
-    for skill, when in product(SKILLS, [*(f"at {m}" for m in MATCHED), "at the end"]):
-        tables(skill, when, [r for r in rows if r["skill"] == skill and f"gap {when}" in r])
-    for skill, folder in teachers.items():
-        print(
-            f"\nthe teacher of {skill}:", *(f"{k} {v:.3f}" for k, v in taught(folder / "teacher", skill).items() if k in KINDS)
-        )
     for name, what in (("gap", "gap"), ("wrong", "right behind a wrong digit")):
         panels = {}
         for skill in SKILLS:
-            mine = [c for c in courses if c["skill"] == skill]
+            mine = [c for c in courses if (c["skill"], c["length"]) == (skill, max(LENGTHS))]
             steps = sorted({c["step"] for c in mine})
             panels[skill] = {
                 arm: {at: [c[name] for c in mine if (c["arm"], c["step"]) == (arm, at)] for at in steps} for arm in ARMS
             }
-        curves(bench.results / f"{name}.png", panels, "updates", f"{what}, digits 2 to {LENGTH}", zero=name == "gap")
+        curves(bench.results / f"{name}.png", panels, "updates", f"{what}, digits 2 to {max(LENGTHS)}", zero=name == "gap")
 
 
-def tables(skill: str, when: str, rows: list[Row]) -> None:
+def tables(title: str, when: str, rows: list[Row]) -> None:
     """All arms at one point of the training, differences paired by seed, and the gap digit by digit."""
     if not rows:
         return
-    print(f"\n{skill}, {when}, of digits 2 to {LENGTH}\n")
+    length = rows[0]["length"]
+    print(f"\n{title}, of digits 2 to the last\n")
     found = {arm: [r for r in rows if r["arm"] == arm] for arm in ARMS}
     there = {arm: mine for arm, mine in found.items() if mine}
     print(
@@ -99,24 +106,41 @@ def tables(skill: str, when: str, rows: list[Row]) -> None:
             ["", *NAMES], ([f"`{a}`", *(spread([r[f"{n} {when}"] for r in mine]) for n in NAMES)] for a, mine in there.items())
         )
     )
-    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in ("gap", "wrong"))] for a, b in PAIRS)
+    pairs = [(a, b) for a, b in PAIRS if a in there and b in there]
+    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in ("gap", "wrong"))] for a, b in pairs)
     print(table(["paired by seed", "gap", "behind a wrong digit"], lines))
-    digits = range(2, LENGTH + 1)
+    digits = range(2, length + 1)
     gaps = {a: [[r[f"right {i} {when}"] - r[f"own {i} {when}"] for r in mine] for i in digits] for a, mine in there.items()}
     print(table(["gap at digit", *digits], ([f"`{a}`", *(spread(values) for values in some)] for a, some in gaps.items())))
 
 
-def taught(folder: Path, skill: str) -> dict[str, float]:
-    """The same numbers of a teacher."""
-    measure = Positions(WorldTask(skill=skill, length=LENGTH, n_eval=128), world_tokenizer(), LENGTH + 2, n=128)
-    return means({name: told.value for name, told in measure(Student(Pretrained(str(folder)).model()), {}).items()})
+def longer(skill: str, when: str, rows: list[Row]) -> None:
+    """The gap and the digits behind a wrong one by length of the answer, and the longest less the shortest, paired by seed."""
+    print(f"\n{skill}, {when}, by digits of the answer\n")
+    lines = []
+    for arm, name in product(LENGTHS[min(LENGTHS)], ("gap", "wrong")):
+        mine = {n: [r[f"{name} {when}"] for r in rows if (r["arm"], r["length"]) == (arm, n)] for n in sorted(LENGTHS)}
+        ends = [r | {"arm": r["length"]} for r in rows if r["arm"] == arm]
+        told = paired(ends, max(LENGTHS), min(LENGTHS), f"{name} {when}")
+        lines.append([f"`{arm}`", name, *(spread(v) if v else "" for v in mine.values()), told])
+    print(table(["", "", *(f"{n} digits" for n in sorted(LENGTHS)), f"{max(LENGTHS)} - {min(LENGTHS)}"], lines))
+
+
+def teacher(folder: Path, skill: str, length: int) -> Row:
+    """The share of right digits, in the same three places, of a teacher."""
+    measure = Positions(WorldTask(skill=skill, length=length, n_eval=128), world_tokenizer(), length + 2, n=128)
+    found = means({name: told.value for name, told in measure(Student(Pretrained(str(folder)).model()), {}).items()})
+    told = {"arm": "teacher", "skill": skill, "length": length} | {kind: found[kind] for kind in KINDS}
+    print(f"\nthe teacher of {skill}, {length} digits:", *(f"{kind} {found[kind]:.3f}" for kind in KINDS))
+    return told
 
 
 def means(measured: Row) -> dict[str, float]:
     """The share of right digits by position and, over digits 2 to the last, on the whole."""
-    by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, LENGTH + 1)}
-    mean = {kind: sum(by[f"{kind} {i}"] for i in range(2, LENGTH + 1)) / (LENGTH - 1) for kind in KINDS}
-    return by | mean | {"gap": mean["right"] - mean["own"], "last gap": by[f"right {LENGTH}"] - by[f"own {LENGTH}"]}
+    length = max(int(key.split("/")[1]) for key in measured if key.startswith("position/"))
+    by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, length + 1)}
+    mean = {kind: sum(by[f"{kind} {i}"] for i in range(2, length + 1)) / (length - 1) for kind in KINDS}
+    return by | mean | {"gap": mean["right"] - mean["own"], "last gap": by[f"right {length}"] - by[f"own {length}"]}
 
 
 def matched(course: list[dict[str, float]], m: float) -> dict[str, float]:

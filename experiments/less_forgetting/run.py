@@ -5,12 +5,13 @@ python -m experiments.less_forgetting.run      # tolerant.py and fragile.py make
 
 from collections.abc import Sequence
 from itertools import product
-from statistics import mean
+from statistics import mean, median
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from experiments.grid import Bench, Row, paired, row, spread, start, table
@@ -86,8 +87,9 @@ def main(bench: Bench) -> None:
             if arm != baseline
         )
         print(table(["", *STARTS], lines))
-    for name in STARTS:
-        print(name, "rank correlation of distance and prior accuracy:", law(checkpoints, name))
+    print("\nRank correlation of distance and prior accuracy\n")
+    lines = [line for name in STARTS for line in law(checkpoints, name)]
+    print(table(["", "distance", "within a run", "between methods at the end of runs at 2e-4"], lines))
     forgetting(bench, rows)
     scatter(bench, checkpoints)
 
@@ -101,39 +103,55 @@ def told(rows, arm: str, name: str, rate: str) -> str:
     return (f"{spread(reached)}" if reached else "never") + (f" ({len(reached)})" if len(reached) != len(mine) else "")
 
 
-def law(checkpoints, name: str) -> str:
-    """Spearman's rank correlation over all checkpoints after the start, and over one per run at the first rate: the last."""
+def law(checkpoints, name: str) -> list[list[str]]:
+    """Lines of a table, Spearman's rank correlation of distance and prior accuracy, after the start: within each run (median,
+    least and greatest of the runs in which both change), and between the arms where runs at the first rate end."""
     mine = [c for c in checkpoints if c["start"] == name and c["step"] > 0]
-    last = {(c["arm"], c["seed"]): c for c in mine if c["lr"] == next(iter(RATES))}
+    runs = [[c for c in mine if run(c) == one] for one in dict.fromkeys(map(run, mine))]
+    ends = [some[-1] for some in runs if some[0]["lr"] == next(iter(RATES))]
+    ends = [[c for c in ends if c["arm"] == arm] for arm in ARMS if any(c["arm"] == arm for c in ends)]
     kinds = {
         "start/new/forward_kl": "KL(start || model), new prompts",
         "start/new/reverse_kl": "KL(model || start), new prompts",
         "start/prior/forward_kl": "KL(start || model), prior prompts",
     }
-    return ", ".join(
-        f"{told} {spearmanr([c[kl] for c in some], [c['prior/accuracy'] for c in some]).statistic:.2f} ({which}, n={len(some)})"
-        for kl, told in kinds.items()
-        for which, some in (("all checkpoints", mine), ("last of each run at 2e-4", list(last.values())))
-        if len(some) > 2
-    )
+    lines = []
+    for kl, told in kinds.items():
+        varied = [some for some in runs if len({c[kl] for c in some}) > 1 < len({c["prior/accuracy"] for c in some})]
+        within = [spearmanr([c[kl] for c in some], [c["prior/accuracy"] for c in some]).statistic for some in varied]
+        means = [[mean(c[number] for c in some) for some in ends] for number in (kl, "prior/accuracy")]
+        between = spearmanr(*means) if len(ends) > 2 else None
+        spread = f"{median(within):.2f} [{min(within):.2f}, {max(within):.2f}] ({len(within)} runs)" if within else ""
+        lines.append([name, told, spread, f"{between.statistic:+.2f} (p = {between.pvalue:.2f})" if between else ""])
+    return lines
+
+
+def run(checkpoint) -> tuple:
+    """Which run a checkpoint is of."""
+    return tuple(checkpoint[label] for label in ("arm", "lr", "seed"))
 
 
 def forgetting(bench: Bench, rows) -> None:
-    """Prior accuracy at the target by start model, arm and rate; a dot per run, a line at the mean."""
-    figure, panels = plt.subplots(1, len(STARTS), figsize=(12, 3.6), sharey=True, layout="constrained")
+    """Prior accuracy at the target by start model, arm and rate; a dot per run, a line at the mean, and how many got there."""
+    figure, panels = plt.subplots(1, len(STARTS), figsize=(13, 4), sharey=True, layout="constrained")
     for axes, name in zip(panels, STARTS, strict=True):
         for i, (arm, (j, rate)) in enumerate(product(ARMS, enumerate(RATES))):
-            values = [
-                r["prior/accuracy"] for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate) and r["reached"]
-            ]
+            mine = [r for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate)]
+            values = [r["prior/accuracy"] for r in mine if r["reached"]]
+            colour = COLOURS[list(ARMS).index(arm)]
             if values:
-                colour = COLOURS[list(ARMS).index(arm)]
                 axes.plot([i] * len(values), values, "os"[j], color=colour, markersize=4, fillstyle="none" if j else "full")
                 axes.plot([i - 0.4, i + 0.4], [mean(values)] * 2, color=colour)
+            if len(values) < len(mine):
+                told = f"{len(values)} of {len(mine)}" if values else "never"
+                axes.text(i, -0.02, told, rotation=90, fontsize=7, color=colour, ha="center", va="top")
         axes.set_xticks([2 * i + 0.5 for i in range(len(ARMS))], list(ARMS), rotation=60, ha="right")
+        axes.set_ylim(-0.2, 1.05)
         axes.set_title(name, fontsize=10)
         axes.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("accuracy on prior skills when\nthe new one reaches 0.95")
+    marks = [Line2D([], [], marker="os"[j], linestyle="", color="black", fillstyle="none" if j else "full") for j in (0, 1)]
+    figure.legend(marks, [f"a run at {rate}" for rate in RATES], loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     figure.savefig(bench.results / "forgetting.png", dpi=130)
 
 

@@ -25,8 +25,10 @@ def main(bench: Bench) -> None:
     for labels, run in bench.run("presets", cells):
         half = [h["step"] for h in run.evaluation["history"] if h["new/accuracy"] >= 0.5]
         tokens = {"teacher_tokens": run.ledger["tokens"].get("teacher_tokens", 0)}
-        rows.append(row(labels, run, NUMBERS) | tokens | {"first_half": half[0] if half else "never"})
+        before = {"new/accuracy before": run.evaluation["history"][0]["new/accuracy"]}
+        rows.append(row(labels, run, NUMBERS) | tokens | {"first_half": half[0] if half else "never"} | before)
     bench.write(rows)
+    print("new skill before:", spread([r["new/accuracy before"] for r in rows]))
     lines = []
     for name in PRESETS:
         mine = [r for r in rows if r["arm"] == name]

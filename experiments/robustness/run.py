@@ -3,6 +3,7 @@
 python -m experiments.robustness.run
 """
 
+from collections import Counter
 from itertools import product
 
 from experiments.figures import dots
@@ -39,8 +40,10 @@ def main(bench: Bench) -> None:
             some = [r for r in mine if r["arm"] == arm]
             if some:
                 means = [f"{sum(r[k] for r in some) / len(some):.2f}" for k in short]
-                lines.append([f"`{arm}`", *means, *(spread([r[k] for r in some], 2) for k in list(PERTURBED)[-2:])])
-        print(table(["", *PERTURBED.values()], lines))
+                lines.append(
+                    [f"`{arm}`", *means, *(spread([r[k] for r in some], 2) for k in list(PERTURBED)[-2:]), worst(some)]
+                )
+        print(table(["", *PERTURBED.values(), "which it is"], lines))
         told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in ("robust/mean", "robust/worst"))] for a in ARMS if a != "sft")
         print("\nDifference to `sft`, paired by seed\n\n" + table(["", "mean", "worst"], told))
     print("\nDifferences at a foreign token, paired by seed, among those that write in the native style\n")
@@ -52,10 +55,16 @@ def main(bench: Bench) -> None:
     )
     print(table(["", *names], lines))
     panels = {
-        PERTURBED[key]: {arm: [r[key] for r in rows if r["arm"] == arm and r[key] is not None] for arm in ARMS}
-        for key in ("robust/opening_answer", "robust/opening_result", "robust/corrupted_2", "robust/worst")
+        f"{name}, {PERTURBED[key]}": {arm: [r[key] for r in rows if (r["arm"], r["start"]) == (arm, name)] for arm in ARMS}
+        for key, name in product(("robust/corrupted_2", "robust/corrupted_4", "robust/worst"), names)
     }
-    dots(bench.results / "robustness.png", panels, "accuracy on the new skill, all start models")
+    dots(bench.results / "robustness.png", panels, "accuracy on the new skill", columns=len(names))
+
+
+def worst(rows) -> str:
+    """Which perturbation is the worst one, and in how many of these runs."""
+    found = Counter(min(list(PERTURBED)[:-2], key=row.__getitem__) for row in rows)
+    return ", ".join(f"{PERTURBED[key]} ({n})" for key, n in found.most_common())
 
 
 if __name__ == "__main__":

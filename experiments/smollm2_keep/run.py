@@ -56,9 +56,10 @@ def main(bench: Bench) -> None:
     print(table(["update", *NUMBERS.values()], differences(rows, "opd", "sft_on_its_samples", NUMBERS)))
     panels = {
         title: {arm: {u: [c[n] for c in rows if (c["arm"], c["update"]) == (arm, u)] for u in (0, 20)} for arm in ARMS}
-        for n, title in list(NUMBERS.items())[1:3]
+        for n, title in NUMBERS.items()
     }
-    curves(bench.results / "keep.png", panels, "updates of recovery", "nats per token")
+    axes = ("updates of recovery", "share, or nats per token")
+    curves(bench.results / "keep.png", panels, *axes, columns=2, share=False)
 
 
 if __name__ == "__main__":
