@@ -58,6 +58,8 @@ def curves(
             handles[label] = axes.errorbar(at, middle, ends, **look)
         if zero:
             axes.axhline(0.0, color="black", linewidth=0.8)
+        if not share and all(value >= 0 for curve in some.values() for values in curve.values() for value in values):
+            axes.set_ylim(bottom=0)
         axes.set_title(title, fontsize=10)
         axes.set(xlabel=x, xscale="log" if log else "linear")
         at = sorted({at for curve in some.values() for at in curve})
