@@ -26,27 +26,28 @@ TOKENS, WAYS = (512, 2048, 8192), ("ours", "ours_generic", "naive")
 def head(*options: str) -> str:
     """What head.py prints."""
     line = [sys.executable, str(HERE / "head.py"), *options]
-    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main(results: Path = HERE, rounds: int = 11, shape: tuple[str, ...] = (), tokens: tuple[int, ...] = TOKENS) -> None:
     lines = {d: head("--divergence", d, "--rounds", str(rounds), *shape).splitlines() for d in DIVERGENCES}
     (results / "head.jsonl").write_text("".join(f"{line}\n" for some in lines.values() for line in some))
     rows = [{"divergence": d} | json.loads(line) for d, some in lines.items() for line in some[:-1]]
-    told = ([r["divergence"], r["name"], r["ratio_to_matmul"], *r["spread"], r["peak_mib"]] for r in rows)
     header = ["divergence", "way", "time, as a ratio to the bare products", "least", "greatest", "peak MiB"]
-    timed = list(told)
+    timed = [[r["divergence"], r["name"], r["ratio_to_matmul"], *r["spread"], r["peak_mib"]] for r in rows]
     print(table(header, timed))
-    memory = {way: [float(head("--only", way, *shape, "--tokens", str(n))) for n in tokens] for way in WAYS}
-    print("\nPeak memory with reverse KL, MiB\n")
-    print(table(["tokens", *map(str, tokens)], ([f"`{way}`", *map(round, values)] for way, values in memory.items())))
+    sizes = json.loads(lines[DIVERGENCES[0]][-1])["sizes"]
     with (results / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["tokens", *header])
-        writer.writerows([json.loads(lines[DIVERGENCES[0]][-1])["sizes"]["tokens"], *line] for line in timed)
+        writer.writerows([sizes["tokens"], *line] for line in timed)
+        file.flush()  # what follows may need more memory than there is
+        memory = {way: [float(head("--only", way, *shape, "--tokens", str(n))) for n in tokens] for way in WAYS}
         writer.writerows(
             [n, "reverse_kl", way, "", "", "", v] for way in WAYS for n, v in zip(tokens, memory[way], strict=True)
         )
+    print("\nPeak memory with reverse KL, MiB\n")
+    print(table(["tokens", *map(str, tokens)], ([f"`{way}`", *map(round, values)] for way, values in memory.items())))
     draw(results / "cost.png", rows, memory, tokens)
 
 

@@ -115,15 +115,16 @@ def tables(title: str, when: str, rows: list[Row]) -> None:
 
 
 def longer(skill: str, when: str, rows: list[Row]) -> None:
-    """The gap and the digits behind a wrong one by length of the answer, and the longest less the shortest, paired by seed."""
+    """The gap and the digits behind a wrong one by length of the answer, and differences of lengths, paired by seed."""
     print(f"\n{skill}, {when}, by digits of the answer\n")
-    lines = []
-    for arm, name in product(LENGTHS[min(LENGTHS)], ("gap", "wrong")):
-        mine = {n: [r[f"{name} {when}"] for r in rows if (r["arm"], r["length"]) == (arm, n)] for n in sorted(LENGTHS)}
-        ends = [r | {"arm": r["length"]} for r in rows if r["arm"] == arm]
-        told = paired(ends, max(LENGTHS), min(LENGTHS), f"{name} {when}")
-        lines.append([f"`{arm}`", name, *(spread(v) if v else "" for v in mine.values()), told])
-    print(table(["", "", *(f"{n} digits" for n in sorted(LENGTHS)), f"{max(LENGTHS)} - {min(LENGTHS)}"], lines))
+    lines, lengths = [], sorted(LENGTHS)
+    pairs = [*((b, a) for a, b in pairwise(lengths)), (lengths[-1], lengths[0])]
+    for arm, name in product(LENGTHS[lengths[0]], ("gap", "wrong")):
+        mine = {n: [r[f"{name} {when}"] for r in rows if (r["arm"], r["length"]) == (arm, n)] for n in lengths}
+        by_length = [r | {"arm": r["length"]} for r in rows if r["arm"] == arm]
+        told = (paired(by_length, a, b, f"{name} {when}") for a, b in pairs)
+        lines.append([f"`{arm}`", name, *(spread(v) if v else "" for v in mine.values()), *told])
+    print(table(["", "", *(f"{n} digits" for n in lengths), *(f"{a} - {b}" for a, b in pairs)], lines))
 
 
 def teacher(folder: Path, skill: str, length: int) -> Row:

@@ -4,15 +4,16 @@ python -m experiments.less_forgetting.run      # tolerant.py and fragile.py make
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import permutations, product
 from statistics import mean, median
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.lines import Line2D
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from experiments.grid import Bench, Row, paired, row, spread, start, table
 from opd_lightning.report.figures import COLOURS, MARKERS
@@ -120,10 +121,18 @@ def law(checkpoints, name: str) -> list[list[str]]:
         varied = [some for some in runs if len({c[kl] for c in some}) > 1 < len({c["prior/accuracy"] for c in some})]
         within = [spearmanr([c[kl] for c in some], [c["prior/accuracy"] for c in some]).statistic for some in varied]
         means = [[mean(c[number] for c in some) for some in ends] for number in (kl, "prior/accuracy")]
-        between = spearmanr(*means) if len(ends) > 2 else None
         spread = f"{median(within):.2f} [{min(within):.2f}, {max(within):.2f}] ({len(within)} runs)" if within else ""
-        lines.append([name, told, spread, f"{between.statistic:+.2f} (p = {between.pvalue:.2f})" if between else ""])
+        lines.append([name, told, spread, exact(*means) if len(ends) > 2 else ""])
     return lines
+
+
+def exact(xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Spearman's rank correlation, with its p-value over all orders of so few points."""
+    x, y = rankdata(xs) - (len(xs) + 1) / 2, rankdata(ys) - (len(ys) + 1) / 2
+    all_orders = np.array(list(permutations(y))) @ x / np.sqrt((x @ x) * (y @ y))
+    rho = x @ y / np.sqrt((x @ x) * (y @ y))
+    p = np.mean(np.abs(all_orders) >= abs(rho) - 1e-9)
+    return f"{rho:+.2f} ({f'p = {p:.3f}' if p >= 0.001 else 'p < 0.001'})"
 
 
 def run(checkpoint) -> tuple:
@@ -142,8 +151,8 @@ def forgetting(bench: Bench, rows) -> None:
             if values:
                 axes.plot([i] * len(values), values, "os"[j], color=colour, markersize=4, fillstyle="none" if j else "full")
                 axes.plot([i - 0.4, i + 0.4], [mean(values)] * 2, color=colour)
-            if len(values) < len(mine):
-                told = f"{len(values)} of {len(mine)}" if values else "never"
+            if len(values) < max(1, len(mine)):
+                told = f"{len(values)} of {len(mine)}" if values else "never" if mine else "not run"
                 axes.text(i, -0.02, told, rotation=90, fontsize=7, color=colour, ha="center", va="top")
         axes.set_xticks([2 * i + 0.5 for i in range(len(ARMS))], list(ARMS), rotation=60, ha="right")
         axes.set_ylim(-0.2, 1.05)

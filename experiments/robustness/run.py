@@ -62,8 +62,8 @@ def main(bench: Bench) -> None:
 
 
 def worst(rows) -> str:
-    """Which perturbation is the worst one, and in how many of these runs."""
-    found = Counter(min(list(PERTURBED)[:-2], key=row.__getitem__) for row in rows)
+    """Which perturbation is the worst one, and in how many of these runs; equals count for both."""
+    found = Counter(key for row in rows for key in list(PERTURBED)[:-2] if row[key] == row["robust/worst"])
     return ", ".join(f"{PERTURBED[key]} ({n})" for key, n in found.most_common())
 
 
