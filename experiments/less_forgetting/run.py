@@ -155,6 +155,7 @@ def forgetting(bench: Bench, rows) -> None:
                 told = f"{len(values)} of {len(mine)}" if values else "never" if mine else "not run"
                 axes.text(i, -0.02, told, rotation=90, fontsize=7, color=colour, ha="center", va="top")
         axes.set_xticks([2 * i + 0.5 for i in range(len(ARMS))], list(ARMS), rotation=60, ha="right")
+        axes.set_xlim(-1, 2 * len(ARMS))
         axes.set_ylim(-0.2, 1.05)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_title(name, fontsize=10)
