@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from experiments.grid import table
 from opd_lightning.report.figures import COLOURS, MARKERS
@@ -69,6 +70,7 @@ def draw(path: Path, rows: list[dict], memory: dict[str, list[float]], tokens: t
         right.plot(tokens, values, marker=MARKERS[i], color=COLOURS[i], label=way)
     right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="peak memory, MiB")
     right.set_xticks(tokens, [str(n) for n in tokens])
+    right.xaxis.set_minor_formatter(NullFormatter())
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.25)
