@@ -13,6 +13,7 @@ from matplotlib.ticker import NullFormatter
 from opd_lightning.report.figures import COLOURS, LINES, MARKERS
 
 PALETTE = (*COLOURS, "#7F7F7F")
+"""A ninth colour, for nine divergences."""
 Curve = Mapping[float, Sequence[float]]
 """Values of several runs at each x."""
 

@@ -155,11 +155,11 @@ BAD = {
     "unknown_key": (["+sede=1"], r"sede=1 is no key of a run; did you mean seed\?"),
     "name_of_a_folder": (["name='a=b'"], r"name='a=b' names a folder"),
     "unimportable": (["task._target_=opd_lightning.tasks.Nope"], r"task\._target_=.* cannot be imported"),
-    "an empty target": (
+    "empty_target": (
         ["evaluation.suite.teacher._target_=''"],
         r"teacher\._target_=.* cannot be imported .*no class or function",
     ),
-    "a module": (["task._target_=os"], r"task\._target_=os cannot be imported .*no class or function"),
+    "a_module": (["task._target_=os"], r"task\._target_=os cannot be imported .*no class or function"),
     "missing": (["~task.skill", "~optim.lr"], r"optim\.lr is missing"),
     "group_of_one": (["method=grpo", "rollout.samples_per_prompt=1"], r"rollout\.samples_per_prompt=1 .*use 2 or more"),
     "rl_on_data": (

@@ -1,4 +1,4 @@
-"""The half of the runs that begins with error-tolerant start models, less than an hour from nothing; run.py takes them up.
+"""The half of the runs that begins with error-tolerant start models; run.py takes them up.
 
 python -m experiments.less_forgetting.tolerant
 """
