@@ -20,7 +20,7 @@ def find(path: str) -> Any:
     """The object at a dotted path.
 
     Raises:
-        ValueError: it cannot be imported, is not there, or is no class or function.
+        ValueError: it cannot be imported, or is not there.
     """
     try:
         found = locate(path)
@@ -28,8 +28,6 @@ def find(path: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     if found is None:
         raise ValueError(f"there is no {path}")
-    if not callable(found):  # a module; an empty path finds one too
-        raise ValueError(f"{path!r} is no class or function")
     return found
 
 

@@ -126,7 +126,10 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 @cache
 def parameters_of(target: str) -> Mapping[str, inspect.Parameter]:
     """What the object at a dotted path takes."""
-    return inspect.signature(find(target)).parameters
+    found = find(target)
+    if not callable(found):  # a module; an empty path finds one too
+        raise ValueError(f"{target!r} is no class or function")
+    return inspect.signature(found).parameters
 
 
 def check_binding(place: str, node: dict[str, Any]) -> None:
