@@ -1,7 +1,9 @@
 """What the experiments share: start models made once, a grid of runs in a few processes, and intervals for their tables.
 
-An experiment is a module with `main(bench)`, run as `python -m experiments.<name>.run`; `--small` makes a shrunken version
-of it elsewhere, to see that it still works. Finished runs are not made again, so a command that was stopped goes on.
+An experiment is a module run as `python -m experiments.<name>.run`: `main(bench)` makes the runs and writes what they showed
+to CSV files, and `tell(bench)` makes all tables and figures from these files alone (`--tell`: nothing but that). `--small`
+makes a shrunken version elsewhere, to see that it still works. Finished runs are not made again, so a command that was stopped
+goes on.
 """
 
 import argparse
@@ -37,6 +39,9 @@ COMMON = (
     "trainer.accelerator=cpu",
 )
 SMALL = ("trainer.max_steps=2", "task.n_eval=8", "task.n_train=16", "data.batch_size=4", "evaluation.every=1")
+
+WORDS = ("arm", "start", "lr", "skill", "taught")
+"""Columns that are read back to the letter; in the others numbers are numbers."""
 
 Row = dict[str, Any]
 Cell = tuple[Row, list[str]]
@@ -107,6 +112,21 @@ class Bench:
             writer.writeheader()
             writer.writerows(rows)
 
+    def read(self, name: str = "results.csv") -> list[Row]:
+        """The rows of a file that `write` made; an empty cell is left out of its row."""
+        with (self.results / name).open(newline="") as file:
+            return [{k: v if k in WORDS else value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def value(text: str) -> bool | int | float | str:
+    """What a cell of a CSV file was before it was written."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
 
 def batched(items: list, n: int) -> Iterable[list]:
     """Lists of n items, the last one of what is left."""
@@ -163,12 +183,24 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 def paired(rows: Sequence[Row], arm: str, baseline: str, number: str, by: Sequence[str] = ("seed",)) -> str:
     """Mean difference of an arm to a baseline where all of `by` agree, with Student's t interval; a pair or two are told."""
-    values = {a: {json.dumps([r[k] for k in by]): r[number] for r in rows if r["arm"] == a} for a in (arm, baseline)}
-    both = sorted(set(values[arm]) & set(values[baseline]))
+    return between(rows, {"arm": arm}, {"arm": baseline}, number, by)
+
+
+def between(rows: Sequence[Row], first: Row, second: Row, number: str, by: Sequence[str] = ("seed",)) -> str:
+    """The same of the rows with the first labels to those with the second ones: {"arm": "sft", "lr": "5e-5"}."""
+    mine, other = (
+        {json.dumps([r[k] for k in by]): r[number] for r in picked(rows, **labels) if number in r} for labels in (first, second)
+    )
+    both = sorted(set(mine) & set(other))
     if len(both) == 1:
-        return f"{values[arm][both[0]] - values[baseline][both[0]]:+.3f} (one pair)"
+        return f"{mine[both[0]] - other[both[0]]:+.3f} (one pair)"
     told = " (two pairs)" if len(both) == 2 else ""
-    return f"{over_seeds(values[arm], values[baseline])}{told}" if both else ""
+    return f"{over_seeds(mine, other)}{told}" if both else ""
+
+
+def picked(rows: Iterable[Row], **labels: Any) -> list[Row]:
+    """The rows with these labels."""
+    return [r for r in rows if all(r.get(name) == label for name, label in labels.items())]
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -177,13 +209,16 @@ def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in told)
 
 
-def start(main: Callable[[Bench], None], file: str) -> None:
-    """Read the command line and run an experiment."""
+def start(main: Callable[[Bench], None], file: str, tell: Callable[[Bench], None] | None = None) -> None:
+    """Read the command line and run an experiment, or tell again what it showed."""
     parser = argparse.ArgumentParser(description=sys.modules[main.__module__].__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder of run folders and start models")
-    parser.add_argument("--results", type=Path, default=Path(file).resolve().parent, help="folder of results.csv and figures")
+    parser.add_argument("--results", type=Path, default=Path(file).resolve().parent, help="folder of CSV files and figures")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one core each")
     parser.add_argument("--small", action="store_true", help="two updates of one run per arm, to see that it works")
+    if tell:
+        parser.add_argument("--tell", action="store_true", help="tables and figures from the CSV files; nothing is run")
     given = parser.parse_args()
     results = given.out / "small" / Path(file).resolve().parent.name if given.small else given.results
-    main(Bench(results, given.out, given.jobs, given.small))
+    bench = Bench(results, given.out, given.jobs, given.small)
+    tell(bench) if tell and given.tell else main(bench)

@@ -6,7 +6,7 @@ python -m experiments.few_prompts.run
 from itertools import product
 
 from experiments.figures import curves
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, between, paired, picked, row, spread, start, table
 
 COUNTS = (1, 4, 16, 64, 256)
 ARMS = {"sft": ["method=sft"], "sdft": ["method=sdft"], "opd": ["method=opd"], "grpo": ["method=grpo"]}
@@ -25,6 +25,11 @@ def main(bench: Bench) -> None:
     ]
     rows = [row(labels, run, NUMBERS) for labels, run in bench.run("few_prompts", cells)]
     bench.write(rows)
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
     for number in NUMBERS[:2]:
         print(f"\n{number} on test prompts after 100 updates, mean and interval over seeds\n")
         found = {(a, n): [r[number] for r in rows if (r["arm"], r["prompts"]) == (a, n)] for a in ARMS for n in COUNTS}
@@ -39,6 +44,9 @@ def main(bench: Bench) -> None:
             if a != "sft"
         )
         print(table(["difference, paired by seed", *COUNTS], lines))
+    print("\nDifference of 256 prompts to one in prior/accuracy, paired by seed\n")
+    ends = ({"prompts": COUNTS[-1]}, {"prompts": COUNTS[0]})
+    print(table(["method", "256 - 1"], ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior/accuracy")] for a in ARMS)))
     panels = {
         title: {a: {n: [r[number] for r in rows if (r["arm"], r["prompts"]) == (a, n)] for n in COUNTS} for a in ARMS}
         for title, number in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
@@ -47,4 +55,4 @@ def main(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)
