@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib.lines import Line2D
 from scipy.stats import rankdata, spearmanr
 
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.report.figures import COLOURS, MARKERS
 from opd_lightning.report.runs import Run
+from opd_lightning.report.statistics import holm, over_seeds
 
 STARTS = {
     "tolerant-0": [],  # the shipped one
@@ -38,6 +39,11 @@ RATES, SEEDS = {"2e-4": "5", "5e-5": "10"}, (0, 1, 2)  # updates between evaluat
 PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "task.n_eval=128"]
 PROTOCOL += [f"evaluation.suite.{name}=32" for name in ("start_new.n", "start_prior.n")]
 PROTOCOL += ["evaluation.suite.robustness.n=64", "budget.accuracy=0.95", "budget.in_a_row=1", "trainer.max_steps=150"]
+TOLD = {
+    "prior/accuracy": "Prior accuracy",
+    "prior/format": "Native style on prior prompts",
+    "start/new/forward_kl": "KL(start || model) on new prompts, nats per token,",
+}
 COMPARED = (("prior/accuracy", "sft"), ("prior/accuracy", "sft_native"), ("new/accuracy", "sft"))
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
 NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
@@ -76,9 +82,15 @@ def main(bench: Bench) -> None:
         for h in run.evaluation["history"]
     ]
     bench.write(checkpoints, "checkpoints.csv")
-    for rate in RATES:
-        print(f"\nPrior accuracy where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
-        print(table(["", *STARTS], ([f"`{arm}`", *(told(rows, arm, name, rate) for name in STARTS)] for arm in ARMS)))
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows, checkpoints = bench.read(), bench.read("checkpoints.csv")
+    for (number, title), rate in product(TOLD.items(), RATES):
+        print(f"\n{title} where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
+        lines = ([f"`{arm}`", *(told(rows, arm, name, rate, number) for name in STARTS)] for arm in ARMS)
+        print(table(["", *STARTS], lines))
     for (number, baseline), rate in product(COMPARED, RATES):
         print(f"\nDifference to `{baseline}` in {number} at {rate}, paired by seed\n")
         mine = [r for r in rows if r["lr"] == rate and r["reached"]]
@@ -88,6 +100,7 @@ def main(bench: Bench) -> None:
             if arm != baseline
         )
         print(table(["", *STARTS], lines))
+    more(rows)
     print("\nRank correlation of distance and prior accuracy\n")
     lines = [line for name in STARTS for line in law(checkpoints, name)]
     print(table(["", "distance", "within a run", "between methods at the end of runs at 2e-4"], lines))
@@ -95,12 +108,40 @@ def main(bench: Bench) -> None:
     scatter(bench, checkpoints)
 
 
-def told(rows, arm: str, name: str, rate: str) -> str:
+def more(rows: list[Row]) -> None:
+    """Differences of losses, of rates and of distances, and which differences to `sft` are left after Holm's adjustment."""
+    kept, further = "prior/accuracy", "start/new/forward_kl"
+    pairs = {
+        f"`sdft_reverse` - `sdft` at {rate}": ({"arm": "sdft_reverse", "lr": rate}, {"arm": "sdft", "lr": rate}, kept)
+        for rate in RATES
+    }
+    pairs |= {f"`{a}`, 5e-5 - 2e-4": ({"arm": a, "lr": "5e-5"}, {"arm": a, "lr": "2e-4"}, kept) for a in ARMS if a != "grpo"}
+    ends = {"arm": "sft", "lr": "2e-4"}, {"arm": "sdft", "lr": "2e-4"}
+    pairs |= {f"`sft` - `sdft` at 2e-4, {number}": (*ends, number) for number in (kept, further)}
+    there = [r for r in rows if r["reached"]]
+    print("\nMore differences where the new skill is at 0.95, paired by seed\n")
+    lines = ([title, *(between(picked(there, start=s), *pair) for s in STARTS)] for title, pair in pairs.items())
+    print(table(["", *STARTS], lines))
+    print("\np of the differences to `sft` in prior/accuracy at 2e-4, after Holm's adjustment among six\n")
+    others = [arm for arm in ARMS if arm != "sft"]
+    adjusted = [adjust(picked(there, start=name, lr="2e-4"), others) for name in STARTS]
+    print(table(["", *STARTS], ([f"`{arm}`", *ps] for arm, *ps in zip(others, *adjusted, strict=True))))
+
+
+def adjust(rows: list[Row], arms: Sequence[str]) -> list[str]:
+    """p-values of the arms' differences to `sft`, adjusted for being several; none where a run is missing."""
+    kept = {arm: {r["seed"]: r["prior/accuracy"] for r in picked(rows, arm=arm)} for arm in ("sft", *arms)}
+    if not all(kept.values()):
+        return [""] * len(arms)
+    return [f"{p:.3f}" for p in holm([over_seeds(kept[arm], kept["sft"]).p for arm in arms])]
+
+
+def told(rows: list[Row], arm: str, name: str, rate: str, number: str) -> str:
     """Mean with interval over the seeds that reached the target."""
-    mine = [r for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate)]
+    mine = picked(rows, arm=arm, start=name, lr=rate)
     if not mine:
         return "not run"
-    reached = [r["prior/accuracy"] for r in mine if r["reached"]]
+    reached = [r[number] for r in mine if r["reached"]]
     return (f"{spread(reached)}" if reached else "never") + (f" ({len(reached)})" if len(reached) != len(mine) else "")
 
 
@@ -190,4 +231,4 @@ def scatter(bench: Bench, checkpoints) -> None:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

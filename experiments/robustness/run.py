@@ -29,6 +29,11 @@ def main(bench: Bench) -> None:
     rows = [row(labels, run, ("robust/none", *PERTURBED)) for labels, run in grid(bench)]
     rows = [r for r in rows if bench.small or (r["lr"] == RATE and r["reached"])]
     bench.write(rows)
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
     for name in STARTS:
         mine = [r for r in rows if r["start"] == name]
         if not mine:
@@ -54,11 +59,23 @@ def main(bench: Bench) -> None:
         for a, b in product(("sdft", "sdft_reverse", "opd"), ("sft_native", "grpo"))
     )
     print(table(["", *names], lines))
+    in_the_demo(Bench(bench.results.parent / "demo"))
     panels = {
         f"{name}, {PERTURBED[key]}": {arm: [r[key] for r in rows if (r["arm"], r["start"]) == (arm, name)] for arm in ARMS}
         for key, name in product(("robust/corrupted_2", "robust/corrupted_4", "robust/worst"), names)
     }
     dots(bench.results / "robustness.png", panels, "accuracy on the new skill", columns=len(names))
+
+
+def in_the_demo(demo: Bench) -> None:
+    """The same comparison with GRPO where each method has its own rate and ends after two evaluations at 0.95."""
+    if not (demo.results / "results.csv").is_file():
+        return  # a shrunken version of this experiment
+    rows = [r | {"arm": r["method"]} for r in demo.read()]
+    print("\nThe same in the demo, paired by seed\n")
+    keys = ("robust/corrupted_2", "robust/corrupted_4")
+    lines = ([f"`{a}` - `grpo`", *(paired(rows, a, "grpo", k) for k in keys)] for a in ("sdft", "opd"))
+    print(table(["", *(PERTURBED[k] for k in keys)], lines))
 
 
 def worst(rows) -> str:
@@ -68,4 +85,4 @@ def worst(rows) -> str:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)
