@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,7 @@ from opd_lightning.module import DistillationModule
 from opd_lightning.needs import memory
 from opd_lightning.redact import redacted
 from opd_lightning.seeds import derive_seed
+from opd_lightning.shapes import leaves
 from opd_lightning.stand_in import NOT_VERIFIED
 from opd_lightning.status import is_finished, is_worker, read_status, steps_of, write_status
 
@@ -57,6 +59,8 @@ def run(cfg: DictConfig) -> Path:
         more = 0 < cfg.trainer.max_steps < steps_of(folder)
         hint = f" (at {steps_of(folder)} updates; for a shorter run choose another study.name)" if more else ""
         log.info(f"finished before, nothing to do: {folder}{hint}")
+        for warning in other_evaluation(cfg, folder):
+            log.warning(f"warning: {warning}")
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,21 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"output_dir={cfg.output_dir} cannot be written ({error}); choose another folder.") from error
     with nullcontext() if is_worker() else alone_in(folder):
         return make(cfg, folder)
+
+
+def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
+    """Evaluations do not make another run, so a finished one keeps the numbers that were asked for when it was made."""
+    if not (folder / "config.yaml").is_file():
+        return
+    recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
+    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
+    if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
+        yield (
+            f"this run was measured with evaluation.{first}={before.get(first)}, not {now.get(first)}{more}, and is not "
+            f"measured again; python -m opd_lightning.evaluate run={folder} measures its end, another study.name makes it "
+            "again with the evaluations asked for."
+        )
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:

@@ -75,6 +75,16 @@ def test_a_guard_that_stops_leaves_a_run_that_can_go_on(small):
     assert (status["state"], status["step"]) == ("finished", 6)
 
 
+def test_a_finished_run_says_that_it_was_measured_otherwise(small, caplog):
+    """Evaluations do not make another run, so another interval is answered by the old numbers, and not in silence."""
+    given = ["method=sft", "evaluation.every=1"]
+    folder = run(small(*given))
+    for more, told in (([], ""), (["evaluation.every=2"], "evaluation.every=1, not 2,"), (["evaluation=study"], " more, ")):
+        caplog.clear()
+        assert run(small(*given, *more)) == folder
+        assert told in caplog.text and ("is not measured again" in caplog.text) == bool(more)
+
+
 def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
