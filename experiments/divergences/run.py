@@ -3,11 +3,13 @@
 python -m experiments.divergences.run
 """
 
+from collections.abc import Sequence
 from itertools import product
+from math import isclose
 from statistics import median
 
 from experiments.figures import curves
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.loggers import read_csv
 
 ARMS = {
@@ -22,6 +24,7 @@ ARMS = {
     "sampled_baseline": ["method=opd_sampled", "loss/support=sampled_baseline"],
 }
 RATES, SEEDS = ("5e-5", "2e-4", "8e-4"), (0, 1, 2)
+STAGES = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
 PROTOCOL = ["evaluation=validation", "evaluation.every=5", "task.n_eval=128", "budget.accuracy=0.95", "budget.in_a_row=1"]
 PROTOCOL += [
@@ -38,37 +41,9 @@ def main(bench: Bench) -> None:
         ({"arm": arm, "lr": rate, "seed": seed}, [*ARMS[arm], f"name={arm}", f"optim.lr={rate}", f"seed={seed}", *PROTOCOL])
         for arm, rate, seed in product(ARMS, RATES, SEEDS)
     ]
-    rows = [row(labels, run, NUMBERS) for labels, run in bench.run("divergences", cells)]
-    bench.write(rows)
-    for number, digits in (("updates", 0), ("prior/accuracy", 3)):
-        print(
-            f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
-        )
-        print(table(["", *RATES], ([f"`{arm}`", *(told(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
-    for number in ("prior/accuracy", "new/accuracy", "updates"):
-        print(f"\nDifference to `reverse_kl` in {number}, paired by seed\n")
-        lines = (
-            [f"`{a}`", *(paired([r for r in rows if r["lr"] == rate], a, "reverse_kl", number) for rate in RATES)]
-            for a in ARMS
-            if a != "reverse_kl"
-        )
-        print(table(["", *RATES], lines))
+    bench.write([row(labels, run, NUMBERS) for labels, run in bench.run("divergences", cells)])
     panel(bench)
-    panels = {
-        title: {
-            arm: {float(rate): [r[n] for r in rows if (r["arm"], r["lr"]) == (arm, rate) and r["reached"]] for rate in RATES}
-            for arm in ARMS
-        }
-        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"), ("new skill there", "new/accuracy"))
-    }
-    curves(bench.results / "divergences.png", panels, "learning rate", "accuracy (greedy, test prompts)", log=True)
-
-
-def told(rows, arm: str, rate: str, number: str, digits: int) -> str:
-    """Mean and interval of the runs that reached the target."""
-    mine = [r for r in rows if (r["arm"], r["lr"]) == (arm, rate)]
-    reached = [r[number] for r in mine if r["reached"]]
-    return f"{spread(reached, digits)} ({len(reached)}/{len(mine)})" if reached else f"never (0/{len(mine)})"
+    tell(bench)
 
 
 def panel(bench: Bench) -> None:
@@ -97,18 +72,76 @@ def panel(bench: Bench) -> None:
         for r in read_csv(run.folder / "metrics.csv")
         if any(k.startswith("estimators/") for k in r)
     ]
-    if not found:
-        return
     bench.write(found, "estimators.csv")
-    stages = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
+    print(f"{sum(r['reached'] for r in rows)} of {len(rows)} runs reached 0.95")
+    late = middle([r["updates"] for r in picked(rows, lr=RATES[-1])])
+    print(f"Updates at {RATES[-1]}, median, least and greatest of all runs: {late}")
+    for number, digits in (("updates", 0), ("prior/accuracy", 3)):
+        print(
+            f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
+        )
+        print(table(["", *RATES], ([f"`{arm}`", *(there(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
+    for number in ("prior/accuracy", "new/accuracy", "updates"):
+        print(f"\nDifference to `reverse_kl` in {number}, paired by seed\n")
+        lines = (
+            [f"`{a}`", *(paired(picked(rows, lr=rate), a, "reverse_kl", number) for rate in RATES)]
+            for a in ARMS
+            if a != "reverse_kl"
+        )
+        print(table(["", *RATES], lines))
+    print(f"\nPrior skills at {RATES[0]} less those at {RATES[-1]}, paired by seed\n")
+    ends = ({"lr": RATES[0]}, {"lr": RATES[-1]})
+    print(table(["", "difference"], ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior/accuracy")] for a in ARMS)))
+    tell_panel(bench.read("estimators.csv"))
+    panels = {
+        title: {
+            arm: {float(rate): [r[n] for r in picked(rows, arm=arm, lr=rate, reached=True)] for rate in RATES} for arm in ARMS
+        }
+        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"), ("new skill there", "new/accuracy"))
+    }
+    curves(bench.results / "divergences.png", panels, "learning rate", "accuracy (greedy, test prompts)", log=True)
+
+
+def there(rows: list[Row], arm: str, rate: str, number: str, digits: int) -> str:
+    """Mean and interval of the runs that reached the target."""
+    mine = picked(rows, arm=arm, lr=rate)
+    reached = [r[number] for r in mine if r["reached"]]
+    return f"{spread(reached, digits)} ({len(reached)}/{len(mine)})" if reached else f"never (0/{len(mine)})"
+
+
+def tell_panel(found: list[Row]) -> None:
+    """Estimates by stage; in the later one, measurements whose draws are all alike apart from the others."""
     names = sorted({k for r in found for k in r if k.startswith("estimators/")})
     print("\nEstimates of the gradient beside the exact one: medians over the stage and three runs, and least and greatest\n")
-    values = {
-        (n, title): [r[n] for r in found if r["step"] in some and n in r] for n in names for title, some in stages.items()
-    }
-    told = {key: f"{median(v):.3g} [{min(v):.3g}, {max(v):.3g}]" if v else "" for key, v in values.items()}
-    print(table(["", *stages], ([n.removeprefix("estimators/"), *(told[n, title] for title in stages)] for n in names)))
+    lines = ([worded(n), *(middle([r[n] for r in found if r["step"] in some]) for some in STAGES.values())] for n in names)
+    print(table(["", *STAGES], lines))
+    title, steps = list(STAGES.items())[-1]
+    print(
+        f"\nSampled tokens in {title}: measurements whose draws are all alike (variance equals squared bias), and the others\n"
+    )
+    lines = []
+    for name in ("sampled", "sampled_baseline"):
+        numbers = [f"estimators/{name}/{n}" for n in ("variance", "squared_bias")]
+        pairs = [[r[n] for n in numbers] for r in found if r["step"] in steps]
+        apart = [(v, b) for v, b in pairs if not isclose(v, b, rel_tol=1e-6)]
+        lines.append([f"`{name}`", len(pairs), len(pairs) - len(apart), *(middle(some) for some in zip(*apart, strict=True))])
+    print(table(["", "measurements", "alike", "variance of the others", "squared bias of the others"], lines))
+
+
+def worded(name: str) -> str:
+    """What a column of estimators.csv is called in tables."""
+    _, estimate, number = name.split("/")
+    return f"`{estimate}` {number.replace('_', ' ')}"
+
+
+def middle(values: Sequence[float]) -> str:
+    """Median, least and greatest."""
+    return f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else ""
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

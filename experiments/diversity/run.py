@@ -4,9 +4,10 @@ python -m experiments.diversity.run
 """
 
 from itertools import product
+from statistics import mean
 
 from experiments.figures import dots
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, paired, picked, row, spread, start, table
 
 TASK = "task._target_=experiments.diversity.several.AnyRotation"
 NATIVE = "task.style=native"
@@ -19,6 +20,13 @@ ARMS = {
     "opd_sampled": ["method=opd_sampled"],
     "grpo": ["method=grpo"],
 }
+OTHERS = (  # compared beside each arm with `sft`
+    ("opd_forward", "opd_reverse"),
+    ("opd_forward", "grpo"),
+    ("opd_reverse", "grpo"),
+    ("opd_sampled", "opd_forward"),
+    ("opd_sampled", "opd_reverse"),
+)
 SEEDS, UPDATES = (0, 1, 2), 100
 NUMBERS = ("new/accuracy", "found/pass_at_1", "found/share", "new/pass@4", "new/pass@16", "prior/accuracy")
 PROTOCOL = [
@@ -54,17 +62,25 @@ def main(bench: Bench) -> None:
     rows = [row({"arm": "teacher"}, teacher, NUMBERS)]
     rows += [row(labels, run, NUMBERS) for labels, run in bench.run("diversity", cells)]
     bench.write(rows)
-    lines = ([f"`{a}`", *(spread([r[n] for r in rows if r["arm"] == a]) for n in NUMBERS)] for a in ("teacher", *ARMS))
-    print(table(["", *NUMBERS], lines))
-    print("\nDifference to `sft`, paired by seed\n")
-    mine = [r for r in rows if r["arm"] != "teacher"]
-    print(table(["", *NUMBERS], ([f"`{a}`", *(paired(mine, a, "sft", n) for n in NUMBERS)] for a in ARMS if a != "sft")))
-    told = [paired(mine, "opd_forward", "opd_reverse", n) for n in NUMBERS]
-    print("\nDifference of `opd_forward` to `opd_reverse`\n\n" + table(NUMBERS, [told]))
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
+    found = {arm: picked(rows, arm=arm) for arm in ("teacher", *ARMS)}
+    print(f"\nAfter {UPDATES} updates (the teacher: after its own), mean and interval over seeds\n")
+    lines = (
+        [f"`{a}`", *(spread([r[n] for r in some]) for n in NUMBERS), f"{mean(r['student_tokens'] for r in some):.0f}"]
+        for a, some in found.items()
+    )
+    print(table(["", *NUMBERS, "student tokens"], lines))
+    print("\nDifferences, paired by seed\n")
+    compared = [(arm, "sft") for arm in ARMS if arm != "sft"] + list(OTHERS)
+    print(table(["", *NUMBERS], ([f"`{a}` - `{b}`", *(paired(rows, a, b, n) for n in NUMBERS)] for a, b in compared)))
     titles = {"found/pass_at_1": "a sample is right", "found/share": "share of right answers found in 16 samples"}
-    panels = {title: {a: [r[n] for r in rows if r["arm"] == a] for a in ("teacher", *ARMS)} for n, title in titles.items()}
+    panels = {title: {a: [r[n] for r in some] for a, some in found.items()} for n, title in titles.items()}
     dots(bench.results / "diversity.png", panels, "share (test questions)")
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

@@ -7,17 +7,18 @@ from itertools import product
 
 from experiments.courses import courses
 from experiments.figures import curves
-from experiments.grid import Bench, Row, Run, paired, row, spread, start, table
+from experiments.grid import Bench, Row, Run, between, paired, picked, row, spread, start, table
 from experiments.less_forgetting.run import STARTS
 from experiments.likely import right_answers, right_greedy
+from opd_lightning.evaluation.estimate import proportion
 from opd_lightning.tasks.world import WorldTask
 
 BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
 MORE = ("--steps", "200", "--teacher-steps", "0")
 OBEY = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 ARMS, RATES, SEEDS = ("sft", "sdft"), ("2e-4",), (0, 1, 2)
-UPDATES, MATCHED = 60, 0.9
-PROTOCOL = ["evaluation.every=20", f"trainer.max_steps={UPDATES}", "task.n_eval=128"]
+UPDATES, MATCHED, PROMPTS = 60, 0.9, 128
+PROTOCOL = ["evaluation.every=20", f"trainer.max_steps={UPDATES}", f"task.n_eval={PROMPTS}"]
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
 SKILLS = ("new", "prior", "both")
 
@@ -29,7 +30,7 @@ def main(bench: Bench) -> None:
         for base, p in product(BASES, OBEY)
     }
     starts = bench.starts(options, last="start")
-    task = WorldTask(n_eval=128)
+    task = WorldTask(n_eval=PROMPTS)
     dial = {
         name: {"shown": round(right_answers(folder / "start", task, shown=True), 4)}
         | {"greedy": right_greedy(folder / "start", task, shown=True)}
@@ -57,20 +58,28 @@ def main(bench: Bench) -> None:
         told.pop("reached")  # no run was asked to reach anything
         rows.append(told | both(run.evaluation["history"][-1], "end") | both(first(run), "matched"))
     bench.write(rows)
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows, measured = bench.read(), bench.read("courses.csv")
     header = ["obeys", "P(right), shown", "greedy, shown", *(f"`{arm}` {n}" for arm in ARMS for n in SKILLS[:2])]
     titles = {"end": f"after {UPDATES} updates", "matched": f"first at {MATCHED}, or after {UPDATES} updates"}
     for base, (when, title) in product(BASES, titles.items()):
         print(f"\n{base}, {title}; the last columns are `sdft` - `sft`\n")
-        some = ([r for r in rows if (r["start"], r["obey"]) == (base, p)] for p in OBEY)
+        some = (picked(rows, start=base, obey=p) for p in OBEY)
         print(table([*header, "new", "prior", "mean of both"], (line(mine, when) for mine in some if mine)))
+    *_, before, last = sorted({r["update"] for r in measured})
+    header = ["obeys", "greedy, shown", f"`sdft` new after {before}", f"after {last}", f"{last} - {before}"]
+    header += [f"`sft` new after {before}", *(f"`{arm}` prior, {last} - {before}" for arm in ARMS), "prior at the start"]
+    for base in BASES:
+        print(f"\n{base}, shown (Wilson's interval over prompts), and its students between updates {before} and {last}\n")
+        some = ((picked(rows, start=base, obey=p), picked(measured, start=base, obey=p)) for p in OBEY)
+        print(table(header, (late(mine[0], courses, before, last) for mine, courses in some if mine)))
+    share = "share of demonstrations that decided"
+    curves(bench.results / "taught.png", {base: taught(rows, base) for base in BASES}, share, "accuracy")
     panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(BASES, titles.items())}
-    curves(
-        bench.results / "taught.png",
-        {base: taught(rows, base) for base in BASES},
-        "share of demonstrations that decided",
-        "accuracy",
-    )
-    curves(bench.results / "in_context.png", panels, "share of demonstrations that decided", "sdft - sft", zero=True)
+    curves(bench.results / "in_context.png", panels, share, "sdft - sft", zero=True, columns=2)
 
 
 def taught(rows: list[Row], base: str) -> dict[str, dict[float, list[float]]]:
@@ -104,6 +113,21 @@ def line(mine: list[Row], when: str) -> list[str]:
     return [str(mine[0]["obey"]), f"{mine[0]['shown']:.3f}", f"{mine[0]['greedy']:.3f}", *arms, *differences]
 
 
+def late(start_model: Row, courses: list[Row], before: int, last: int) -> list[str]:
+    """A line of the table of the last two evaluations: one setting of the dial."""
+    right = round(start_model["greedy"] * PROMPTS)
+    shown = proportion([1.0] * right + [0.0] * (PROMPTS - right))
+    new, prior = NUMBERS[:2]
+    reached = {(arm, u): [r[new] for r in picked(courses, arm=arm, update=u)] for arm in ARMS for u in (before, last)}
+    moved = {
+        (arm, number): between(courses, {"arm": arm, "update": last}, {"arm": arm, "update": before}, number)
+        for arm, number in product(ARMS, (new, prior))
+    }
+    told = [start_model["obey"], shown, *(spread(reached["sdft", u]) for u in (before, last)), moved["sdft", new]]
+    told += [spread(reached["sft", before]), *(moved[arm, prior] for arm in ARMS)]
+    return [*map(str, told), spread([r[prior] for r in picked(courses, update=0)])]
+
+
 def differences(rows: list[Row], base: str, when: str) -> dict[str, dict[float, list[float]]]:
     """`sdft` - `sft` at each setting of the dial, a value per seed."""
     found: dict[str, dict[float, list[float]]] = {}
@@ -117,4 +141,4 @@ def differences(rows: list[Row], base: str, when: str) -> dict[str, dict[float, 
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

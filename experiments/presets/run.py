@@ -4,9 +4,10 @@ python -m experiments.presets.run
 """
 
 from itertools import product
+from statistics import mean
 
 from experiments.figures import dots
-from experiments.grid import Bench, row, spread, start, table
+from experiments.grid import Bench, paired, picked, row, spread, start, table
 
 SUPERVISED = ("sft", "sft_kl", "seqkd", "kd")
 DISTILLED = ("gkd", "opd", "opd_topk", "opd_sampled", "sdft", "opsd", "sdpo")
@@ -28,21 +29,30 @@ def main(bench: Bench) -> None:
         before = {"new/accuracy before": run.evaluation["history"][0]["new/accuracy"]}
         rows.append(row(labels, run, NUMBERS) | tokens | {"first_half": half[0] if half else "never"} | before)
     bench.write(rows)
-    print("new skill before:", spread([r["new/accuracy before"] for r in rows]))
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
+    print("New skill before:", spread([r["new/accuracy before"] for r in rows]))
     lines = []
     for name in PRESETS:
-        mine = [r for r in rows if r["arm"] == name]
-        middle = [f"{sum(r[n] for r in mine) / len(mine):,.0f}" for n in ("student_tokens", "teacher_tokens")]
+        mine = picked(rows, arm=name)
+        middle = [f"{mean(r[n] for r in mine):,.0f}" for n in ("student_tokens", "teacher_tokens")]
         first = ", ".join(str(r["first_half"]) for r in mine)
         lines.append([f"`{name}`", *(spread([r[n] for r in mine]) for n in NUMBERS), first, *middle])
     titles = ["new skill", "prior skills", "their native style", "new skill first >= 0.5 at update", "student tokens"]
+    print("\nAfter 100 updates, mean and interval over seeds; mean tokens\n")
     print(table(["preset", *titles, "teacher tokens"], lines))
+    print("\nDifference to `sft`, paired by seed\n")
+    differences = ([f"`{a}`", *(paired(rows, a, "sft", n) for n in NUMBERS)] for a in ("sft_kl", "seqkd"))
+    print(table(["preset", *titles[:3]], differences))
     panels = {
-        title: {name: [r[n] for r in rows if r["arm"] == name] for name in PRESETS}
+        title: {name: [r[n] for r in picked(rows, arm=name)] for name in PRESETS}
         for title, n in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
     }
     dots(bench.results / "presets.png", panels, "accuracy after 100 updates")
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

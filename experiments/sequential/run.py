@@ -4,11 +4,12 @@ python -m experiments.sequential.run
 """
 
 from itertools import product
+from pathlib import Path
 from statistics import mean
 
 from experiments.figures import curves
 from experiments.grid import SHIPPED as SHIPPED_FOLDER
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, Row, paired, picked, row, spread, start, table
 from experiments.likely import right_greedy
 from experiments.sequential.confusion import carried_out
 from opd_lightning.tasks.world import WorldTask
@@ -22,6 +23,7 @@ ARMS = {
     "sdft_original": ["method=sdft", "teacher=external"],  # the model as it was before all stages
 }
 RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2)
+AFTER = range(1, len(STAGES) + 1)
 # The shipped model answers all unseen operations alike; this one has gone on to guess at each of them by itself.
 APART = ["--base", str(SHIPPED_FOLDER / "start"), "--steps", "1000", "--teacher-steps", "0", "--guess", "0.3"]
 PROTOCOL = ["evaluation=validation", "evaluation.every=10", "budget.accuracy=0.95", "budget.in_a_row=1"]
@@ -80,17 +82,19 @@ def main(bench: Bench) -> None:
             rows.append(one)
         before = {(c["start"], c["arm"], c["lr"], c["seed"]): str(run.folder) for c, run in runs}
     bench.write(rows)
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
     for name in dict.fromkeys(r["start"] for r in rows):
-        tables(name, [r for r in rows if r["start"] == name])
-    for name in begin:
-        mine = [r for r in rows if (r["lr"], r["start"]) == (RATES[0], name)]
-        panels = {
-            title: {arm: {s: [r[c] for r in mine if (r["arm"], r["stage"]) == (arm, s)] for s in range(4)} for arm in ARMS}
-            for title, c in columns().items()
-            if title != "native style"
-        }
-        stages = "after stage (" + ", ".join(f"{n}: {s}" for n, (s, _) in enumerate(STAGES, 1)) + ")"
-        curves(bench.results / f"{name}.png", panels, stages, "accuracy (greedy, test prompts)")
+        mine = picked(rows, start=name)
+        asked_to_rotate(name, mine)
+        ends(name, mine)
+        prior_skills(name, mine)
+        along(name, mine)
+        drawn(bench.results / f"{name}.png", picked(mine, lr=RATES[0]))
+    teachers(rows)
 
 
 def right_shown(path: str, skill: str, style: str) -> float:
@@ -108,39 +112,92 @@ def columns() -> dict[str, str]:
     return {s: f"{s}/new/accuracy" for s, _ in STAGES} | {"prior skills": "prior/accuracy", "native style": "prior/format"}
 
 
-def tables(name: str, rows: list[Row]) -> None:
-    """What is left after the last stage, and differences to `sft`."""
-    last = [r for r in rows if r["stage"] == len(STAGES)]
-    numbers = columns()
-    keys = list(dict.fromkeys((r["arm"], r["lr"]) for r in last))
-    print(f"\n{name}: asked to rotate after stages 1, 2 and 3, carries out the skill just taught (mean over all runs)\n")
-    print(*(f"{mean(r['rotate as taught'] for r in rows if r['stage'] == stage):.3f}" for stage in (1, 2, 3)))
-    print(f"\n{name}: after the last stage, mean and interval over seeds; runs that reached 0.95 in all stages\n")
+def runs_of(rows: list[Row]) -> list[tuple[str, str]]:
+    """Methods and rates."""
+    return list(dict.fromkeys((r["arm"], r["lr"]) for r in rows))
+
+
+def compared(rows: list[Row]) -> list[tuple[str, str, str]]:
+    """Which methods are told beside which, at which rate."""
+    told = [(arm, "sft", rate) for arm, rate in runs_of(rows) if arm != "sft"]
+    return told + [("sdft_original", "sft_native", rate) for arm, rate in runs_of(rows) if arm == "sdft_original"]
+
+
+def asked_to_rotate(name: str, rows: list[Row]) -> None:
+    """What becomes of the first skill, over all runs."""
+    print(f"\n{name}: asked to rotate after each stage, over all runs\n")
+    found = {stage: picked(rows, stage=stage) for stage in AFTER}
+    right = {stage: [r["rotate/new/accuracy"] for r in some] for stage, some in found.items()}
+    lines = [
+        ["rotates: least, greatest", *(f"{min(values):.3f}, {max(values):.3f}" for values in right.values())],
+        ["carries out the skill just taught: mean", *(f"{mean(r['rotate as taught'] for r in f):.3f}" for f in found.values())],
+    ]
+    print(table(["", *found], lines))
+
+
+def ends(name: str, rows: list[Row]) -> None:
+    """What is left after the last stage, and its differences."""
+    last, numbers = picked(rows, stage=len(STAGES)), columns()
+    print(f"\n{name}: after the last stage, mean and interval over seeds; runs at 0.95 in all stages; mean of all updates\n")
     told = []
-    for arm, rate in keys:
-        mine = [r for r in last if (r["arm"], r["lr"]) == (arm, rate)]
-        reached = [all(r["reached"] for r in rows if (r["arm"], r["lr"], r["seed"]) == (arm, rate, s)) for s in SEEDS]
-        told.append([f"`{arm}`", rate, *(spread([r[c] for r in mine]) for c in numbers.values()), sum(reached)])
-    print(table(["method", "rate", *numbers, "reached"], told))
-    print(f"\n{name}: difference to `sft` after the last stage, paired by seed\n")
+    for arm, rate in runs_of(rows):
+        mine = picked(rows, arm=arm, lr=rate)
+        reached = [all(r["reached"] for r in picked(mine, seed=seed)) for seed in dict.fromkeys(r["seed"] for r in mine)]
+        left = (spread([r[c] for r in picked(mine, stage=len(STAGES))]) for c in numbers.values())
+        told.append([f"`{arm}`", rate, *left, sum(reached), f"{sum(r['updates'] for r in mine) / len(reached):.0f}"])
+    print(table(["method", "rate", *numbers, "reached", "updates"], told))
+    print(f"\n{name}: differences after the last stage, paired by seed\n")
     lines = (
-        [f"`{arm}`", rate, *(paired([r for r in last if r["lr"] == rate], arm, "sft", c) for c in numbers.values())]
-        for arm, rate in keys
-        if arm != "sft"
+        [f"`{a}` - `{b}`", rate, *(paired(picked(last, lr=rate), a, b, c) for c in numbers.values())]
+        for a, b, rate in compared(rows)
     )
-    print(table(["method", "rate", *numbers], lines))
+    print(table(["", "rate", *numbers], lines))
+
+
+def prior_skills(name: str, rows: list[Row]) -> None:
+    """Differences in the prior skills that are left, stage by stage."""
+    print(f"\n{name}: differences in prior skills after each stage, paired by seed\n")
+    lines = (
+        [f"`{a}` - `{b}`", rate, *(paired(picked(rows, lr=rate, stage=s), a, b, "prior/accuracy") for s in AFTER)]
+        for a, b, rate in compared(rows)
+    )
+    print(table(["", "rate", *(f"after {s}" for s, _ in STAGES)], lines))
+
+
+def along(name: str, rows: list[Row]) -> None:
+    """Means along the stages."""
     print(f"\n{name}: means along the stages, and each seed's teacher's greedy accuracy when shown the demonstrations\n")
     told = []
-    for arm, rate in keys:
-        for stage in range(len(STAGES) + 1):
-            mine = [r for r in rows if (r["arm"], r["lr"], r["stage"]) == (arm, rate, stage)]
-            seen = ", ".join(f"{r['teacher shown']:.3f}" for r in mine if r.get("teacher shown") is not None)
-            updates = f"{mean(r['updates'] for r in mine):.0f}"
-            told.append(
-                [f"`{arm}`", rate, stage, updates, *(f"{mean(r[c] for r in mine):.3f}" for c in numbers.values()), seen]
-            )
-    print(table(["method", "rate", "after stage", "updates", *numbers, "teacher, shown"], told))
+    for (arm, rate), stage in product(runs_of(rows), (0, *AFTER)):
+        mine = picked(rows, arm=arm, lr=rate, stage=stage)
+        means = (f"{mean(r[c] for r in mine):.3f}" for c in columns().values())
+        seen = ", ".join(f"{r['teacher shown']:.3f}" for r in mine if "teacher shown" in r)
+        told.append([f"`{arm}`", rate, stage, f"{mean(r['updates'] for r in mine):.0f}", *means, seen])
+    print(table(["method", "rate", "after stage", "updates", *columns(), "teacher, shown"], told))
+
+
+def drawn(path: Path, rows: list[Row]) -> None:
+    """A panel per skill, along the stages."""
+    panels = {
+        title: {arm: {s: [r[c] for r in picked(rows, arm=arm, stage=s)] for s in (0, *AFTER)} for arm in ARMS}
+        for title, c in columns().items()
+        if title != "native style"
+    }
+    stages = "after stage (" + ", ".join(f"{n}: {s}" for n, (s, _) in enumerate(STAGES, 1)) + ")"
+    curves(path, panels, stages, "accuracy (greedy, test prompts)", columns=2)
+
+
+def teachers(rows: list[Row]) -> None:
+    """The teacher that moves along beside its students, seed by seed."""
+    print("\n`sdft`: its teacher, shown the demonstrations, and the student after the stage, each seed\n")
+    told = []
+    for (name, rate), stage in product(dict.fromkeys((r["start"], r["lr"]) for r in rows), AFTER):
+        mine = picked(rows, arm="sdft", start=name, lr=rate, stage=stage)
+        skill = STAGES[stage - 1][0]
+        pairs = ([r["teacher shown"] for r in mine], [r[f"{skill}/new/accuracy"] for r in mine])
+        told.append([name, rate, skill, *(", ".join(f"{v:.3f}" for v in some) for some in pairs), spread(pairs[1])])
+    print(table(["start model", "rate", "skill", "teacher, shown", "student", "mean"], told))
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

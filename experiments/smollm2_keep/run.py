@@ -3,14 +3,19 @@
 make smollm2; python -m experiments.smollm2_keep.run
 """
 
-from experiments.courses import along, courses, differences
+from pathlib import Path
+
+from experiments.courses import along, courses
 from experiments.figures import curves
-from experiments.grid import Bench, row, start, table
+from experiments.grid import Bench, paired, picked, row, spread, start, table
 from experiments.smollm2_keep.mix import mixed
+from opd_lightning.evaluation.estimate import Estimate
 
 SEEDS = (0, 1, 2)
 RECOVERY = ["experiment=smollm2_keep", "start_from=null", "trainer.max_steps=20", "evaluation.every=20"]
 ARMS = {"opd": [], "sft_on_its_samples": ["method=seqkd", "teacher=external"]}
+COMPARED = (tuple(ARMS), *((arm, other) for other in ("narrow", "original") for arm in ARMS), ("mixed", "narrow"))
+FIRST = {"smollm2_keep": "opd", "smollm2_keep_sft": "sft_on_its_samples"}  # what first.csv calls the arms
 NUMBERS = {
     "new/accuracy": "facts known",
     "start/all/reverse_kl": "KL(model || original)",
@@ -49,18 +54,42 @@ def main(bench: Bench) -> None:
     ]
     second = bench.run("smollm2_keep", cells, SMALL)
     bench.write([row(labels, run, NUMBERS) for labels, run in first + second])
-    rows = courses(first + second, NUMBERS)
-    bench.write(rows, "courses.csv")
+    bench.write(courses(first + second, NUMBERS), "courses.csv")
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows, ends = bench.read("courses.csv"), bench.read()
+    print("\nBefore and after, means and intervals over seeds\n")
     print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
-    print("\nDifference of `opd` to `sft_on_its_samples`, paired by seed\n")
-    print(table(["update", *NUMBERS.values()], differences(rows, "opd", "sft_on_its_samples", NUMBERS)))
+    ends += [r | {"arm": "original"} for r in picked(rows, arm="narrow", update=0)]
+    print("\nDifferences at the end, paired by seed\n")
+    lines = [[f"`{a}` - `{b}`", *(paired(ends, a, b, n) for n in NUMBERS)] for a, b in COMPARED]
+    lines += [[f"{lines[0][0]}, seed {s}", *(paired(picked(ends, seed=s), *COMPARED[0], n) for n in NUMBERS)] for s in SEEDS]
+    print(table(["", *NUMBERS.values()], lines))
+    print("\nThe first run of seed 0, with 30 updates of recovery; facts known with Wilson's interval over 16 questions\n")
+    print(table(["", "update", *NUMBERS.values()], first_run()))
+    print("\nWhat a recovery took, mean and interval over seeds\n")
+    costs = {arm: [r["flops"] / 1e12 for r in picked(ends, arm=arm)] for arm in ARMS}
+    print(table(["", "1e12 FLOPs"], ([f"`{arm}`", spread(cost, 1)] for arm, cost in costs.items())))
+    updates = sorted({r["update"] for r in rows if r["arm"] in ARMS})
     panels = {
-        title: {arm: {u: [c[n] for c in rows if (c["arm"], c["update"]) == (arm, u)] for u in (0, 20)} for arm in ARMS}
+        title: {arm: {u: [r[n] for r in picked(rows, arm=arm, update=u)] for u in updates} for arm in ARMS}
         for n, title in NUMBERS.items()
     }
     axes = ("updates of recovery", "share, or nats per token")
     curves(bench.results / "keep.png", panels, *axes, columns=2, share=False)
 
 
+def first_run() -> list[list]:
+    """Lines of a table: the recoveries of the first run, from a file that no command makes any more."""
+    lines = []
+    for r in Bench(Path(__file__).parent).read("first.csv"):
+        if r["name"] in FIRST and r["update"]:
+            numbers = (Estimate(r[n], low=r.get(f"{n}/low"), high=r.get(f"{n}/high")) for n in NUMBERS)
+            lines.append([f"`{FIRST[r['name']]}`", r["update"], *numbers])
+    return lines
+
+
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

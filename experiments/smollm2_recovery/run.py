@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.courses import along, courses
 from experiments.figures import curves
-from experiments.grid import Bench, row, start, table
+from experiments.grid import Bench, between, picked, row, start, table
 
 SEEDS = (0, 1, 2)
 BROKEN = ["experiment=smollm2_narrow", "name=narrow"]
@@ -35,13 +35,26 @@ def main(bench: Bench) -> None:
     ]
     second = bench.run("smollm2_recovery", cells, (*SMALL, "evaluation.suite.divergence.n=2"))
     bench.write([row(labels, run, NUMBERS) for labels, run in first + second])
-    rows = courses(first + second, NUMBERS)
-    bench.write(rows, "courses.csv")
-    print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
+    bench.write(courses(first + second, NUMBERS), "courses.csv")
     answers(bench.results / "answers.md", {labels["arm"]: run.folder for labels, run in first + second if labels["seed"] == 0})
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read("courses.csv")
+    print("\nBefore and after, means and intervals over seeds\n")
+    print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
+    course = picked(rows, arm="opd")
+    updates = sorted({r["update"] for r in course})
+    end, begin, original = ({"arm": "opd", "update": updates[-1]}, {"arm": "opd", "update": 0}, {"arm": "narrow", "update": 0})
+    print("\nDifference of the end to the beginning and to the original, paired by seed\n")
+    lines = (
+        [f"to the {name}", *(between(rows, end, other, n) for n in NUMBERS)]
+        for name, other in {"beginning": begin, "original": original}.items()
+    )
+    print(table(["", *NUMBERS.values()], lines))
     panels = {
-        title: {"opd": {u: [c[n] for c in rows if (c["arm"], c["update"]) == ("opd", u)] for u in (0, 10, 20)}}
-        for n, title in list(NUMBERS.items())[:2]
+        title: {"opd": {u: [r[n] for r in picked(course, update=u)] for u in updates}} for n, title in list(NUMBERS.items())[:2]
     }
     curves(bench.results / "recovery.png", panels, "updates of recovery", "nats per token")
 
@@ -56,4 +69,4 @@ def answers(path: Path, runs: dict[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

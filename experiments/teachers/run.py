@@ -6,12 +6,16 @@ python -m experiments.teachers.run
 from itertools import product
 
 from experiments.figures import curves
-from experiments.grid import Bench, paired, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.loggers import read_csv
 
 TEACHERS = ("frozen", "ema", "ema_fast", "sync", "trust_region", "live")
+MOVING = ("ema", "ema_fast", "sync", "live")
 RATES, SEEDS = ("2e-4",), (0, 1, 2)
-NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "teacher/shown/accuracy")
+LEARNED = ("new/accuracy", "prior/accuracy")
+SHOWN, ALONE = "teacher/shown/accuracy", "teacher/shown/student_accuracy"
+NUMBERS = (*LEARNED, "prior/format", SHOWN)
+AT = range(0, 401, 40)
 PROTOCOL = ["method=sdft", "data.batch_size=32", "trainer.max_steps=400", "evaluation.every=40", "task.n_eval=128"]
 
 
@@ -21,37 +25,58 @@ def main(bench: Bench) -> None:
         for t, rate, seed in product(TEACHERS, RATES, SEEDS)
     ]
     runs = bench.run("teachers", cells)
-    rows = [row(labels, run, NUMBERS) | last_logged(run) for labels, run in runs]
-    bench.write(rows)
+    bench.write([row(labels, run, NUMBERS) | last_logged(run) for labels, run in runs])
     bench.write([{**labels, **h} for labels, run in runs for h in run.evaluation["history"]], "history.csv")
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows, history = bench.read(), bench.read("history.csv")
     names = [*NUMBERS, "entropy"]
-    present = [n for n in names if all(r.get(n) is not None for r in rows if r["arm"] == "frozen")]
-    told = []
-    for teacher in dict.fromkeys(r["arm"] for r in rows):
-        mine = [r for r in rows if r["arm"] == teacher]
-        told.append(
-            [f"`{teacher}`", *(spread([r[n] for r in mine]) if all(r[n] is not None for r in mine) else "" for n in present)]
-        )
-    print(table(["teacher", *present], told))
+    print("\nAfter 400 updates, mean and interval over seeds\n")
+    print(table(["teacher", *names], ([f"`{t}`", *(means(picked(rows, arm=t), n) for n in names)] for t in TEACHERS)))
     print("\nDifference to `frozen`, paired by seed\n")
-    others = [a for a in dict.fromkeys(r["arm"] for r in rows) if a != "frozen"]
-    print(table(["teacher", *present[:2]], ([f"`{a}`", *(paired(rows, a, "frozen", n) for n in present[:2])] for a in others)))
+    print(table(["teacher", *LEARNED], ([f"`{t}`", *(paired(rows, t, "frozen", n) for n in LEARNED)] for t in TEACHERS[1:])))
+    print("\nDifference of `ema` to `sync`, paired by seed\n")
+    print(table(LEARNED, [[paired(rows, "ema", "sync", n) for n in LEARNED]]))
+    print("\nNew skill after 400 updates, seed by seed\n")
+    print(
+        table(["teacher", *SEEDS], ([f"`{t}`", *(f"{r['new/accuracy']:.3f}" for r in picked(rows, arm=t))] for t in TEACHERS))
+    )
+    along(history)
     panels = {
-        title: {
-            t: {
-                step: [
-                    h[number]
-                    for c, run in runs
-                    for h in run.evaluation["history"]
-                    if (c["arm"], h["step"]) == (t, step) and number in h
-                ]
-                for step in range(0, 401, 40)
-            }
-            for t in TEACHERS
-        }
-        for title, number in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
+        title: {t: {at: [h[number] for h in picked(history, arm=t, step=at)] for at in AT} for t in TEACHERS}
+        for title, number in zip(("new skill", "prior skills"), LEARNED, strict=True)
     }
     curves(bench.results / "teachers.png", panels, "updates", "accuracy (greedy, test prompts)")
+
+
+def along(history: list[Row]) -> None:
+    """From the first look to the last one, and at the end the teacher beside its student on the same prompts."""
+    first, last = {"step": AT[1]}, {"step": AT[-1]}
+    print(f"\nAt update {AT[1]}, least and greatest of the seeds\n")
+    seen = {t: picked(history, arm=t, **first) for t in TEACHERS}
+    print(table(["teacher", *LEARNED], ([f"`{t}`", *(ends([r[n] for r in seen[t]]) for n in LEARNED)] for t in TEACHERS)))
+    print(f"\nChange from update {AT[1]} to {AT[-1]}, paired by seed\n")
+    changes = ([f"`{t}`", *(between(picked(history, arm=t), last, first, n) for n in LEARNED)] for t in TEACHERS)
+    print(table(["teacher", *LEARNED], changes))
+    print("\nDifference to `frozen` in prior/accuracy along training, paired by seed\n")
+    moving = ([f"`{t}`", *(paired(picked(history, step=at), t, "frozen", LEARNED[1]) for at in AT[2:])] for t in MOVING)
+    print(table(["update", *AT[2:]], moving))
+    print(f"\nThe teacher, shown the demonstration, less its student, on the same prompts at update {AT[-1]}\n")
+    apart = [r | {"apart": r[SHOWN] - r[ALONE]} for r in picked(history, **last) if SHOWN in r]
+    print(table(["teacher", "difference"], ([f"`{t}`", means(picked(apart, arm=t), "apart")] for t in TEACHERS)))
+
+
+def means(rows: list[Row], number: str) -> str:
+    """Mean and interval over these rows; nothing where none has the number."""
+    values = [r[number] for r in rows if number in r]
+    return spread(values) if values else ""
+
+
+def ends(values: list[float]) -> str:
+    """Least and greatest."""
+    return f"{min(values):.3f} to {max(values):.3f}" if values else ""
 
 
 def last_logged(run) -> dict[str, float | None]:
@@ -61,4 +86,4 @@ def last_logged(run) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)
