@@ -6,8 +6,9 @@ python -m experiments.density.run
 from itertools import product
 from math import exp, log
 
+from experiments.courses import courses
 from experiments.figures import curves
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, Row, paired, picked, row, spread, start, table
 from experiments.likely import right_answers
 from opd_lightning.report.statistics import over_seeds
 from opd_lightning.tasks.world import WorldTask
@@ -37,6 +38,11 @@ LENGTHS, SEEDS = (4, 6, 8), (0, 1, 2)
 BATCHES = {64: (1, 150), 8: (4, 1200)}  # prompts per update: updates between evaluations, and at most
 PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "task.n_eval=128"]
 PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "task.max_new_tokens=10"]
+NEW, PRIOR = "validation/new/accuracy", "validation/prior/accuracy"
+SOONER = BATCHES[8][0] - 1  # updates that a run of 8 prompts may have been at 0.95 before it was asked
+
+Logs = dict[int, float]
+"""Logarithms of tokens, or of their ratios, by seed."""
 
 
 def main(bench: Bench) -> None:
@@ -63,17 +69,25 @@ def main(bench: Bench) -> None:
     ]
     runs += bench.run("density", again)
     chance = {} if bench.small else {n: right_answers(folder / "start", WorldTask(n_eval=128, length=n)) for n in LENGTHS}
-    print("\nProbability of a right answer before training:", {n: f"{p:.1e}" for n, p in chance.items()})
-    rows = [row(labels, run, ("validation/new/accuracy", "validation/prior/accuracy")) for labels, run in runs]
-    rows = [r | {"chance": chance.get(r["length"])} for r in rows]
-    bench.write(rows)
-    alike = [r for r in rows if (r["arm"], r["prompts"]) in (("grpo", 8), ("full", 64))]
-    print("\n64 completions per update for both: tokens of `grpo` (8 prompts) / tokens of `full` (64 prompts)\n")
-    print(table([f"{n} digits" for n in LENGTHS], [[ratio(alike, "grpo", n) for n in LENGTHS]]))
+    bench.write([row(labels, run, (NEW, PRIOR)) | {"chance": chance.get(labels["length"])} for labels, run in runs])
+    bench.write(courses(runs, (NEW,)), "courses.csv")
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
+    chance = {r["length"]: r["chance"] for r in rows if "chance" in r}
+    print("\nProbability of a right answer before training:", *(f"{p:.2g} ({n} digits)" for n, p in chance.items()))
+    print(f"{len(picked(rows, reached=True))} of {len(rows)} runs reached 0.95")
     for batch in BATCHES:
-        tables([r for r in rows if r["prompts"] == batch], batch)
+        tables(picked(rows, prompts=batch), batch)
+    rl_or_distillation(rows)
+    from_rl(picked(rows, length=LENGTHS[0]))
+    course = bench.read("courses.csv")
     panels = {
-        f"{n} digits, {batch} prompts per update": {arm: learning(runs, arm, n, batch) for arm in (*ARMS, "full_from_rl")}
+        f"{n} digits, {batch} prompts per update": {
+            arm: learning(rows, course, arm=arm, length=n, prompts=batch) for arm in (*ARMS, "full_from_rl")
+        }
         for batch, n in product(BATCHES, LENGTHS)
     }
     axes = ("tokens written by the student", "accuracy (greedy, validation)")
@@ -81,48 +95,92 @@ def main(bench: Bench) -> None:
 
 
 def tables(rows: list[Row], batch: int) -> None:
-    """Updates, tokens, and how many times the tokens of the full vocabulary."""
-    arms = [a for a in (*ARMS, "full_from_rl") if any(r["arm"] == a for r in rows)]
+    """Updates and tokens by arm and length, and how they compare to those of the full vocabulary."""
+    arms = [a for a in (*ARMS, "full_from_rl") if picked(rows, arm=a)]
     header = ["", *(f"{n} digits" for n in LENGTHS)]
     for number, unit, title in (("student_tokens", 1000, "thousands of tokens"), ("updates", 1, "updates")):
         print(f"\n{batch} prompts per update: {title} until the skill is at 0.95, and runs that reached it\n")
-        cells = {a: [told([r for r in rows if (r["arm"], r["length"]) == (a, n)], number, unit) for n in LENGTHS] for a in arms}
+        cells = {a: [told(picked(rows, arm=a, length=n), number, unit) for n in LENGTHS] for a in arms}
         print(table(header, ([f"`{a}`", *cells[a]] for a in arms)))
     print(f"\n{batch} prompts per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
-    print(table(header, ([f"`{a}`", *(ratio(rows, a, n) for n in LENGTHS)] for a in arms if a != "full")))
-    for number in ("updates", "validation/prior/accuracy"):
-        print(f"\n{batch} prompts per update: difference to `full` in {number}, paired by seed\n")
-        sizes = {n: [r for r in rows if r["length"] == n and r["reached"]] for n in LENGTHS}
-        print(table(header, ([f"`{a}`", *(paired(sizes[n], a, "full", number) for n in LENGTHS)] for a in arms if a != "full")))
+    ratios = {a: [multiple(times(rows, {"arm": a}, {"arm": "full"}, length=n)) for n in LENGTHS] for a in arms if a != "full"}
+    print(table(header, ([f"`{a}`", *some] for a, some in ratios.items())))
+    sizes = [picked(rows, length=n, reached=True) for n in LENGTHS]
+    for number in ("updates", PRIOR):
+        print(f"\n{batch} prompts per update: difference in {number}, paired by seed\n")
+        pairs = [*((a, "full") for a in arms if a != "full"), ("sampled_baseline", "sampled")]
+        print(table(header, ([f"`{a}` - `{b}`", *(paired(some, a, b, number) for some in sizes)] for a, b in pairs)))
 
 
-def learning(runs, arm: str, length: int, batch: int) -> dict[float, list[float]]:
+def rl_or_distillation(rows: list[Row]) -> None:
+    """How many times the tokens of distillation RL takes, and how that grows with the answer."""
+    settings = {  # prompts per update of RL and of distillation; updates that RL was there before it was asked
+        "64 prompts per update": (64, 64, 0),
+        "8 prompts per update": (8, 8, 0),
+        "64 completions per update": (8, 64, 0),
+        f"64 completions per update, `grpo` {SOONER} updates sooner": (8, 64, SOONER),
+    }
+    header = ["", *(f"{n} digits" for n in LENGTHS)]
+    print("\nTokens of `grpo` / tokens of `full`, paired by seed, and how many times that is at the longest answers\n")
+    lines = []
+    for title, (mine, other, sooner) in settings.items():
+        pair = {"arm": "grpo", "prompts": mine}, {"arm": "full", "prompts": other}
+        by = [times(rows, *pair, sooner, length=n) for n in LENGTHS]
+        lines.append([title, *map(multiple, by), multiple(apart(by[-1], by[0]))])
+    print(table([*header, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
+    print("\nUpdates of `grpo`, seed by seed\n")
+    runs = {b: [picked(rows, arm="grpo", prompts=b, length=n) for n in LENGTHS] for b in BATCHES}
+    each = {b: [", ".join(str(r["updates"]) for r in mine) for mine in by] for b, by in runs.items()}
+    print(table(header, ([f"{b} prompts per update", *some] for b, some in each.items())))
+
+
+def from_rl(rows: list[Row]) -> None:
+    """What RL with 64 prompts has learned, in a fresh student: against RL, with as many prompts and as many completions."""
+    again = {"arm": "full_from_rl", "prompts": 64}
+    print(f"\n`full_from_rl` and `grpo`, {LENGTHS[0]} digits, paired by seed\n")
+    wide = picked(rows, prompts=64)
+    lines = [[f"{number}, difference", paired(wide, "full_from_rl", "grpo", number)] for number in ("updates", PRIOR)]
+    for prompts, sooner in ((64, 0), (8, 0), (8, SOONER)):
+        title = f"tokens of `grpo`, {prompts} prompts per update, {sooner} updates sooner / tokens of `full_from_rl`"
+        lines.append([title, multiple(times(rows, {"arm": "grpo", "prompts": prompts}, again, sooner))])
+    print(table(["", ""], lines))
+
+
+def learning(rows: list[Row], course: list[Row], **labels) -> dict[float, list[float]]:
     """Accuracy against tokens written so far, at the mean tokens per update of these runs."""
-    mine = [run for c, run in runs if (c["arm"], c["length"], c["prompts"]) == (arm, length, batch)]
-    tokens = sum(run.ledger["tokens"].get("student_tokens", 0) for run in mine) / max(1, sum(r.ledger["steps"] for r in mine))
-    found: dict[float, list[float]] = {}
-    courses = [{h["step"]: h["validation/new/accuracy"] for h in run.evaluation["history"]} for run in mine]
-    for step in sorted({step for course in courses for step in course if step > 0}):
-        # A run that has ended stays where it ended.
-        found[step * tokens] = [course[max(s for s in course if s <= step)] for course in courses]
-    return found
+    mine = picked(rows, **labels)
+    tokens = sum(r["student_tokens"] for r in mine) / max(1, sum(r["updates"] for r in mine))
+    runs = [{c["update"]: c[NEW] for c in picked(course, seed=r["seed"], **labels)} for r in mine]
+    updates = sorted({update for run in runs for update in run if update > 0})
+    # A run that has ended stays where it ended.
+    return {at * tokens: [run[max(u for u in run if u <= at)] for run in runs] for at in updates}
 
 
 def told(some: list[Row], number: str, unit: int) -> str:
     """Mean and interval over the runs that reached the target."""
-    reached = [r[number] / unit for r in some if r["reached"]]
+    reached = [r[number] / unit for r in picked(some, reached=True)]
     return f"{spread(reached, 1) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
 
 
-def ratio(rows: list[Row], arm: str, length: int) -> str:
-    """How many times the tokens of the full vocabulary, paired by seed: geometric mean, with Student's t on logs."""
-    tokens = {(r["arm"], r["seed"]): r["student_tokens"] for r in rows if r["length"] == length and r["reached"]}
-    found = {s: log(tokens[arm, s] / tokens["full", s]) for s in SEEDS if (arm, s) in tokens and tokens.get(("full", s))}
-    if len(found) < 2:
+def times(rows: list[Row], first: Row, second: Row, sooner: int = 0, **labels) -> Logs:
+    """Tokens of the first / tokens of the second, of runs that reached 0.95; the first taken so many updates sooner."""
+    mine, other = (picked(rows, reached=True, **some, **labels) for some in (first, second))
+    tokens = {r["seed"]: log(r["student_tokens"] * (1 - sooner / r["updates"])) for r in mine}
+    return apart(tokens, {r["seed"]: log(r["student_tokens"]) for r in other})
+
+
+def apart(first: Logs, second: Logs) -> Logs:
+    """The logarithm of first / second, seed by seed."""
+    return {seed: first[seed] - second[seed] for seed in first if seed in second}
+
+
+def multiple(logs: Logs) -> str:
+    """The geometric mean of ratios, with Student's t interval of their logarithms."""
+    if len(logs) < 2:
         return ""
-    told = over_seeds(found, dict.fromkeys(found, 0.0))
-    return f"{exp(told.mean):.2f} [{exp(told.low):.2f}, {exp(told.high):.2f}]"
+    ratio = over_seeds(logs, dict.fromkeys(logs, 0.0))
+    return f"{exp(ratio.mean):.2f} [{exp(ratio.low):.2f}, {exp(ratio.high):.2f}]"
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)

@@ -5,11 +5,12 @@ python -m experiments.exposure.run
 
 from itertools import pairwise, product
 from pathlib import Path
+from statistics import mean
 
 from experiments.density.run import LONG
 from experiments.exposure.positions import Positions
 from experiments.figures import curves
-from experiments.grid import Bench, Row, paired, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.tasks.world import WorldTask, world_tokenizer
 
@@ -32,6 +33,7 @@ PAIRS = (  # who writes, at the same loss; and to SFT on the teacher's completio
     ("kd_reverse", "seqkd"),
     ("kd_reverse", "kd_forward"),  # the loss, where the teacher writes and where the student does
     ("opd_reverse", "opd_forward"),
+    ("sft", "seqkd"),  # the data's completions or the teacher's
 )
 PROTOCOL = ["optim.lr=2e-4", "task.max_new_tokens=10", "task.n_eval=128"]
 PROTOCOL += ["~evaluation.suite.teacher"]
@@ -41,6 +43,7 @@ UPDATES = {
     "descend": ["evaluation.every=5", "trainer.max_steps=80"],
 }
 KINDS, NAMES = ("own", "right", "wrong"), ("step", "right", "gap", "last gap", "wrong")
+WHENS = (*(f"at {m}" for m in MATCHED), "at the end")
 
 
 def main(bench: Bench) -> None:
@@ -73,23 +76,30 @@ def main(bench: Bench) -> None:
         rows[-1].pop("reached")  # no run was asked to reach anything
         points = {f"at {m}": matched(course, m) for m in MATCHED} | {"at the end": course[-1]}
         rows[-1] |= {f"{name} {when}": value for when, point in points.items() for name, value in point.items()}
-    whens = [*(f"at {m}" for m in MATCHED), "at the end"]
-    for skill, length, when in product(SKILLS, LENGTHS, whens):
-        mine = [r for r in rows if (r["skill"], r["length"]) == (skill, length) and f"gap {when}" in r]
-        tables(f"{skill}, {length} digits, {when}", when, mine)
-    for skill, when in product(SKILLS, whens):
-        longer(skill, when, [r for r in rows if r["skill"] == skill and f"gap {when}" in r])
     bench.write(rows)
     bench.write([teacher(f / "teacher", skill, n) for skill, f in teachers.items() for n in LENGTHS], "teachers.csv")
     bench.write(courses, "courses.csv")
+    tell(bench)
+
+
+def tell(bench: Bench) -> None:
+    rows, courses = bench.read(), bench.read("courses.csv")
+    print("\nThe teachers, of digits 2 to the last\n")
+    names = ("skill", "length", *KINDS)
+    print(table(names, ([t["skill"], t["length"], *(f"{t[kind]:.3f}" for kind in KINDS)] for t in bench.read("teachers.csv"))))
+    for skill, length, when in product(SKILLS, LENGTHS, WHENS):
+        mine = [r for r in picked(rows, skill=skill, length=length) if f"gap {when}" in r]
+        tables(f"{skill}, {length} digits, {when}", when, mine)
+    longer(rows)
+    expected(rows)
+    largest(courses)
+    on_the_way(picked(courses, skill="descend"))
     for name, what in (("gap", "gap"), ("wrong", "right behind a wrong digit")):
         panels = {}
         for skill in SKILLS:
-            mine = [c for c in courses if (c["skill"], c["length"]) == (skill, max(LENGTHS))]
+            mine = picked(courses, skill=skill, length=max(LENGTHS))
             steps = sorted({c["step"] for c in mine})
-            panels[skill] = {
-                arm: {at: [c[name] for c in mine if (c["arm"], c["step"]) == (arm, at)] for at in steps} for arm in ARMS
-            }
+            panels[skill] = {arm: {at: [c[name] for c in picked(mine, arm=arm, step=at)] for at in steps} for arm in ARMS}
         curves(bench.results / f"{name}.png", panels, "updates", f"{what}, digits 2 to {max(LENGTHS)}", zero=name == "gap")
 
 
@@ -99,41 +109,93 @@ def tables(title: str, when: str, rows: list[Row]) -> None:
         return
     length = rows[0]["length"]
     print(f"\n{title}, of digits 2 to the last\n")
-    found = {arm: [r for r in rows if r["arm"] == arm] for arm in ARMS}
-    there = {arm: mine for arm, mine in found.items() if mine}
-    print(
-        table(
-            ["", *NAMES], ([f"`{a}`", *(spread([r[f"{n} {when}"] for r in mine]) for n in NAMES)] for a, mine in there.items())
-        )
-    )
+    there = {arm: mine for arm in ARMS if (mine := picked(rows, arm=arm))}
+    lines = ([f"`{a}`", *(spread([r[f"{n} {when}"] for r in mine]) for n in NAMES)] for a, mine in there.items())
+    print(table(["", *NAMES], lines))
     pairs = [(a, b) for a, b in PAIRS if a in there and b in there]
-    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in ("gap", "wrong"))] for a, b in pairs)
-    print(table(["paired by seed", "gap", "behind a wrong digit"], lines))
+    # Where arms are compared at equal skill, digits behind right ones are right equally often.
+    names = ("right", "own", "gap", "wrong") if when == WHENS[-1] else ("gap", "wrong")
+    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in names)] for a, b in pairs)
+    print(table(["paired by seed", *names], lines))
     digits = range(2, length + 1)
     gaps = {a: [[r[f"right {i} {when}"] - r[f"own {i} {when}"] for r in mine] for i in digits] for a, mine in there.items()}
     print(table(["gap at digit", *digits], ([f"`{a}`", *(spread(values) for values in some)] for a, some in gaps.items())))
 
 
-def longer(skill: str, when: str, rows: list[Row]) -> None:
+def longer(rows: list[Row]) -> None:
     """The gap and the digits behind a wrong one by length of the answer, and differences of lengths, paired by seed."""
-    print(f"\n{skill}, {when}, by digits of the answer\n")
     lines, lengths = [], sorted(LENGTHS)
     pairs = [*((b, a) for a, b in pairwise(lengths)), (lengths[-1], lengths[0])]
-    for arm, name in product(LENGTHS[lengths[0]], ("gap", "wrong")):
-        mine = {n: [r[f"{name} {when}"] for r in rows if (r["arm"], r["length"]) == (arm, n)] for n in lengths}
-        by_length = [r | {"arm": r["length"]} for r in rows if r["arm"] == arm]
-        told = (paired(by_length, a, b, f"{name} {when}") for a, b in pairs)
-        lines.append([f"`{arm}`", name, *(spread(v) if v else "" for v in mine.values()), *told])
-    print(table(["", "", *(f"{n} digits" for n in lengths), *(f"{a} - {b}" for a, b in pairs)], lines))
+    for skill, when, arm, name in product(SKILLS, WHENS, LENGTHS[lengths[0]], ("gap", "wrong")):
+        number, mine = f"{name} {when}", picked(rows, skill=skill, arm=arm)
+        found = ([r[number] for r in picked(mine, length=n) if number in r] for n in lengths)
+        told = (between(mine, {"length": a}, {"length": b}, number) for a, b in pairs)
+        lines.append([f"`{arm}`", f"`{skill}` {when}", name, *(spread(v) if v else "" for v in found), *told])
+    print("\nBy digits of the answer, differences of lengths paired by seed\n")
+    print(table(["", "", "", *(f"{n} digits" for n in lengths), *(f"{a} - {b}" for a, b in pairs)], lines))
+
+
+def expected(rows: list[Row]) -> None:
+    """Do the gap and the loss behind a wrong digit grow less with length for `opd_reverse` than for `seqkd`?"""
+    short, long = min(LENGTHS), max(LENGTHS)
+    before = {(r["skill"], r["arm"], r["seed"]): r for r in picked(rows, length=short)}
+    changes = []
+    for r in picked(rows, length=long):
+        other = before.get((r["skill"], r["arm"], r["seed"]), {})
+        numbers = [f"{name} {when}" for name, when in product(("gap", "wrong"), WHENS)]
+        changed = {n: r[n] - other[n] for n in numbers if n in r and n in other}
+        changes.append({"skill": r["skill"], "arm": r["arm"], "seed": r["seed"]} | changed)
+    print(f"\nChange from {short} digits to {long}: `opd_reverse` - `seqkd`, paired by seed\n")
+    lines = []
+    for skill, when in product(SKILLS, WHENS):
+        mine = picked(changes, skill=skill)
+        lines.append([f"`{skill}` {when}", *(paired(mine, "opd_reverse", "seqkd", f"{n} {when}") for n in ("gap", "wrong"))])
+    print(table(["", "gap", "behind a wrong digit"], lines))
+
+
+def largest(courses: list[Row]) -> None:
+    """How large the gap becomes while arms learn."""
+    print("\nThe largest gap of an arm's mean at any measurement\n")
+    lines = []
+    for skill, length in product(SKILLS, sorted(LENGTHS)):
+        mine = picked(courses, skill=skill, length=length)
+        points = dict.fromkeys((c["arm"], c["step"]) for c in mine)
+        gaps = {(a, at): mean(c["gap"] for c in picked(mine, arm=a, step=at)) for a, at in points}
+        if gaps:
+            arm, step = max(gaps, key=gaps.get)
+            lines.append([f"`{skill}`", f"{length} digits", f"`{arm}`", f"{step:g}", f"{gaps[arm, step]:.4f}"])
+    print(table(["", "", "", "update", "gap"], lines))
+
+
+def on_the_way(descend: list[Row]) -> None:
+    """Who is ahead before the end, and what is lost again behind a wrong digit: updates chosen when the curves were seen."""
+    print("\n`descend`, right behind a wrong digit at updates 35 and 80, and its changes, paired by seed\n")
+    lines = []
+    for length, arm in ((length, arm) for length, arms in LENGTHS.items() for arm in arms):
+        mine = picked(descend, length=length, arm=arm)
+        values = ([c["wrong"] for c in picked(mine, step=at)] for at in (35, 80))
+        changes = (between(mine, {"step": 80}, {"step": at}, "wrong") for at in (35, 45, 75))
+        lines.append([f"{length} digits", f"`{arm}`", *(spread(some) if some else "" for some in values), *changes])
+    print(table(["", "", "35", "80", "80 - 35", "80 - 45", "80 - 75"], lines))
+    print("\n`descend`, 8 digits: differences to `seqkd`, paired by seed\n")
+    lines = []
+    for arm, at in product(("kd_reverse", "opd_reverse", "opd_forward"), (35, 40, 45, 50)):
+        mine = picked(descend, length=8, step=at)
+        lines.append([f"`{arm}`", at, *(paired(mine, arm, "seqkd", name) for name in ("right", "gap"))])
+    print(table(["", "update", "right", "gap"], lines))
+    print("\n`descend` at update 50, 8 digits - 4, paired by seed\n")
+    lines = []
+    for arm in LENGTHS[4]:
+        mine = picked(descend, arm=arm, step=50)
+        lines.append([f"`{arm}`", *(between(mine, {"length": 8}, {"length": 4}, name) for name in ("right", "wrong"))])
+    print(table(["", "right", "behind a wrong digit"], lines))
 
 
 def teacher(folder: Path, skill: str, length: int) -> Row:
     """The share of right digits, in the same three places, of a teacher."""
     measure = Positions(WorldTask(skill=skill, length=length, n_eval=128), world_tokenizer(), length + 2, n=128)
     found = means({name: told.value for name, told in measure(Student(Pretrained(str(folder)).model()), {}).items()})
-    told = {"arm": "teacher", "skill": skill, "length": length} | {kind: found[kind] for kind in KINDS}
-    print(f"\nthe teacher of {skill}, {length} digits:", *(f"{kind} {found[kind]:.3f}" for kind in KINDS))
-    return told
+    return {"arm": "teacher", "skill": skill, "length": length} | {kind: found[kind] for kind in KINDS}
 
 
 def means(measured: Row) -> dict[str, float]:
@@ -154,4 +216,4 @@ def matched(course: list[dict[str, float]], m: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    start(main, __file__)
+    start(main, __file__, tell)
