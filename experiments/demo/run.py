@@ -1,64 +1,159 @@
-"""Copy the demo study's tables and figures here, and print the README's table.
+"""Six methods at a matched accuracy: who keeps most of the prior skills, who is most robust, and at what cost?
 
-.venv/bin/python experiments/demo/collect.py outputs/demo
+python -m experiments.demo.run
+
+The runs and figures are those of study=demo and its report; `tell` makes the tables, and draws nothing.
 """
 
-import csv
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
+from experiments.grid import SMALL, Bench, Row, between, picked, start, table
 from opd_lightning.report.runs import load_study
-from opd_lightning.report.table import labels, metrics
 from opd_lightning.study import report
 
-HERE = Path(__file__).resolve().parent
-COLUMNS = (
-    "new/accuracy",
-    "prior/accuracy",
-    "prior/format",
-    "robust/mean",
-    "robust/worst",
-    "updates",
-    "student_tokens",
-    "flops",
-    "seconds",
-)
-COURSE = ("step", *COLUMNS[:5], "validation/new/accuracy", "start/new/forward_kl", "start/prior/forward_kl")
+BASELINE = "sft"
+QUALITY = {
+    "new/accuracy": "new skill",
+    "prior/accuracy": "prior skills",
+    "prior/format": "native style on prior skills",
+    "robust/mean": "robustness, mean",
+    "robust/worst": "worst case",
+}
+COSTS = {"updates": "updates", "student_tokens": "student tokens", "flops": "FLOPs", "teacher_training": "FLOPs of the teacher"}
+DISTANCES = {
+    "start/new/forward_kl": "KL(start \\|\\| model), new prompts",
+    "start/new/reverse_kl": "KL(model \\|\\| start), new prompts",
+    "start/prior/forward_kl": "KL(start \\|\\| model), prior prompts",
+    "start/prior/reverse_kl": "KL(model \\|\\| start), prior prompts",
+}
+PERTURBED = {
+    "robust/none": "none",
+    "robust/opening_answer": "native opening",
+    "robust/opening_result": "foreign opening",
+    "robust/corrupted_2": "foreign token 2",
+    "robust/corrupted_4": "foreign token 4",
+    "robust/distracted_red": "distractor",
+    "robust/temperature_1.0": "temperature 1",
+    "robust/noise_0.05": "noise 0.05",
+    "robust/noise_0.1": "noise 0.1",
+}
 
 
-def main(study: Path) -> None:
-    report(study)
-    for name in (
-        "results.csv",
-        "comparisons.csv",
-        "forgetting.png",
-        "cost.png",
-        "robustness.png",
-        "divergence.png",
-        "learning.png",
-    ):
-        shutil.copy(study / name, HERE / name)
-    runs = load_study(study)[0]
-    courses = [
-        {"method": run.name, "seed": run.seed} | {n: h.get(n) for n in COURSE}
-        for run in runs
-        for h in run.evaluation["history"]
-    ]
-    with (HERE / "courses.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in courses for name in row)))
-        writer.writeheader()
-        writer.writerows(courses)
-    print("| | " + " | ".join(COLUMNS) + " | reached |")
-    for label, cell in labels(runs).items():
-        told = [metrics(run) for run in cell]
-        spread = [(mean(t[c] for t in told), min(t[c] for t in told), max(t[c] for t in told)) for c in COLUMNS]
-        cells = [f"{m:.3f} [{a:.3f}, {b:.3f}]" if m < 2 else f"{m:,.3g}" for m, a, b in spread]
-        print(f"| `{label}` | " + " | ".join(cells) + f" | {sum(not run.censored for run in cell)} of {len(cell)} |")
-    everything = sum(sum(run.ledger["seconds"].values()) for run in runs)
-    print(f"all runs together: {everything / 60:.1f} minutes, evaluation included")
+def main(bench: Bench) -> None:
+    folder = sweep(bench, "demo")
+    report(folder)
+    bench.results.mkdir(parents=True, exist_ok=True)
+    for path in [folder / "results.csv", folder / "comparisons.csv", *folder.glob("*.png")]:
+        shutil.copy(path, bench.results)
+    runs = load_study(folder)[0]
+    bench.write([{"method": run.name, "seed": run.seed} | h for run in runs for h in run.evaluation["history"]], "courses.csv")
+    seconds = sum(sum(run.ledger["seconds"].values()) for run in runs)
+    print(f"\nall runs together, by their ledgers: {seconds / 60:.1f} minutes, evaluation included")
+    tell(bench)
+
+
+def sweep(bench: Bench, study: str) -> Path:
+    """Make what is missing of a study's runs by its own command; their folder. A shrunken study is one of its own."""
+    name = f"{study}_small" if bench.small else study
+    line = [sys.executable, "-m", "opd_lightning", "-m", f"study={study}", f"study.name={name}", f"output_dir={bench.out}"]
+    if bench.small:
+        line += [*SMALL, "seed=0", "optim.lr=1e-3", "logger=none"]
+    if bench.jobs > 1:
+        line += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={bench.jobs}"]
+    subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return bench.out / name
+
+
+def tell(bench: Bench) -> None:
+    rows, comparisons = bench.read(), bench.read("comparisons.csv")
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    compared = [m for m in methods if m != BASELINE and all(reached(r) for r in picked(rows, method=m))]
+    columns = [f"`{m}`" for m in compared]
+    for title, names in {
+        "Each method at the end": QUALITY | COSTS,
+        "Accuracy on the new skill under each perturbation": PERTURBED,
+        "Distance to the start model at the end, nats per token": DISTANCES,
+    }.items():
+        print(f"\n{title}: means over seeds, with [lowest, highest] where they differ\n")
+        print(table(["method", *names.values()], ([f"`{m}`", *ends(picked(rows, method=m), names)] for m in methods)))
+    print(f"\nDifference to `{BASELINE}`, paired by seed; verdicts after Holm's adjustment among methods\n")
+    told = {(c["metric"], c["method"]): verdict(c) for c in comparisons}
+    names = QUALITY | {"flops": "FLOPs"}
+    print(table(["", *columns], ([said, *(told.get((n, m), "") for m in compared)] for n, said in names.items())))
+    print(f"\nDifference to `{BASELINE}`, paired by seed, without verdicts\n")
+    lines = ([said, *(difference(rows, m, n) for m in compared)] for n, said in (PERTURBED | DISTANCES).items())
+    shares = ["share of the foreign tokens in the mean's", *(f"{share(rows, m):.2f}" for m in compared)]
+    print(table(["", *columns], [*lines, shares]))
+    finishes(last_two(bench.read("courses.csv"), rows), compared)
+    print(f"\n{len(rows)} runs, {sum(r['seconds'] for r in rows) / 60:.1f} minutes without evaluation")
+
+
+def reached(run: Row) -> bool:
+    """Did it end because it was at the target?"""
+    return run["ended_by"] == "budget.accuracy"
+
+
+def ends(rows: Sequence[Row], names: Iterable[str]) -> list[str]:
+    """Mean [lowest, highest] of each number."""
+    told = []
+    for name in names:
+        values = [r[name] for r in rows if name in r]
+        form = ".3f" if max(values, default=0) < 10 else ".4g"
+        middle, low, high = (f"{f(values):{form}}" if values else "" for f in (mean, min, max))
+        told.append(middle if low == high else f"{middle} [{low}, {high}]")
+    return told
+
+
+def difference(rows: Sequence[Row], method: str, number: str) -> str:
+    """A method less the baseline."""
+    return between(rows, {"method": method}, {"method": BASELINE}, number)
+
+
+def verdict(c: Row) -> str:
+    """A line of comparisons.csv; equal differences of all seeds have no spread, and so support no verdict."""
+    form = "+.2e" if c["metric"] == "flops" else "+.3f"
+    interval = "(all equal)" if c["low"] == c["high"] else f"[{c['low']:{form}}, {c['high']:{form}}]"
+    return f"{c['difference']:{form}} {interval}, {c['verdict']}"
+
+
+def share(rows: Sequence[Row], method: str) -> float:
+    """How much of the difference in robust/mean is from foreign tokens in the answer, two of its eight perturbations."""
+    eight = [n for n in PERTURBED if n != "robust/none"]
+    less = {
+        n: mean(r[n] for r in picked(rows, method=method)) - mean(r[n] for r in picked(rows, method=BASELINE)) for n in eight
+    }
+    return sum(less[n] for n in eight if "corrupted" in n) / sum(less.values())
+
+
+def last_two(courses: Sequence[Row], runs: Iterable[Row]) -> list[Row]:
+    """The two evaluations in a row that ended a run, of each run that reached the target."""
+    rows = []
+    for run in filter(reached, runs):
+        *_, first, second = picked(courses, method=run["method"], seed=run["seed"])
+        rows += [first | {"at": "first"}, second | {"at": "second"}]
+    return rows
+
+
+def finishes(rows: Sequence[Row], compared: Sequence[str]) -> None:
+    """Where runs were at the target first, and what the updates until they ended changed."""
+    print("\nAt the first of the two evaluations at the target, and what the second one adds; test prompts\n")
+    first, number, lines = picked(rows, at="first"), "prior/accuracy", []
+    for method in [m for m in (BASELINE, *compared) if picked(first, method=m)]:
+        told = ends(picked(first, method=method), ("step", "new/accuracy", number))
+        less = difference(first, method, number) if method != BASELINE else ""
+        lines.append(
+            [f"`{method}`", *told, less, between(picked(rows, method=method), {"at": "second"}, {"at": "first"}, number)]
+        )
+    print(
+        table(["method", "update", "new skill", "prior skills", f"less `{BASELINE}`", "prior skills, second less first"], lines)
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    start(main, __file__, tell)

@@ -1,78 +1,82 @@
-"""results.csv, rates.png and the README's tables from the runs of study=demo_lr.
+"""At a matched accuracy, how much of the prior skills is left, by method and rate? The runs are those of study=demo_lr.
 
-python -m experiments.learning_rates.collect outputs/demo_lr
+python -m experiments.learning_rates.run
 """
 
-import csv
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import product
 from statistics import mean
 
-import matplotlib
+from experiments.demo.run import sweep
+from experiments.figures import curves
+from experiments.grid import Bench, Row, between, paired, picked, spread, start, table
+from opd_lightning.report.runs import Run, load_study
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from experiments.grid import paired, spread, table
-from opd_lightning.report.figures import COLOURS, LINES, MARKERS
-from opd_lightning.report.runs import load_study
-
-HERE = Path(__file__).parent
+BASELINE = "sft"
 
 
-def main(folder: Path) -> None:
-    runs, left_out = load_study(folder)
-    print(*(f"note: {sentence}" for sentence in left_out), sep="\n")
-    rows = []
-    for run in sorted(runs, key=lambda r: (r.name, r.config["optim"]["lr"], r.seed)):
-        end = run.evaluation["end"]
-        row = {"arm": run.name, "lr": float(run.config["optim"]["lr"]), "seed": run.seed, "censored": run.censored}
-        row |= {"new": end["validation/new/accuracy"], "prior": end["validation/prior/accuracy"]}
-        row |= {"prior_format": end["validation/prior/format"], "updates": run.ledger["steps"]}
-        row |= {"flops": sum(run.ledger["flops"].values()), "student_tokens": run.ledger["tokens"]["student_tokens"]}
-        rows.append(row)
-    with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    rates = sorted({row["lr"] for row in rows})
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    lines, differences = [], []
-    for i, name in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-        cells = {rate: [row for row in rows if (row["arm"], row["lr"]) == (name, rate)] for rate in rates}
-        reached = {rate: cell for rate, cell in cells.items() if not any(r["censored"] for r in cell)}
-        updates = {rate: f"({mean(r['updates'] for r in cell):.0f})" for rate, cell in reached.items()}
-        told = (
-            f"{spread([r['prior'] for r in cells[rate]])} {updates[rate]}" if rate in reached else "never" for rate in rates
-        )
-        lines.append([f"`{name}`", *told])
-        pairs = (
-            paired([r for r in rows if r["lr"] == rate], name, "sft", "prior") if rate in reached else "" for rate in rates
-        )
-        differences.append([f"`{name}` - `sft`", *pairs])
-        if reached:
-            axes.plot(
-                list(reached),
-                [mean(r["prior"] for r in cell) for cell in reached.values()],
-                color=COLOURS[i],
-                linestyle=LINES[i % 4],
-                marker=MARKERS[i],
-                label=name,
-            )
-            for rate, cell in reached.items():
-                axes.plot([rate] * len(cell), [r["prior"] for r in cell], ".", color=COLOURS[i], markersize=3)
-    print(table(["method", *(f"{rate:g}" for rate in rates)], lines))
-    print("\ndifferences, paired by seed\n")
-    print(table(["", *(f"{rate:g}" for rate in rates)], [line for line in differences if line[0] != "`sft` - `sft`"]))
-    axes.set(
-        xscale="log", xlabel="learning rate", ylabel="accuracy on prior skills when the\nnew one reaches 0.95 (validation)"
-    )
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.savefig(HERE / "rates.png", dpi=150)
+def main(bench: Bench) -> None:
+    runs, left_out = load_study(sweep(bench, "demo_lr"))
+    for sentence in left_out:
+        print(f"note: {sentence}")
+    bench.write([line(run) for run in sorted(runs, key=lambda r: (r.name, r.config["optim"]["lr"], r.seed))])
+    tell(bench)
+
+
+def line(run: Run) -> Row:
+    """A line of results.csv; nothing of it is of test prompts."""
+    end = run.evaluation["end"]
+    told = {"arm": run.name, "lr": float(run.config["optim"]["lr"]), "seed": run.seed, "censored": run.censored}
+    told |= {"new": end["validation/new/accuracy"], "prior": end["validation/prior/accuracy"]}
+    told |= {"prior_format": end["validation/prior/format"], "updates": run.ledger["steps"]}
+    return told | {"flops": sum(run.ledger["flops"].values()), "student_tokens": run.ledger["tokens"]["student_tokens"]}
+
+
+def tell(bench: Bench) -> None:
+    rows = bench.read()
+    arms, rates = list(dict.fromkeys(r["arm"] for r in rows)), sorted({r["lr"] for r in rows}, key=float)
+    cells = {(a, rate): picked(rows, arm=a, lr=rate) for a, rate in product(arms, rates)}
+    reached = {at: cell for at, cell in cells.items() if not any(r["censored"] for r in cell)}
+    for number, title in {
+        "prior": "Prior skills where the new one is reached, and in brackets the updates that it took",
+        "prior_format": "Native style on the prior skills there",
+        "new": "The new skill at the end",
+    }.items():
+        print(f"\n{title}; validation prompts, mean and interval over seeds\n")
+        shown = {at: spread([r[number] for r in cell]) for at, cell in (cells if number == "new" else reached).items()}
+        if number == "prior":
+            shown = {at: f"{told} ({mean(r['updates'] for r in reached[at]):.0f})" for at, told in shown.items()}
+        print(table(["method", *rates], ([f"`{a}`", *(shown.get((a, rate), "never") for rate in rates)] for a in arms)))
+    others = [a for a in dict.fromkeys(a for a, _ in reached) if a != BASELINE]
+    differences = {"prior": [*((a, BASELINE) for a in others), ("grpo", "opd_sampled")], "new": [("sdft", BASELINE)]}
+    for number, pairs in differences.items():
+        print(f"\nDifferences in {number}, where both reach it, paired by seed\n")
+        both = [r for cell in reached.values() for r in cell]
+        lines = ([f"`{a}` - `{b}`", *(paired(picked(both, lr=rate), a, b, number) for rate in rates)] for a, b in pairs)
+        print(table(["", *rates], lines))
+    print(f"\nPrior skills at {rates[0]} less those at {rates[-1]}, paired by seed\n")
+    ends = ({"lr": rates[0]}, {"lr": rates[-1]})
+    lines = ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior")] for a in (*others, BASELINE))
+    print(table(["method", "difference"], lines))
+    print("\nThe rate for study=demo, by the first two seeds and by three\n")
+    seeds = sorted({r["seed"] for r in rows})
+    some = {f"{n} seeds": [r for r in rows if r["seed"] in seeds[:n]] for n in (2, 3)}
+    print(table(["method", *some], ([f"`{a}`", *(chosen(picked(mine, arm=a)) for mine in some.values())] for a in arms)))
+    curve = {a: {float(rate): [r["prior"] for r in reached.get((a, rate), ())] for rate in rates} for a in arms}
+    y = "accuracy on prior skills when the\nnew one reaches 0.95 (validation)"
+    curves(bench.results / "rates.png", {"": curve}, "learning rate", y, log=True)
+
+
+def chosen(rows: Sequence[Row]) -> str:
+    """The rate at which most is kept, of those that reach the target with every seed, else the one at which most is learned.
+
+    Of equals (to 0.01) the larger one: opd_lightning.report.compare.choose_rates, from the CSV file.
+    """
+    cells = {rate: picked(rows, lr=rate) for rate in {r["lr"] for r in rows}}
+    reached = {rate: cell for rate, cell in cells.items() if not any(r["censored"] for r in cell)}
+    number = "prior" if reached else "new"
+    return max(reached or cells, key=lambda rate: (round(mean(r[number] for r in cells[rate]), 2), float(rate)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    start(main, __file__, tell)
