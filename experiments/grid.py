@@ -117,6 +117,10 @@ class Bench:
         with (self.results / name).open(newline="") as file:
             return [{k: v if k in WORDS else value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
+    def earlier(self, name: str = "earlier.csv") -> list[Row]:
+        """The rows of a file that the command does not make, on this kind of machine; none where there is no such file."""
+        return self.read(name) if (self.results / name).is_file() else []
+
 
 def value(text: str) -> bool | int | float | str:
     """What a cell of a CSV file was before it was written."""

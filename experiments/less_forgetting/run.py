@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from itertools import permutations, product
 from statistics import mean, median
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 from scipy.stats import rankdata, spearmanr
 
+from experiments.figures import arranged
 from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.report.figures import COLOURS, MARKERS
 from opd_lightning.report.runs import Run
@@ -44,7 +41,8 @@ TOLD = {
     "prior/format": "Native style on prior prompts",
     "start/new/forward_kl": "KL(start || model) on new prompts, nats per token,",
 }
-COMPARED = (("prior/accuracy", "sft"), ("prior/accuracy", "sft_native"), ("new/accuracy", "sft"))
+BASELINES = ("sft", "sft_native")
+COMPARED = (*(("prior/accuracy", b) for b in BASELINES), ("new/accuracy", "sft"))
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format", "start/new/forward_kl", "start/new/reverse_kl")
 NUMBERS += ("start/prior/forward_kl", "robust/mean", "robust/worst")
 
@@ -86,29 +84,35 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows, checkpoints = bench.read(), bench.read("checkpoints.csv")
+    rows = bench.read() + bench.earlier()
+    checkpoints = bench.read("checkpoints.csv") + bench.earlier("earlier_checkpoints.csv")
+    starts = list(dict.fromkeys(r["start"] for r in rows))
     for (number, title), rate in product(TOLD.items(), RATES):
         print(f"\n{title} where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
-        lines = ([f"`{arm}`", *(told(rows, arm, name, rate, number) for name in STARTS)] for arm in ARMS)
-        print(table(["", *STARTS], lines))
+        lines = ([f"`{arm}`", *(told(rows, arm, name, rate, number) for name in starts)] for arm in ARMS)
+        print(table(["", *starts], lines))
     for (number, baseline), rate in product(COMPARED, RATES):
         print(f"\nDifference to `{baseline}` in {number} at {rate}, paired by seed\n")
         mine = [r for r in rows if r["lr"] == rate and r["reached"]]
         lines = (
-            [f"`{arm}`", *(paired([r for r in mine if r["start"] == s], arm, baseline, number) for s in STARTS)]
+            [f"`{arm}`", *(paired([r for r in mine if r["start"] == s], arm, baseline, number) for s in starts)]
             for arm in ARMS
             if arm != baseline
         )
-        print(table(["", *STARTS], lines))
-    more(rows)
+        print(table(["", *starts], lines))
+    print("\nThe same over start models: mean of their mean differences in prior/accuracy at 2e-4, and how many are above 0\n")
+    there = [r for r in picked(rows, lr="2e-4") if r["reached"]]
+    lines = ([f"`{a}`", *(over_starts(there, a, b) for b in BASELINES)] for a in ARMS if a not in BASELINES)
+    print(table(["", *(f"- `{b}`" for b in BASELINES)], lines))
+    more(rows, starts)
     print("\nRank correlation of distance and prior accuracy\n")
-    lines = [line for name in STARTS for line in law(checkpoints, name)]
+    lines = [line for name in starts for line in law(checkpoints, name)]
     print(table(["", "distance", "within a run", "between methods at the end of runs at 2e-4"], lines))
-    forgetting(bench, rows)
-    scatter(bench, checkpoints)
+    forgetting(bench, rows, starts)
+    scatter(bench, checkpoints, starts)
 
 
-def more(rows: list[Row]) -> None:
+def more(rows: list[Row], starts: Sequence[str]) -> None:
     """Differences of losses, of rates and of distances, and which differences to `sft` are left after Holm's adjustment."""
     kept, further = "prior/accuracy", "start/new/forward_kl"
     pairs = {
@@ -120,12 +124,22 @@ def more(rows: list[Row]) -> None:
     pairs |= {f"`sft` - `sdft` at 2e-4, {number}": (*ends, number) for number in (kept, further)}
     there = [r for r in rows if r["reached"]]
     print("\nMore differences where the new skill is at 0.95, paired by seed\n")
-    lines = ([title, *(between(picked(there, start=s), *pair) for s in STARTS)] for title, pair in pairs.items())
-    print(table(["", *STARTS], lines))
+    lines = ([title, *(between(picked(there, start=s), *pair) for s in starts)] for title, pair in pairs.items())
+    print(table(["", *starts], lines))
     print("\np of the differences to `sft` in prior/accuracy at 2e-4, after Holm's adjustment among six\n")
     others = [arm for arm in ARMS if arm != "sft"]
-    adjusted = [adjust(picked(there, start=name, lr="2e-4"), others) for name in STARTS]
-    print(table(["", *STARTS], ([f"`{arm}`", *ps] for arm, *ps in zip(others, *adjusted, strict=True))))
+    adjusted = [adjust(picked(there, start=name, lr="2e-4"), others) for name in starts]
+    print(table(["", *starts], ([f"`{arm}`", *ps] for arm, *ps in zip(others, *adjusted, strict=True))))
+
+
+def over_starts(rows: list[Row], arm: str, baseline: str) -> str:
+    """Student's t over start models, which are the draws where methods are compared in general."""
+    found = []
+    for name in dict.fromkeys(r["start"] for r in rows):
+        kept = {a: [r["prior/accuracy"] for r in picked(rows, start=name, arm=a)] for a in (arm, baseline)}
+        if all(kept.values()):
+            found.append(mean(kept[arm]) - mean(kept[baseline]))
+    return f"{spread(found)} ({sum(d > 0 for d in found)} of {len(found)})" if found else ""
 
 
 def adjust(rows: list[Row], arms: Sequence[str]) -> list[str]:
@@ -181,10 +195,10 @@ def run(checkpoint) -> tuple:
     return tuple(checkpoint[label] for label in ("arm", "lr", "seed"))
 
 
-def forgetting(bench: Bench, rows) -> None:
+def forgetting(bench: Bench, rows: list[Row], starts: Sequence[str]) -> None:
     """Prior accuracy at the target by start model, arm and rate; a dot per run, a line at the mean, and how many got there."""
-    figure, panels = plt.subplots(1, len(STARTS), figsize=(13, 4), sharey=True, layout="constrained")
-    for axes, name in zip(panels, STARTS, strict=True):
+    figure, panels = arranged(starts, 4, (3.2, 3.6), 0.6)
+    for axes, name in zip(panels, starts, strict=True):
         for i, (arm, (j, rate)) in enumerate(product(ARMS, enumerate(RATES))):
             mine = [r for r in rows if (r["arm"], r["start"], r["lr"]) == (arm, name, rate)]
             values = [r["prior/accuracy"] for r in mine if r["reached"]]
@@ -201,16 +215,17 @@ def forgetting(bench: Bench, rows) -> None:
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_title(name, fontsize=10)
         axes.grid(axis="y", alpha=0.25)
-    panels[0].set_ylabel("accuracy on prior skills when\nthe new one reaches 0.95")
+    for axes in panels[::4]:
+        axes.set_ylabel("accuracy on prior skills when\nthe new one reaches 0.95")
     marks = [Line2D([], [], marker="os"[j], linestyle="", color="black", fillstyle="none" if j else "full") for j in (0, 1)]
     figure.legend(marks, [f"a run at {rate}" for rate in RATES], loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     figure.savefig(bench.results / "forgetting.png", dpi=130)
 
 
-def scatter(bench: Bench, checkpoints) -> None:
+def scatter(bench: Bench, checkpoints: list[Row], starts: Sequence[str]) -> None:
     """Prior accuracy against distance from the start model on new prompts, every checkpoint of every run."""
-    figure, panels = plt.subplots(1, len(STARTS), figsize=(12, 3.4), sharey=True, layout="constrained")
-    for axes, name in zip(panels, STARTS, strict=True):
+    figure, panels = arranged(starts, 4, (3.0, 3.2), 0.6)
+    for axes, name in zip(panels, starts, strict=True):
         for i, arm in enumerate(ARMS):
             mine = [c for c in checkpoints if (c["start"], c["arm"]) == (name, arm) and c["step"] > 0]
             axes.plot(
@@ -225,7 +240,8 @@ def scatter(bench: Bench, checkpoints) -> None:
             )
         axes.set(xscale="log", title=name, xlabel="KL(start || model), nats per token")
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("accuracy on prior skills")
+    for axes in panels[::4]:
+        axes.set_ylabel("accuracy on prior skills")
     panels[-1].legend(frameon=False, fontsize=7)
     figure.savefig(bench.results / "law.png", dpi=130)
 

@@ -8,7 +8,7 @@ from itertools import product
 
 from experiments.figures import dots
 from experiments.grid import Bench, paired, row, spread, start, table
-from experiments.less_forgetting.run import ARMS, STARTS, grid
+from experiments.less_forgetting.run import ARMS, grid
 
 RATE = "2e-4"
 PERTURBED = {
@@ -33,11 +33,10 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows = bench.read()
-    for name in STARTS:
+    rows = bench.read() + bench.earlier()
+    names = list(dict.fromkeys(r["start"] for r in rows))
+    for name in names:
         mine = [r for r in rows if r["start"] == name]
-        if not mine:
-            continue
         print(f"\n{name}: accuracy on the new skill under one perturbation at a time, mean over seeds\n")
         short = list(PERTURBED)[:-2]
         lines = []
@@ -52,7 +51,6 @@ def tell(bench: Bench) -> None:
         told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in ("robust/mean", "robust/worst"))] for a in ARMS if a != "sft")
         print("\nDifference to `sft`, paired by seed\n\n" + table(["", "mean", "worst"], told))
     print("\nDifferences at a foreign token, paired by seed, among those that write in the native style\n")
-    names = [n for n in STARTS if any(r["start"] == n for r in rows)]
     lines = (
         [f"`{a}` - `{b}`, {PERTURBED[k]}", *(paired([r for r in rows if r["start"] == n], a, b, k) for n in names)]
         for k in ("robust/corrupted_2", "robust/corrupted_4")
