@@ -39,6 +39,9 @@ BATCHES = {64: (1, 150), 8: (4, 1200)}  # prompts per update: updates between ev
 PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "task.n_eval=128"]
 PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "task.max_new_tokens=10"]
 NEW, PRIOR = "validation/new/accuracy", "validation/prior/accuracy"
+TOLD = {"student_tokens": ("thousands of tokens", 1000, 1), "updates": ("updates", 1, 1), PRIOR: ("prior skills", 1, 3)}
+"""Numbers of a run: what they are called, their unit, and decimals."""
+HEADER = ["", *(f"{n} digits" for n in LENGTHS)]
 SOONER = BATCHES[8][0] - 1  # updates that a run of 8 prompts may have been at 0.95 before it was asked
 
 Logs = dict[int, float]
@@ -75,14 +78,12 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows = bench.read()
-    chance = {r["length"]: r["chance"] for r in rows if "chance" in r}
-    print("\nProbability of a right answer before training:", *(f"{p:.2g} ({n} digits)" for n, p in chance.items()))
-    print(f"{len(picked(rows, reached=True))} of {len(rows)} runs reached 0.95")
-    for batch in BATCHES:
-        tables(picked(rows, prompts=batch), batch)
-    rl_or_distillation(rows)
-    from_rl(picked(rows, length=LENGTHS[0]))
+    rows, earlier = bench.read(), bench.earlier()
+    print("\n## Second start model (results.csv)")
+    say(rows)
+    if earlier:  # the same command on another kind of processor, where it made another start model
+        print("\n## First start model (earlier.csv)")
+        say(earlier)
     course = bench.read("courses.csv")
     panels = {
         f"{n} digits, {batch} prompts per update": {
@@ -94,22 +95,32 @@ def tell(bench: Bench) -> None:
     curves(bench.results / "density.png", panels, *axes, log=True, each=True, columns=len(LENGTHS))
 
 
-def tables(rows: list[Row], batch: int) -> None:
-    """Updates and tokens by arm and length, and how they compare to those of the full vocabulary."""
+def say(rows: list[Row]) -> None:
+    """All numbers of the runs that began with one start model."""
+    chance = {r["length"]: r["chance"] for r in rows if "chance" in r}
+    print("\nProbability of a right answer before training:", *(f"{p:.2g} ({n} digits)" for n, p in chance.items()))
+    print(f"{len(picked(rows, reached=True))} of {len(rows)} runs reached 0.95")
+    for batch in BATCHES:
+        tables(picked(rows, prompts=batch), f"{batch} prompts")
+    rl_or_distillation(rows)
+    from_rl(picked(rows, length=LENGTHS[0]))
+
+
+def tables(rows: list[Row], batch: str) -> None:
+    """Tokens, updates and prior skills by arm and length, and how they compare to those of the full vocabulary."""
     arms = [a for a in (*ARMS, "full_from_rl") if picked(rows, arm=a)]
-    header = ["", *(f"{n} digits" for n in LENGTHS)]
-    for number, unit, title in (("student_tokens", 1000, "thousands of tokens"), ("updates", 1, "updates")):
-        print(f"\n{batch} prompts per update: {title} until the skill is at 0.95, and runs that reached it\n")
-        cells = {a: [told(picked(rows, arm=a, length=n), number, unit) for n in LENGTHS] for a in arms}
-        print(table(header, ([f"`{a}`", *cells[a]] for a in arms)))
-    print(f"\n{batch} prompts per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
+    for number, (title, unit, digits) in TOLD.items():
+        print(f"\n{batch} per update: {title} when the skill is at 0.95, and runs that reached it\n")
+        cells = {a: [told(picked(rows, arm=a, length=n), number, unit, digits) for n in LENGTHS] for a in arms}
+        print(table(HEADER, ([f"`{a}`, {batch}", *cells[a]] for a in arms)))
+    print(f"\n{batch} per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
     ratios = {a: [multiple(times(rows, {"arm": a}, {"arm": "full"}, length=n)) for n in LENGTHS] for a in arms if a != "full"}
-    print(table(header, ([f"`{a}`", *some] for a, some in ratios.items())))
+    print(table(HEADER, ([f"`{a}`, {batch}", *some] for a, some in ratios.items())))
     sizes = [picked(rows, length=n, reached=True) for n in LENGTHS]
+    pairs = [*((a, "full") for a in arms if a != "full"), ("sampled_baseline", "sampled")]
     for number in ("updates", PRIOR):
-        print(f"\n{batch} prompts per update: difference in {number}, paired by seed\n")
-        pairs = [*((a, "full") for a in arms if a != "full"), ("sampled_baseline", "sampled")]
-        print(table(header, ([f"`{a}` - `{b}`", *(paired(some, a, b, number) for some in sizes)] for a, b in pairs)))
+        print(f"\n{batch} per update: difference in {number}, paired by seed\n")
+        print(table(HEADER, ([f"`{a}` - `{b}`, {batch}", *(paired(some, a, b, number) for some in sizes)] for a, b in pairs)))
 
 
 def rl_or_distillation(rows: list[Row]) -> None:
@@ -120,18 +131,20 @@ def rl_or_distillation(rows: list[Row]) -> None:
         "64 completions per update": (8, 64, 0),
         f"64 completions per update, `grpo` {SOONER} updates sooner": (8, 64, SOONER),
     }
-    header = ["", *(f"{n} digits" for n in LENGTHS)]
     print("\nTokens of `grpo` / tokens of `full`, paired by seed, and how many times that is at the longest answers\n")
     lines = []
     for title, (mine, other, sooner) in settings.items():
         pair = {"arm": "grpo", "prompts": mine}, {"arm": "full", "prompts": other}
         by = [times(rows, *pair, sooner, length=n) for n in LENGTHS]
         lines.append([title, *map(multiple, by), multiple(apart(by[-1], by[0]))])
-    print(table([*header, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
-    print("\nUpdates of `grpo`, seed by seed\n")
-    runs = {b: [picked(rows, arm="grpo", prompts=b, length=n) for n in LENGTHS] for b in BATCHES}
-    each = {b: [", ".join(str(r["updates"]) for r in mine) for mine in by] for b, by in runs.items()}
-    print(table(header, ([f"{b} prompts per update", *some] for b, some in each.items())))
+    print(table([*HEADER, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
+    print("\nUpdates of `grpo` against those of `full`, seed by seed\n")
+    lines = []
+    for batch in BATCHES:
+        arms = ("grpo", "full")
+        cells = [[in_turn(picked(rows, arm=a, prompts=batch, length=n)) for a in arms] for n in LENGTHS]
+        lines.append([f"{batch} prompts", *map(" against ".join, cells)])
+    print(table(HEADER, lines))
 
 
 def from_rl(rows: list[Row]) -> None:
@@ -156,10 +169,15 @@ def learning(rows: list[Row], course: list[Row], **labels) -> dict[float, list[f
     return {at * tokens: [run[max(u for u in run if u <= at)] for run in runs] for at in updates}
 
 
-def told(some: list[Row], number: str, unit: int) -> str:
+def in_turn(some: list[Row]) -> str:
+    """Updates of each run, in the order of their seeds."""
+    return ", ".join(str(r["updates"]) for r in some)
+
+
+def told(some: list[Row], number: str, unit: int, digits: int) -> str:
     """Mean and interval over the runs that reached the target."""
     reached = [r[number] / unit for r in picked(some, reached=True)]
-    return f"{spread(reached, 1) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
+    return f"{spread(reached, digits) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
 
 
 def times(rows: list[Row], first: Row, second: Row, sooner: int = 0, **labels) -> Logs:
