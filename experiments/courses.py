@@ -1,4 +1,4 @@
-"""Two stages of runs as they went: every evaluation, and the means over seeds."""
+"""Runs as they went: every evaluation, and the means over seeds."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,9 +1,9 @@
 """What the experiments share: start models made once, a grid of runs in a few processes, and intervals for their tables.
 
 An experiment is a module run as `python -m experiments.<name>.run`: `main(bench)` makes the runs and writes what they showed
-to CSV files, and `tell(bench)` makes all tables and figures from these files alone (`--tell`: nothing but that). `--small`
-makes a shrunken version elsewhere, to see that it still works. Finished runs are not made again, so a command that was stopped
-goes on.
+to CSV files, and `tell(bench)` makes all tables and figures from these files alone (`--tell`: nothing but that; the demo's
+figures are its study's report's). `--small` makes a shrunken version elsewhere, to see that it still works. Finished runs are
+not made again, so a command that was stopped goes on.
 """
 
 import argparse
@@ -118,7 +118,7 @@ class Bench:
             return [{k: v if k in WORDS else value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
     def earlier(self, name: str = "earlier.csv") -> list[Row]:
-        """The rows of a file that the command does not make, on this kind of machine; none where there is no such file."""
+        """The rows of a file that the command does not make here: of another kind of machine, or of a first run; or none."""
         return self.read(name) if (self.results / name).is_file() else []
 
 
@@ -196,10 +196,12 @@ def between(rows: Sequence[Row], first: Row, second: Row, number: str, by: Seque
         {json.dumps([r[k] for k in by]): r[number] for r in picked(rows, **labels) if number in r} for labels in (first, second)
     )
     both = sorted(set(mine) & set(other))
+    if not both:
+        return ""
     if len(both) == 1:
         return f"{mine[both[0]] - other[both[0]]:+.3f} (one pair)"
-    told = " (two pairs)" if len(both) == 2 else ""
-    return f"{over_seeds(mine, other)}{told}" if both else ""
+    told, pairs = over_seeds(mine, other), " (two pairs)" if len(both) == 2 else ""
+    return f"{told.mean:+.3f} (all equal){pairs}" if told.alike else f"{told}{pairs}"
 
 
 def picked(rows: Iterable[Row], **labels: Any) -> list[Row]:
