@@ -44,6 +44,7 @@ UPDATES = {
 }
 KINDS, NAMES = ("own", "right", "wrong"), ("step", "right", "gap", "last gap", "wrong")
 WHENS = (*(f"at {m}" for m in MATCHED), "at the end")
+LATE, LATER = (0.95, 0.98, 0.99), range(9, 21)  # levels and updates of `rotate` that were chosen after the results
 
 
 def main(bench: Bench) -> None:
@@ -94,29 +95,30 @@ def tell(bench: Bench) -> None:
     expected(rows)
     largest(courses)
     on_the_way(picked(courses, skill="descend"))
-    for name, what in (("gap", "gap"), ("wrong", "right behind a wrong digit")):
-        panels = {}
-        for skill in SKILLS:
-            mine = picked(courses, skill=skill, length=max(LENGTHS))
-            steps = sorted({c["step"] for c in mine})
-            panels[skill] = {arm: {at: [c[name] for c in picked(mine, arm=arm, step=at)] for at in steps} for arm in ARMS}
-        curves(bench.results / f"{name}.png", panels, "updates", f"{what}, digits 2 to {max(LENGTHS)}", zero=name == "gap")
+    order_turns(picked(courses, skill="rotate", length=8))
+    longest = [(skill, max(LENGTHS)) for skill in SKILLS]
+    drawn(bench.results / "gap.png", "gap", "gap", longest, courses)
+    shorter = [("descend", length) for length in LENGTHS if length < max(LENGTHS)]
+    drawn(bench.results / "wrong.png", "wrong", "right behind a wrong digit", [*longest, *shorter], courses)
 
 
 def tables(title: str, when: str, rows: list[Row]) -> None:
     """All arms at one point of the training, differences paired by seed, and the gap digit by digit."""
     if not rows:
         return
-    length = rows[0]["length"]
-    print(f"\n{title}, of digits 2 to the last\n")
+    length, at_the_end = rows[0]["length"], when == WHENS[-1]
+    whole = {"whole answers": "new/accuracy"} if at_the_end else {}
+    print(f"\n{title}, of digits 2 to the last{'; of whole answers, digit 1 included' if at_the_end else ''}\n")
     there = {arm: mine for arm in ARMS if (mine := picked(rows, arm=arm))}
-    lines = ([f"`{a}`", *(spread([r[f"{n} {when}"] for r in mine]) for n in NAMES)] for a, mine in there.items())
-    print(table(["", *NAMES], lines))
+    columns = {name: f"{name} {when}" for name in NAMES} | whole
+    lines = ([f"`{a}`", *(spread([r[c] for r in mine]) for c in columns.values())] for a, mine in there.items())
+    print(table(["", *columns], lines))
     pairs = [(a, b) for a, b in PAIRS if a in there and b in there]
     # Where arms are compared at equal skill, digits behind right ones are right equally often.
-    names = ("right", "own", "gap", "wrong") if when == WHENS[-1] else ("gap", "wrong")
-    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, f"{n} {when}") for n in names)] for a, b in pairs)
-    print(table(["paired by seed", *names], lines))
+    names = ("right", "own", "gap", "wrong") if at_the_end else ("gap", "wrong")
+    columns = {name: f"{name} {when}" for name in names} | whole
+    lines = ([f"`{a}` - `{b}`", *(paired(rows, a, b, c) for c in columns.values())] for a, b in pairs)
+    print(table(["paired by seed", *columns], lines))
     digits = range(2, length + 1)
     gaps = {a: [[r[f"right {i} {when}"] - r[f"own {i} {when}"] for r in mine] for i in digits] for a, mine in there.items()}
     print(table(["gap at digit", *digits], ([f"`{a}`", *(spread(values) for values in some)] for a, some in gaps.items())))
@@ -139,10 +141,9 @@ def expected(rows: list[Row]) -> None:
     """Do the gap and the loss behind a wrong digit grow less with length for `opd_reverse` than for `seqkd`?"""
     short, long = min(LENGTHS), max(LENGTHS)
     before = {(r["skill"], r["arm"], r["seed"]): r for r in picked(rows, length=short)}
-    changes = []
+    numbers, changes = [f"{name} {when}" for name, when in product(("gap", "wrong"), WHENS)], []
     for r in picked(rows, length=long):
         other = before.get((r["skill"], r["arm"], r["seed"]), {})
-        numbers = [f"{name} {when}" for name, when in product(("gap", "wrong"), WHENS)]
         changed = {n: r[n] - other[n] for n in numbers if n in r and n in other}
         changes.append({"skill": r["skill"], "arm": r["arm"], "seed": r["seed"]} | changed)
     print(f"\nChange from {short} digits to {long}: `opd_reverse` - `seqkd`, paired by seed\n")
@@ -191,6 +192,31 @@ def on_the_way(descend: list[Row]) -> None:
     print(table(["", "right", "behind a wrong digit"], lines))
 
 
+def order_turns(rotate: list[Row]) -> None:
+    """`rotate` past 0.9, behind a wrong digit: where as many digits are right behind right ones, and after as many updates."""
+    at_equal = []
+    for arm, seed, level in product(("seqkd", "opd_reverse"), SEEDS, LATE):
+        course = [{name: c[name] for name in ("step", "right", "wrong")} for c in picked(rotate, arm=arm, seed=seed)]
+        at_equal.append({"arm": arm, "seed": seed, "level": level} | matched(course, level))
+    print("\n`rotate`, 8 digits: `opd_reverse` - `seqkd`, paired by seed; levels and updates chosen after the results\n")
+    arms = ("opd_reverse", "seqkd")
+    lines = [[f"at {m}", "", paired(picked(at_equal, level=m), *arms, "wrong")] for m in LATE]
+    lines += [[f"update {at}", *(paired(picked(rotate, step=at), *arms, n) for n in ("right", "wrong"))] for at in LATER]
+    print(table(["", "right", "behind a wrong digit"], lines))
+
+
+def drawn(path: Path, name: str, what: str, shown: list[tuple[str, int]], courses: list[Row]) -> None:
+    """A number along the training, a panel per skill and length."""
+    panels = {}
+    for skill, length in shown:
+        mine = picked(courses, skill=skill, length=length)
+        steps = sorted({c["step"] for c in mine})
+        panels[f"{skill}, {length} digits"] = {
+            arm: {at: [c[name] for c in picked(mine, arm=arm, step=at)] for at in steps} for arm in ARMS
+        }
+    curves(path, panels, "updates", f"{what}, digits 2 to the last", zero=name == "gap", columns=2)
+
+
 def teacher(folder: Path, skill: str, length: int) -> Row:
     """The share of right digits, in the same three places, of a teacher."""
     measure = Positions(WorldTask(skill=skill, length=length, n_eval=128), world_tokenizer(), length + 2, n=128)
@@ -202,8 +228,9 @@ def means(measured: Row) -> dict[str, float]:
     """The share of right digits by position and, over digits 2 to the last, on the whole."""
     length = max(int(key.split("/")[1]) for key in measured if key.startswith("position/"))
     by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, length + 1)}
-    mean = {kind: sum(by[f"{kind} {i}"] for i in range(2, length + 1)) / (length - 1) for kind in KINDS}
-    return by | mean | {"gap": mean["right"] - mean["own"], "last gap": by[f"right {length}"] - by[f"own {length}"]}
+    overall = {kind: sum(by[f"{kind} {i}"] for i in range(2, length + 1)) / (length - 1) for kind in KINDS}
+    gaps = {"gap": overall["right"] - overall["own"], "last gap": by[f"right {length}"] - by[f"own {length}"]}
+    return by | overall | gaps
 
 
 def matched(course: list[dict[str, float]], m: float) -> dict[str, float]:

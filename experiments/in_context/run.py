@@ -4,13 +4,15 @@ python -m experiments.in_context.run
 """
 
 from itertools import product
+from math import sqrt
+from statistics import mean
 
 from experiments.courses import courses
 from experiments.figures import curves
 from experiments.grid import Bench, Row, Run, between, paired, picked, row, spread, start, table
 from experiments.less_forgetting.run import STARTS
 from experiments.likely import right_answers, right_greedy
-from opd_lightning.evaluation.estimate import proportion
+from opd_lightning.evaluation.estimate import Estimate, proportion
 from opd_lightning.tasks.world import WorldTask
 
 BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
@@ -56,7 +58,8 @@ def main(bench: Bench) -> None:
     for labels, run in runs:
         told = row(labels | dial[f"{labels['start']}-obey-{labels['obey']}"], run, NUMBERS)
         told.pop("reached")  # no run was asked to reach anything
-        rows.append(told | both(run.evaluation["history"][-1], "end") | both(first(run), "matched"))
+        rows.append(told | new_prior_and_mean(run.evaluation["history"][-1], "end"))
+        rows[-1] |= new_prior_and_mean(first_at_matched(run), "matched")
     bench.write(rows)
     tell(bench)
 
@@ -68,14 +71,15 @@ def tell(bench: Bench) -> None:
     for base, (when, title) in product(BASES, titles.items()):
         print(f"\n{base}, {title}; the last columns are `sdft` - `sft`\n")
         some = (picked(rows, start=base, obey=p) for p in OBEY)
-        print(table([*header, "new", "prior", "mean of both"], (line(mine, when) for mine in some if mine)))
+        print(table([*header, "new", "prior", "mean of both"], (setting(mine, when) for mine in some if mine)))
     *_, before, last = sorted({r["update"] for r in measured})
-    header = ["obeys", "greedy, shown", f"`sdft` new after {before}", f"after {last}", f"{last} - {before}"]
+    header = ["obeys", "greedy, shown", f"`sdft` new after {before}", f"after {last}", "student - shown", f"{last} - {before}"]
     header += [f"`sft` new after {before}", *(f"`{arm}` prior, {last} - {before}" for arm in ARMS), "prior at the start"]
     for base in BASES:
-        print(f"\n{base}, shown (Wilson's interval over prompts), and its students between updates {before} and {last}\n")
+        print(f"\n{base}, shown (Wilson's interval over prompts), and its students between updates {before} and {last};")
+        print("student - shown: a rough interval over prompts, which are others for the student than for the start model\n")
         some = ((picked(rows, start=base, obey=p), picked(measured, start=base, obey=p)) for p in OBEY)
-        print(table(header, (late(mine[0], courses, before, last) for mine, courses in some if mine)))
+        print(table(header, (last_two(mine[0], course, before, last) for mine, course in some if mine)))
     share = "share of demonstrations that decided"
     curves(bench.results / "taught.png", {base: taught(rows, base) for base in BASES}, share, "accuracy")
     panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(BASES, titles.items())}
@@ -92,7 +96,7 @@ def taught(rows: list[Row], base: str) -> dict[str, dict[float, list[float]]]:
     return found
 
 
-def both(measured: Row, when: str) -> Row:
+def new_prior_and_mean(measured: Row, when: str) -> Row:
     """The new skill, the prior ones and their mean at one evaluation."""
     new, prior = measured["new/accuracy"], measured["prior/accuracy"]
     return {f"update {when}": measured["step"]} | {
@@ -100,32 +104,48 @@ def both(measured: Row, when: str) -> Row:
     }
 
 
-def first(run: Run) -> Row:
+def first_at_matched(run: Run) -> Row:
     """The first evaluation with the new skill at MATCHED, else the last one."""
     history = run.evaluation["history"]
     return next((h for h in history if h["new/accuracy"] >= MATCHED), history[-1])
 
 
-def line(mine: list[Row], when: str) -> list[str]:
+def setting(mine: list[Row], when: str) -> list[str]:
     """A line of the table: one setting of the dial."""
     arms = [spread([r[f"{n} {when}"] for r in mine if r["arm"] == arm]) for arm in ARMS for n in SKILLS[:2]]
-    differences = (paired(mine, "sdft", "sft", f"{n} {when}") for n in SKILLS)
-    return [str(mine[0]["obey"]), f"{mine[0]['shown']:.3f}", f"{mine[0]['greedy']:.3f}", *arms, *differences]
+    compared = (paired(mine, "sdft", "sft", f"{n} {when}") for n in SKILLS)
+    return [str(mine[0]["obey"]), f"{mine[0]['shown']:.3f}", f"{mine[0]['greedy']:.3f}", *arms, *compared]
 
 
-def late(start_model: Row, courses: list[Row], before: int, last: int) -> list[str]:
+def last_two(start_model: Row, measured: list[Row], before: int, last: int) -> list[str]:
     """A line of the table of the last two evaluations: one setting of the dial."""
-    right = round(start_model["greedy"] * PROMPTS)
-    shown = proportion([1.0] * right + [0.0] * (PROMPTS - right))
     new, prior = NUMBERS[:2]
-    reached = {(arm, u): [r[new] for r in picked(courses, arm=arm, update=u)] for arm in ARMS for u in (before, last)}
+    reached = {(arm, u): [r[new] for r in picked(measured, arm=arm, update=u)] for arm in ARMS for u in (before, last)}
     moved = {
-        (arm, number): between(courses, {"arm": arm, "update": last}, {"arm": arm, "update": before}, number)
+        (arm, number): between(measured, {"arm": arm, "update": last}, {"arm": arm, "update": before}, number)
         for arm, number in product(ARMS, (new, prior))
     }
-    told = [start_model["obey"], shown, *(spread(reached["sdft", u]) for u in (before, last)), moved["sdft", new]]
-    told += [spread(reached["sft", before]), *(moved[arm, prior] for arm in ARMS)]
-    return [*map(str, told), spread([r[prior] for r in picked(courses, update=0)])]
+    shown, student = share_of_prompts(start_model["greedy"]), share_of_prompts(mean(reached["sdft", last]))
+    told = [start_model["obey"], shown, *(spread(reached["sdft", u]) for u in (before, last))]
+    told += [newcombe(student, shown), moved["sdft", new], spread(reached["sft", before])]
+    told += [*(moved[arm, prior] for arm in ARMS), spread([r[prior] for r in picked(measured, update=0)])]
+    return [*map(str, told)]
+
+
+def share_of_prompts(value: float) -> Estimate:
+    """A share of PROMPTS prompts, with Wilson's interval."""
+    return proportion([value] * PROMPTS)
+
+
+def newcombe(first: Estimate, second: Estimate) -> str:
+    """Two shares of different prompts: their difference with Newcombe's interval (1998), made of Wilson's two.
+
+    Rough for a student: the mean of seeds that were asked the same prompts is taken for one of them.
+    """
+    value = first.value - second.value
+    low = value - sqrt((first.value - first.low) ** 2 + (second.high - second.value) ** 2)
+    high = value + sqrt((first.high - first.value) ** 2 + (second.value - second.low) ** 2)
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def differences(rows: list[Row], base: str, when: str) -> dict[str, dict[float, list[float]]]:

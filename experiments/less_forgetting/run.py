@@ -100,7 +100,7 @@ def tell(bench: Bench) -> None:
             if arm != baseline
         )
         print(table(["", *starts], lines))
-    print("\nThe same over start models: mean of their mean differences in prior/accuracy at 2e-4, and how many are above 0\n")
+    print("\nOver start models: mean of their mean differences in prior/accuracy at 2e-4, and how many are above 0\n")
     there = [r for r in picked(rows, lr="2e-4") if r["reached"]]
     lines = ([f"`{a}`", *(over_starts(there, a, b) for b in BASELINES)] for a in ARMS if a not in BASELINES)
     print(table(["", *(f"- `{b}`" for b in BASELINES)], lines))
@@ -167,9 +167,9 @@ def law(checkpoints, name: str) -> list[list[str]]:
     ends = [some[-1] for some in runs if some[0]["lr"] == next(iter(RATES))]
     ends = [[c for c in ends if c["arm"] == arm] for arm in ARMS if any(c["arm"] == arm for c in ends)]
     kinds = {
-        "start/new/forward_kl": "KL(start || model), new prompts",
-        "start/new/reverse_kl": "KL(model || start), new prompts",
-        "start/prior/forward_kl": "KL(start || model), prior prompts",
+        "start/new/forward_kl": "KL(start \\|\\| model), new prompts",
+        "start/new/reverse_kl": "KL(model \\|\\| start), new prompts",
+        "start/prior/forward_kl": "KL(start \\|\\| model), prior prompts",
     }
     lines = []
     for kl, told in kinds.items():
@@ -177,7 +177,7 @@ def law(checkpoints, name: str) -> list[list[str]]:
         within = [spearmanr([c[kl] for c in some], [c["prior/accuracy"] for c in some]).statistic for some in varied]
         means = [[mean(c[number] for c in some) for some in ends] for number in (kl, "prior/accuracy")]
         spread = f"{median(within):.2f} [{min(within):.2f}, {max(within):.2f}] ({len(within)} runs)" if within else ""
-        lines.append([name, told, spread, exact(*means) if len(ends) > 2 else ""])
+        lines.append([f"`{name}`", told, spread, exact(*means) if len(ends) > 2 else ""])
     return lines
 
 

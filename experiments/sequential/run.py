@@ -104,7 +104,8 @@ def right_shown(path: str, skill: str, style: str) -> float:
 
 def prior(one: Row, skill: str) -> Row:
     """The prior skills' numbers under names that do not tell the skill just taught."""
-    return one | {f"prior/{what}": one.pop(f"{skill}/prior/{what}") for what in ("accuracy", "format")}
+    names = {f"{skill}/prior/{what}": f"prior/{what}" for what in ("accuracy", "format")}
+    return {names.get(name, name): value for name, value in one.items()}
 
 
 def columns() -> dict[str, str]:
@@ -119,8 +120,9 @@ def runs_of(rows: list[Row]) -> list[tuple[str, str]]:
 
 def compared(rows: list[Row]) -> list[tuple[str, str, str]]:
     """Which methods are told beside which, at which rate."""
+    others = (("sdft_original", "sft_native"), ("sdft", "sdft_original"))
     told = [(arm, "sft", rate) for arm, rate in runs_of(rows) if arm != "sft"]
-    return told + [("sdft_original", "sft_native", rate) for arm, rate in runs_of(rows) if arm == "sdft_original"]
+    return told + [(a, b, rate) for a, b in others for arm, rate in runs_of(rows) if arm == a]
 
 
 def asked_to_rotate(name: str, rows: list[Row]) -> None:
