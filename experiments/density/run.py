@@ -5,6 +5,9 @@ python -m experiments.density.run
 
 from itertools import product
 from math import exp, log
+from statistics import mean
+
+from scipy import stats
 
 from experiments.courses import courses
 from experiments.figures import curves
@@ -39,13 +42,14 @@ BATCHES = {64: (1, 150), 8: (4, 1200)}  # prompts per update: updates between ev
 PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "task.n_eval=128"]
 PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "task.max_new_tokens=10"]
 NEW, PRIOR = "validation/new/accuracy", "validation/prior/accuracy"
-TOLD = {"student_tokens": ("thousands of tokens", 1000, 1), "updates": ("updates", 1, 1), PRIOR: ("prior skills", 1, 3)}
+COUNTED = {"student_tokens": ("thousands of tokens", 1000, 1), "updates": ("updates", 1, 1), PRIOR: ("prior skills", 1, 3)}
 """Numbers of a run: what they are called, their unit, and decimals."""
+COSTS = {"Tokens": "student_tokens", "FLOPs": "flops"}
 HEADER = ["", *(f"{n} digits" for n in LENGTHS)]
 SOONER = BATCHES[8][0] - 1  # updates that a run of 8 prompts may have been at 0.95 before it was asked
 
 Logs = dict[int, float]
-"""Logarithms of tokens, or of their ratios, by seed."""
+"""Logarithms of tokens or FLOPs, or of their ratios, by seed."""
 
 
 def main(bench: Bench) -> None:
@@ -79,11 +83,12 @@ def main(bench: Bench) -> None:
 
 def tell(bench: Bench) -> None:
     rows, earlier = bench.read(), bench.earlier()
-    print("\n## Second start model (results.csv)")
+    print("\n## results.csv: the start model that the command made last")
     say(rows)
     if earlier:  # the same command on another kind of processor, where it made another start model
-        print("\n## First start model (earlier.csv)")
+        print("\n## earlier.csv: that of the first runs' machine")
         say(earlier)
+        start_models(earlier, rows)
     course = bench.read("courses.csv")
     panels = {
         f"{n} digits, {batch} prompts per update": {
@@ -109,9 +114,9 @@ def say(rows: list[Row]) -> None:
 def tables(rows: list[Row], batch: str) -> None:
     """Tokens, updates and prior skills by arm and length, and how they compare to those of the full vocabulary."""
     arms = [a for a in (*ARMS, "full_from_rl") if picked(rows, arm=a)]
-    for number, (title, unit, digits) in TOLD.items():
+    for number, (title, unit, digits) in COUNTED.items():
         print(f"\n{batch} per update: {title} when the skill is at 0.95, and runs that reached it\n")
-        cells = {a: [told(picked(rows, arm=a, length=n), number, unit, digits) for n in LENGTHS] for a in arms}
+        cells = {a: [mean_of_those_there(picked(rows, arm=a, length=n), number, unit, digits) for n in LENGTHS] for a in arms}
         print(table(HEADER, ([f"`{a}`, {batch}", *cells[a]] for a in arms)))
     print(f"\n{batch} per update: tokens of `arm` / tokens of `full`, paired by seed, of the runs that reached 0.95\n")
     ratios = {a: [multiple(times(rows, {"arm": a}, {"arm": "full"}, length=n)) for n in LENGTHS] for a in arms if a != "full"}
@@ -124,20 +129,21 @@ def tables(rows: list[Row], batch: str) -> None:
 
 
 def rl_or_distillation(rows: list[Row]) -> None:
-    """How many times the tokens of distillation RL takes, and how that grows with the answer."""
+    """How many times the tokens and the FLOPs of distillation RL takes, and how that grows with the answer."""
     settings = {  # prompts per update of RL and of distillation; updates that RL was there before it was asked
         "64 prompts per update": (64, 64, 0),
         "8 prompts per update": (8, 8, 0),
         "64 completions per update": (8, 64, 0),
         f"64 completions per update, `grpo` {SOONER} updates sooner": (8, 64, SOONER),
     }
-    print("\nTokens of `grpo` / tokens of `full`, paired by seed, and how many times that is at the longest answers\n")
-    lines = []
-    for title, (mine, other, sooner) in settings.items():
-        pair = {"arm": "grpo", "prompts": mine}, {"arm": "full", "prompts": other}
-        by = [times(rows, *pair, sooner, length=n) for n in LENGTHS]
-        lines.append([title, *map(multiple, by), multiple(apart(by[-1], by[0]))])
-    print(table([*HEADER, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
+    for title, number in COSTS.items():
+        print(f"\n{title} of `grpo` / those of `full`, paired by seed, and how many times that is at the longest answers\n")
+        lines = []
+        for setting, (mine, other, sooner) in settings.items():
+            pair = {"arm": "grpo", "prompts": mine}, {"arm": "full", "prompts": other}
+            by = [times(rows, *pair, sooner, number, length=n) for n in LENGTHS]
+            lines.append([setting, *map(multiple, by), multiple(apart(by[-1], by[0]))])
+        print(table([*HEADER, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
     print("\nUpdates of `grpo` against those of `full`, seed by seed\n")
     lines = []
     for batch in BATCHES:
@@ -147,15 +153,22 @@ def rl_or_distillation(rows: list[Row]) -> None:
     print(table(HEADER, lines))
 
 
+def start_models(first: list[Row], second: list[Row]) -> None:
+    """Does what GRPO keeps beyond `full` differ between two start models? Their runs are no pairs: Welch's interval."""
+    print("\nDifference of `grpo` to `full` in prior skills: earlier.csv's less results.csv's, with Welch's interval\n")
+    cells = {batch: [[kept(rows, batch, n) for rows in (first, second)] for n in LENGTHS] for batch in BATCHES}
+    print(table(HEADER, ([f"{batch} prompts", *(unpaired(*two) for two in some)] for batch, some in cells.items())))
+
+
 def from_rl(rows: list[Row]) -> None:
     """What RL with 64 prompts has learned, in a fresh student: against RL, with as many prompts and as many completions."""
     again = {"arm": "full_from_rl", "prompts": 64}
     print(f"\n`full_from_rl` and `grpo`, {LENGTHS[0]} digits, paired by seed\n")
     wide = picked(rows, prompts=64)
     lines = [[f"{number}, difference", paired(wide, "full_from_rl", "grpo", number)] for number in ("updates", PRIOR)]
-    for prompts, sooner in ((64, 0), (8, 0), (8, SOONER)):
-        title = f"tokens of `grpo`, {prompts} prompts per update, {sooner} updates sooner / tokens of `full_from_rl`"
-        lines.append([title, multiple(times(rows, {"arm": "grpo", "prompts": prompts}, again, sooner))])
+    for (cost, number), (prompts, sooner) in product(COSTS.items(), ((64, 0), (8, 0), (8, SOONER))):
+        title = f"{cost} of `grpo`, {prompts} prompts per update, {sooner} updates sooner / those of `full_from_rl`"
+        lines.append([title, multiple(times(rows, {"arm": "grpo", "prompts": prompts}, again, sooner, number))])
     print(table(["", ""], lines))
 
 
@@ -174,17 +187,29 @@ def in_turn(some: list[Row]) -> str:
     return ", ".join(str(r["updates"]) for r in some)
 
 
-def told(some: list[Row], number: str, unit: int, digits: int) -> str:
+def mean_of_those_there(some: list[Row], number: str, unit: int, digits: int) -> str:
     """Mean and interval over the runs that reached the target."""
     reached = [r[number] / unit for r in picked(some, reached=True)]
     return f"{spread(reached, digits) if reached else 'never'} ({len(reached)}/{len(some)})" if some else ""
 
 
-def times(rows: list[Row], first: Row, second: Row, sooner: int = 0, **labels) -> Logs:
-    """Tokens of the first / tokens of the second, of runs that reached 0.95; the first taken so many updates sooner."""
+def kept(rows: list[Row], batch: int, length: int) -> list[float]:
+    """By how much more of the prior skills GRPO ends with than `full`, a number per seed."""
+    mine, other = ({r["seed"]: r[PRIOR] for r in picked(rows, arm=a, prompts=batch, length=length)} for a in ("grpo", "full"))
+    return [mine[seed] - other[seed] for seed in mine if seed in other]
+
+
+def unpaired(first: list[float], second: list[float]) -> str:
+    """The difference of two means, with Welch's interval."""
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    return f"{mean(first) - mean(second):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def times(rows: list[Row], first: Row, second: Row, sooner: int = 0, number: str = COSTS["Tokens"], **labels) -> Logs:
+    """A cost of the first / that of the second, of runs that reached 0.95; the first taken so many updates sooner."""
     mine, other = (picked(rows, reached=True, **some, **labels) for some in (first, second))
-    tokens = {r["seed"]: log(r["student_tokens"] * (1 - sooner / r["updates"])) for r in mine}
-    return apart(tokens, {r["seed"]: log(r["student_tokens"]) for r in other})
+    costs = {r["seed"]: log(r[number] * (1 - sooner / r["updates"])) for r in mine}
+    return apart(costs, {r["seed"]: log(r[number]) for r in other})
 
 
 def apart(first: Logs, second: Logs) -> Logs:
@@ -197,7 +222,7 @@ def multiple(logs: Logs) -> str:
     if len(logs) < 2:
         return ""
     ratio = over_seeds(logs, dict.fromkeys(logs, 0.0))
-    return f"{exp(ratio.mean):.2f} [{exp(ratio.low):.2f}, {exp(ratio.high):.2f}]"
+    return f"{exp(ratio.mean):.2f} " + ("(all equal)" if ratio.alike else f"[{exp(ratio.low):.2f}, {exp(ratio.high):.2f}]")
 
 
 if __name__ == "__main__":

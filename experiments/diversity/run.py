@@ -29,14 +29,8 @@ OTHERS = (  # compared beside each arm with `sft`
 )
 SEEDS, UPDATES = (0, 1, 2), 100
 NUMBERS = ("new/accuracy", "found/pass_at_1", "found/share", "new/pass@4", "new/pass@16", "prior/accuracy")
-PROTOCOL = [
-    TASK,
-    "optim.lr=2e-4",
-    "evaluation=sampled",
-    "~evaluation.suite.teacher",
-    "evaluation.every=1000",
-    "task.n_eval=128",
-]
+RATE = "optim.lr=2e-4"  # of all but the teacher
+PROTOCOL = [TASK, "evaluation=sampled", "~evaluation.suite.teacher", "evaluation.every=1000", "task.n_eval=128"]
 PROTOCOL += ["evaluation.suite.sampled.samples=16", "evaluation.suite.sampled.passes=[1,4,16]"]
 PROTOCOL += ["+evaluation.suite.found={_target_:experiments.diversity.several.Found,max_new_tokens:12}"]
 
@@ -44,7 +38,7 @@ PROTOCOL += ["+evaluation.suite.found={_target_:experiments.diversity.several.Fo
 def main(bench: Bench) -> None:
     """The teacher is the start model after SFT on many questions, one of the right answers each."""
     given = ["method=sft", "name=teacher", NATIVE, "task.n_train=8192", "trainer.max_steps=400", "optim.lr=5e-4"]
-    ((_, teacher),) = bench.run("diversity-teacher", [({"arm": "teacher"}, [*given, *PROTOCOL[2:], TASK])])
+    ((_, teacher),) = bench.run("diversity-teacher", [({"arm": "teacher"}, [*given, *PROTOCOL])])
     cells = [
         (
             {"arm": arm, "seed": seed},
@@ -54,6 +48,7 @@ def main(bench: Bench) -> None:
                 f"seed={seed}",
                 f"trainer.max_steps={UPDATES}",
                 f"model.teacher={teacher.folder}",
+                RATE,
                 *PROTOCOL,
             ],
         )

@@ -6,7 +6,7 @@ python -m experiments.few_prompts.run
 from itertools import product
 
 from experiments.figures import curves
-from experiments.grid import Bench, between, paired, picked, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 
 COUNTS = (1, 4, 16, 64, 256)
 ARMS = {"sft": ["method=sft"], "sdft": ["method=sdft"], "opd": ["method=opd"], "grpo": ["method=grpo"]}
@@ -30,28 +30,24 @@ def main(bench: Bench) -> None:
 
 def tell(bench: Bench) -> None:
     rows = bench.read()
-    for number in NUMBERS[:2]:
+    for number in NUMBERS:
         print(f"\n{number} on test prompts after 100 updates, mean and interval over seeds\n")
-        found = {(a, n): [r[number] for r in rows if (r["arm"], r["prompts"]) == (a, n)] for a in ARMS for n in COUNTS}
-        print(
-            table(
-                ["method", *COUNTS], ([f"`{a}`", *(spread(found[a, n]) if found[a, n] else "" for n in COUNTS)] for a in ARMS)
-            )
-        )
+        found = by_count(rows, number)
+        print(table(["method", *COUNTS], ([f"`{a}`", *(spread(v) if v else "" for v in found[a].values())] for a in ARMS)))
         lines = (
-            [f"`{a}` - `sft`", *(paired([r for r in rows if r["prompts"] == n], a, "sft", number) for n in COUNTS)]
-            for a in ARMS
-            if a != "sft"
+            [f"`{a}` - `sft`", *(paired(picked(rows, prompts=n), a, "sft", number) for n in COUNTS)] for a in ARMS if a != "sft"
         )
         print(table(["difference, paired by seed", *COUNTS], lines))
     print("\nDifference of 256 prompts to one in prior/accuracy, paired by seed\n")
     ends = ({"prompts": COUNTS[-1]}, {"prompts": COUNTS[0]})
     print(table(["method", "256 - 1"], ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior/accuracy")] for a in ARMS)))
-    panels = {
-        title: {a: {n: [r[number] for r in rows if (r["arm"], r["prompts"]) == (a, n)] for n in COUNTS} for a in ARMS}
-        for title, number in (("new skill", "new/accuracy"), ("prior skills", "prior/accuracy"))
-    }
+    panels = {title: by_count(rows, f"{skill}/accuracy") for title, skill in (("new skill", "new"), ("prior skills", "prior"))}
     curves(bench.results / "few_prompts.png", panels, "distinct training prompts", "accuracy (greedy, test prompts)", log=True)
+
+
+def by_count(rows: list[Row], number: str) -> dict[str, dict[float, list[float]]]:
+    """A number of the runs, by method and by how many prompts they had."""
+    return {a: {n: [r[number] for r in picked(rows, arm=a, prompts=n)] for n in COUNTS} for a in ARMS}
 
 
 if __name__ == "__main__":
