@@ -169,9 +169,12 @@ def read(folder: Path) -> Run:
 
 
 def row(labels: Row, run: Run, numbers: Iterable[str]) -> Row:
-    """A line of results.csv: what the run is called, where it ended, these numbers of its last evaluation, and its costs."""
+    """A line of results.csv: what the run is called, where it ended (and whether at its target, if it had one), these numbers
+    of its last evaluation, and its costs."""
     end, ledger = run.evaluation["end"], run.ledger
-    told = labels | {"updates": ledger["steps"], "reached": not run.censored} | {name: end.get(name) for name in numbers}
+    asked = run.config["budget"]["accuracy"] is not None
+    told = labels | {"updates": ledger["steps"]} | ({"reached": not run.censored} if asked else {})
+    told |= {name: end.get(name) for name in numbers}
     return told | {"student_tokens": ledger["tokens"].get("student_tokens", 0), "flops": sum(ledger["flops"].values())}
 
 

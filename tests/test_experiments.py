@@ -51,8 +51,9 @@ def test_one_experiment_still_runs(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FOLDERS if name not in ("few_prompts", "benchmarks")])
-def test_every_experiment_still_runs(tmp_path, name):
+def test_every_experiment_still_runs(tmp_path, name, capsys):
     shrunken(name, tmp_path)
+    assert "| --- |" in capsys.readouterr().out
 
 
 def test_the_halves_of_less_forgetting_are_its_grid(tmp_path, monkeypatch):

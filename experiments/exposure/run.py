@@ -74,7 +74,6 @@ def main(bench: Bench) -> None:
         course = [{"step": float(h["step"])} | means(h) for h in run.evaluation["history"]]
         courses += [labels | at for at in course]
         rows.append(row(labels, run, ("new/accuracy", "prior/accuracy")))
-        rows[-1].pop("reached")  # no run was asked to reach anything
         points = {f"at {m}": matched(course, m) for m in MATCHED} | {"at the end": course[-1]}
         rows[-1] |= {f"{name} {when}": value for when, point in points.items() for name, value in point.items()}
     bench.write(rows)
