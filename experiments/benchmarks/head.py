@@ -3,9 +3,10 @@
     python experiments/benchmarks/head.py --tokens 512 --hidden 576 --vocab 49152
 
 matmul: the bare products that no exact loss can avoid (two projections, two gradients); naive: full logits and autograd; ours:
-the head with diagnostics on, by its closed form; ours_generic: the same through autograd on each chunk; trl: the kernel of
-TRL 1.16.0, where it is installed. One JSON line each; ratios are medians of rounds in which the ways take turns. Peak memory
-is measured in a process of its own: resident memory (allocated memory on a GPU) above that of inputs and gradients.
+the head with diagnostics on, by its closed form; ours_generic: the same through autograd on each chunk; trl: the function of
+TRL 1.16.0, where it is installed, with its own chunks (`--chunk` is for the others; on a CPU it does without its Triton
+kernels). One JSON line each; ratios are medians of rounds in which the ways take turns. Peak memory is measured in a process
+of its own: resident memory (allocated memory on a GPU) above that of inputs and gradients.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 python -m experiments.demo.run
 
-The runs and figures are those of study=demo and its report; `tell` makes the tables, and draws nothing.
+The runs and figures are those of study=demo and its report; `tell` makes the tables, and draws nothing. Of the figures those
+that the text shows are kept.
 """
 
 import os
@@ -23,9 +24,10 @@ QUALITY = {
     "prior/accuracy": "prior skills",
     "prior/format": "native style on prior skills",
     "robust/mean": "robustness, mean",
-    "robust/worst": "worst case",
+    "robust/worst": "robustness, worst case",
 }
 COSTS = {"updates": "updates", "student_tokens": "student tokens", "flops": "FLOPs", "teacher_training": "FLOPs of the teacher"}
+SKILLS = {f"prior/{skill}/accuracy": f"`{skill}`" for skill in ("copy", "reverse", "increment", "sort")}
 DISTANCES = {
     "start/new/forward_kl": "KL(start \\|\\| model), new prompts",
     "start/new/reverse_kl": "KL(model \\|\\| start), new prompts",
@@ -40,17 +42,18 @@ PERTURBED = {
     "robust/corrupted_4": "foreign token 4",
     "robust/distracted_red": "distractor",
     "robust/temperature_1.0": "temperature 1",
-    "robust/noise_0.05": "noise 0.05",
-    "robust/noise_0.1": "noise 0.1",
+    "robust/noise_0.05": "weight noise 0.05",
+    "robust/noise_0.1": "weight noise 0.1",
 }
+FIGURES = ("forgetting.png", "robustness.png", "divergence.png")
 
 
 def main(bench: Bench) -> None:
     folder = sweep(bench, "demo")
     report(folder)
     bench.results.mkdir(parents=True, exist_ok=True)
-    for path in [folder / "results.csv", folder / "comparisons.csv", *folder.glob("*.png")]:
-        shutil.copy(path, bench.results)
+    for name in ("results.csv", "comparisons.csv", *FIGURES):
+        shutil.copy(folder / name, bench.results)
     runs = load_study(folder)[0]
     bench.write([{"method": run.name, "seed": run.seed} | h for run in runs for h in run.evaluation["history"]], "courses.csv")
     seconds = sum(sum(run.ledger["seconds"].values()) for run in runs)
@@ -71,27 +74,41 @@ def sweep(bench: Bench, study: str) -> Path:
 
 
 def tell(bench: Bench) -> None:
-    rows, comparisons = bench.read(), bench.read("comparisons.csv")
+    rows, courses = bench.read(), bench.read("courses.csv")
     methods = list(dict.fromkeys(r["method"] for r in rows))
     compared = [m for m in methods if m != BASELINE and all(reached(r) for r in picked(rows, method=m))]
-    columns = [f"`{m}`" for m in compared]
+    rows = [r | {n: picked(courses, method=r["method"], seed=r["seed"])[-1][n] for n in SKILLS} for r in rows]
     for title, names in {
         "Each method at the end": QUALITY | COSTS,
+        "The four prior skills at the end": SKILLS,
         "Accuracy on the new skill under each perturbation": PERTURBED,
         "Distance to the start model at the end, nats per token": DISTANCES,
     }.items():
         print(f"\n{title}: means over seeds, with [lowest, highest] where they differ\n")
         print(table(["method", *names.values()], ([f"`{m}`", *ends(picked(rows, method=m), names)] for m in methods)))
+    print("\nPrior prompts answered rightly and in the native style, at least and at most by the shares of each\n")
+    print(table(["method", "both"], ([f"`{m}`", both(picked(rows, method=m))] for m in methods)))
+    differences(rows, compared, bench.read("comparisons.csv"))
+    finishes(last_two(courses, rows), compared)
+    print(f"\n{len(rows)} runs, {sum(r['seconds'] for r in rows) / 60:.1f} minutes without evaluation")
+
+
+def differences(rows: Sequence[Row], compared: Sequence[str], comparisons: Sequence[Row]) -> None:
+    """Each method less the baseline: what was chosen before the runs with verdicts, and everything else without."""
+    columns = [f"`{m}`" for m in compared]
     print(f"\nDifference to `{BASELINE}`, paired by seed; verdicts after Holm's adjustment among methods\n")
     told = {(c["metric"], c["method"]): verdict(c) for c in comparisons}
     names = QUALITY | {"flops": "FLOPs"}
     print(table(["", *columns], ([said, *(told.get((n, m), "") for m in compared)] for n, said in names.items())))
-    print(f"\nDifference to `{BASELINE}`, paired by seed, without verdicts\n")
-    lines = ([said, *(difference(rows, m, n) for m in compared)] for n, said in (PERTURBED | DISTANCES).items())
-    shares = ["share of the foreign tokens in the mean's", *(f"{share(rows, m):.2f}" for m in compared)]
-    print(table(["", *columns], [*lines, shares]))
-    finishes(last_two(bench.read("courses.csv"), rows), compared)
-    print(f"\n{len(rows)} runs, {sum(r['seconds'] for r in rows) / 60:.1f} minutes without evaluation")
+    for names in (SKILLS, PERTURBED, DISTANCES):
+        print(f"\nDifference to `{BASELINE}`, paired by seed, without verdicts\n")
+        print(table(["", *columns], ([said, *(difference(rows, m, n) for m in compared)] for n, said in names.items())))
+    print("\nShare of the foreign tokens in the difference of the robustness's mean\n")
+    print(table(columns, [[f"{share(rows, m):.2f}" for m in compared]]))
+    print("\nDifference of `opd` to `opd_sampled`, paired by seed, without verdicts\n")
+    both_ways = {"method": "opd"}, {"method": "opd_sampled"}
+    names = {"prior/accuracy": "prior skills"} | DISTANCES
+    print(table(list(names.values()), [[between(rows, *both_ways, n) for n in names]]))
 
 
 def reached(run: Row) -> bool:
@@ -104,10 +121,18 @@ def ends(rows: Sequence[Row], names: Iterable[str]) -> list[str]:
     told = []
     for name in names:
         values = [r[name] for r in rows if name in r]
-        form = ".3f" if max(values, default=0) < 10 else ".4g"
+        greatest = max(values, default=0)
+        form = ".3f" if 0 < greatest < 10 else ",.0f" if greatest < 1e7 else ".2e"
         middle, low, high = (f"{f(values):{form}}" if values else "" for f in (mean, min, max))
         told.append(middle if low == high else f"{middle} [{low}, {high}]")
     return told
+
+
+def both(rows: Sequence[Row], right: str = "prior/accuracy", native: str = "prior/format") -> str:
+    """Share of answers that are right and native, which was not kept: what the shares of each allow, means over runs."""
+    least = f"{mean(max(0, r[right] + r[native] - 1) for r in rows):.3f}"
+    most = f"{mean(min(r[right], r[native]) for r in rows):.3f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def difference(rows: Sequence[Row], method: str, number: str) -> str:

@@ -29,10 +29,7 @@ NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
 PROTOCOL = ["evaluation=validation", "evaluation.every=5", "task.n_eval=128", "budget.accuracy=0.95", "budget.in_a_row=1"]
 PROTOCOL += [
     "trainer.max_steps=150",
-    *(
-        f"+evaluation.suite.{o}"
-        for o in ("accuracy={_target_:opd_lightning.evaluation.GreedyAccuracy,split:test,max_new_tokens:12}",)
-    ),
+    "+evaluation.suite.accuracy={_target_:opd_lightning.evaluation.GreedyAccuracy,split:test,max_new_tokens:12}",
 ]
 
 
@@ -97,13 +94,12 @@ def tell(bench: Bench) -> None:
     ends = ({"lr": RATES[0]}, {"lr": RATES[-1]})
     print(table(["", "difference"], ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior/accuracy")] for a in ARMS)))
     tell_panel(bench.read("estimators.csv"))
-    panels = {
-        title: {
-            arm: {float(rate): [r[n] for r in picked(rows, arm=arm, lr=rate, reached=True)] for rate in RATES} for arm in ARMS
-        }
-        for title, n in (("prior skills at 0.95 on the new one", "prior/accuracy"), ("new skill there", "new/accuracy"))
+    kept = {
+        arm: {float(rate): [r["prior/accuracy"] for r in picked(rows, arm=arm, lr=rate, reached=True)] for rate in RATES}
+        for arm in ARMS
     }
-    curves(bench.results / "divergences.png", panels, "learning rate", "accuracy (greedy, test prompts)", log=True)
+    y = "accuracy on prior skills when the\nnew one reaches 0.95 (test prompts)"
+    curves(bench.results / "divergences.png", {"": kept}, "learning rate", y, log=True)
 
 
 def there(rows: list[Row], arm: str, rate: str, number: str, digits: int) -> str:
@@ -140,7 +136,7 @@ def worded(name: str) -> str:
 
 def middle(values: Sequence[float]) -> str:
     """Median, least and greatest."""
-    return f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}]" if values else ""
+    return f"{median(values):.3g} (from {min(values):.3g} to {max(values):.3g})" if values else ""
 
 
 if __name__ == "__main__":

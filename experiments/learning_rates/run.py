@@ -3,13 +3,15 @@
 python -m experiments.learning_rates.run
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import product
+from pathlib import Path
 from statistics import mean
 
-from experiments.demo.run import sweep
+from experiments.demo.run import both, sweep
 from experiments.figures import curves
 from experiments.grid import Bench, Row, between, paired, picked, spread, start, table
+from opd_lightning.report.compare import choose_rates
 from opd_lightning.report.runs import Run, load_study
 
 BASELINE = "sft"
@@ -47,35 +49,46 @@ def tell(bench: Bench) -> None:
         if number == "prior":
             shown = {at: f"{told} ({mean(r['updates'] for r in reached[at]):.0f})" for at, told in shown.items()}
         print(table(["method", *rates], ([f"`{a}`", *(shown.get((a, rate), "never") for rate in rates)] for a in arms)))
-    others = [a for a in dict.fromkeys(a for a, _ in reached) if a != BASELINE]
-    differences = {"prior": [*((a, BASELINE) for a in others), ("grpo", "opd_sampled")], "new": [("sdft", BASELINE)]}
-    for number, pairs in differences.items():
-        print(f"\nDifferences in {number}, where both reach it, paired by seed\n")
-        both = [r for cell in reached.values() for r in cell]
-        lines = ([f"`{a}` - `{b}`", *(paired(picked(both, lr=rate), a, b, number) for rate in rates)] for a, b in pairs)
-        print(table(["", *rates], lines))
-    print(f"\nPrior skills at {rates[0]} less those at {rates[-1]}, paired by seed\n")
-    ends = ({"lr": rates[0]}, {"lr": rates[-1]})
-    lines = ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior")] for a in (*others, BASELINE))
-    print(table(["method", "difference"], lines))
-    print("\nThe rate for study=demo, by the first two seeds and by three\n")
-    seeds = sorted({r["seed"] for r in rows})
-    some = {f"{n} seeds": [r for r in rows if r["seed"] in seeds[:n]] for n in (2, 3)}
-    print(table(["method", *some], ([f"`{a}`", *(chosen(picked(mine, arm=a)) for mine in some.values())] for a in arms)))
+    print("\nPrior prompts answered rightly and in the native style, at least and at most by the shares of each; means\n")
+    shown = {at: both(cell, "prior", "prior_format") for at, cell in reached.items()}
+    lines = ([f"`{a}`", *(shown.get((a, rate), "never") for rate in rates)] for a in arms)
+    print(table(["method", *rates], lines))
+    differences(rows, rates, reached)
+    chosen(rows, arms)
     curve = {a: {float(rate): [r["prior"] for r in reached.get((a, rate), ())] for rate in rates} for a in arms}
     y = "accuracy on prior skills when the\nnew one reaches 0.95 (validation)"
     curves(bench.results / "rates.png", {"": curve}, "learning rate", y, log=True)
 
 
-def chosen(rows: Sequence[Row]) -> str:
-    """The rate at which most is kept, of those that reach the target with every seed, else the one at which most is learned.
+def differences(rows: list[Row], rates: list[str], reached: Mapping[tuple[str, str], list[Row]]) -> None:
+    """Methods compared at each rate where both reach the target, and each method at the least and the greatest rate."""
+    others = [a for a in dict.fromkeys(a for a, _ in reached) if a != BASELINE]
+    compared = {"prior": [*((a, BASELINE) for a in others), ("grpo", "opd_sampled")], "new": [("sdft", BASELINE)]}
+    for number, pairs in compared.items():
+        print(f"\nDifferences in {number}, where both reach it, paired by seed\n")
+        all_reached = [r for cell in reached.values() for r in cell]
+        lines = ([f"`{a}` - `{b}`", *(paired(picked(all_reached, lr=rate), a, b, number) for rate in rates)] for a, b in pairs)
+        print(table(["", *rates], lines))
+    print(f"\nPrior skills at {rates[0]} less those at {rates[-1]}, paired by seed\n")
+    ends = ({"lr": rates[0]}, {"lr": rates[-1]})
+    lines = ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior")] for a in (*others, BASELINE))
+    print(table(["method", "difference"], lines))
 
-    Of equals (to 0.01) the larger one: opd_lightning.report.compare.choose_rates, from the CSV file.
-    """
-    cells = {rate: picked(rows, lr=rate) for rate in {r["lr"] for r in rows}}
-    reached = {rate: cell for rate, cell in cells.items() if not any(r["censored"] for r in cell)}
-    number = "prior" if reached else "new"
-    return max(reached or cells, key=lambda rate: (round(mean(r[number] for r in cells[rate]), 2), float(rate)))
+
+def chosen(rows: list[Row], arms: list[str]) -> None:
+    """The rate for study=demo, by the rule of `python -m opd_lightning.study outputs/demo_lr --rates`."""
+    print("\nThe rate for study=demo, by the first two seeds and by three\n")
+    seeds = sorted({r["seed"] for r in rows})
+    some = {f"{n} seeds": choose_rates([as_run(r) for r in rows if r["seed"] in seeds[:n]]) for n in (2, 3)}
+    print(table(["method", *some], ([f"`{a}`", *(f"{found[a][0]:g}" for found in some.values())] for a in arms)))
+
+
+def as_run(r: Row) -> Run:
+    """A line of results.csv as a run, with no more than that rule looks at."""
+    config = {"name": r["arm"], "seed": r["seed"], "optim": {"lr": float(r["lr"])}, "budget": {"accuracy": 0.95}}
+    status = {"ended_by": "trainer.max_steps" if r["censored"] else "budget.accuracy"}
+    end = {"validation/prior/accuracy": r["prior"], "validation/new/accuracy": r["new"]}
+    return Run(Path(f"{r['arm']}-{r['lr']}") / f"seed-{r['seed']}", config, status, {"end": end}, {})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 make smollm2; python -m experiments.smollm2_keep.run
 """
 
-from pathlib import Path
-
 from experiments.courses import along, courses
 from experiments.figures import curves
 from experiments.grid import Bench, paired, picked, row, spread, start, table
@@ -67,8 +65,9 @@ def tell(bench: Bench) -> None:
     lines = [[f"`{a}` - `{b}`", *(paired(ends, a, b, n) for n in NUMBERS)] for a, b in COMPARED]
     lines += [[f"{lines[0][0]}, seed {s}", *(paired(picked(ends, seed=s), *COMPARED[0], n) for n in NUMBERS)] for s in SEEDS]
     print(table(["", *NUMBERS.values()], lines))
-    print("\nThe first run of seed 0, with 30 updates of recovery; facts known with Wilson's interval over 16 questions\n")
-    print(table(["", "update", *NUMBERS.values()], first_run()))
+    if first := first_run(bench):
+        print("\nThe first run of seed 0, with 30 updates of recovery; facts known with Wilson's interval over 16 questions\n")
+        print(table(["", "update", *NUMBERS.values()], first))
     print("\nWhat a recovery took, mean and interval over seeds\n")
     costs = {arm: [r["flops"] / 1e12 for r in picked(ends, arm=arm)] for arm in ARMS}
     print(table(["", "1e12 FLOPs"], ([f"`{arm}`", spread(cost, 1)] for arm, cost in costs.items())))
@@ -81,10 +80,10 @@ def tell(bench: Bench) -> None:
     curves(bench.results / "keep.png", panels, *axes, columns=2, share=False)
 
 
-def first_run() -> list[list]:
-    """Lines of a table: the recoveries of the first run, from a file that no command makes any more."""
+def first_run(bench: Bench) -> list[list]:
+    """Lines of a table: the recoveries of the first run, from a file that no command makes any more; none without it."""
     lines = []
-    for r in Bench(Path(__file__).parent).read("first.csv"):
+    for r in bench.earlier("first.csv"):
         if r["name"] in FIRST and r["update"]:
             numbers = (Estimate(r[n], low=r.get(f"{n}/low"), high=r.get(f"{n}/high")) for n in NUMBERS)
             lines.append([f"`{FIRST[r['name']]}`", r["update"], *numbers])

@@ -53,10 +53,8 @@ def tell(bench: Bench) -> None:
         for name, other in {"beginning": begin, "original": original}.items()
     )
     print(table(["", *NUMBERS.values()], lines))
-    panels = {
-        title: {"opd": {u: [r[n] for r in picked(course, update=u)] for u in updates}} for n, title in list(NUMBERS.items())[:2]
-    }
-    curves(bench.results / "recovery.png", panels, "updates of recovery", "nats per token")
+    panels = {title: {"opd": {u: [r[n] for r in picked(course, update=u)] for u in updates}} for n, title in NUMBERS.items()}
+    curves(bench.results / "recovery.png", panels, "updates of recovery", "nats per token", share=False)
 
 
 def answers(path: Path, runs: dict[str, Path]) -> None:

@@ -3,8 +3,6 @@
 make smollm2; python -m experiments.smollm2_rule.run
 """
 
-from pathlib import Path
-
 from experiments.courses import along, courses
 from experiments.figures import dots
 from experiments.grid import Bench, Row, paired, picked, row, spread, start, table
@@ -60,8 +58,9 @@ def tell(bench: Bench) -> None:
     costs = {arm: [(r["student_tokens"], r["flops"] / 1e12) for r in picked(ends, arm=arm)] for arm in ARMS}
     lines = ([f"`{arm}`", *(spread(some, 1) for some in zip(*cost, strict=True))] for arm, cost in costs.items())
     print(table(["", "tokens by the student", "1e12 FLOPs"], lines))
-    print("\nThe first runs with all weights, seed 0; obedience with Wilson's interval over 120 prompts\n")
-    print(table(["", "update", *NUMBERS.values()], first_runs()))
+    if first := first_runs(bench):
+        print("\nThe first runs with all weights, seed 0; obedience with Wilson's interval over 120 prompts\n")
+        print(table(["", "update", *NUMBERS.values()], first))
     panels = {
         title: {arm: [r[n] for r in picked(ends, arm=arm)] for arm in ("start model", *ARMS)}
         for n, title in list(NUMBERS.items())[1:3]
@@ -69,11 +68,11 @@ def tell(bench: Bench) -> None:
     dots(bench.results / "rule.png", panels, "nats per token")
 
 
-def first_runs() -> list[list]:
-    """Lines of a table: the first runs with all weights and who taught them, from a file that no command makes any more."""
-    rows = [r for r in Bench(Path(__file__).parent).read("first.csv") if r["name"] in FIRST]
-    told = [[FIRST[r["name"]], r["update"], *(estimate(r, n) for n in NUMBERS)] for r in rows]
-    return [["start model, shown the rule", "", estimate(rows[0], "teacher/shown/accuracy"), "", "", ""], *told]
+def first_runs(bench: Bench) -> list[list]:
+    """Lines of a table: who taught the first runs, and they, from a file that no command makes any more; none without it."""
+    rows = [r for r in bench.earlier("first.csv") if r["name"] in FIRST]
+    shown = [["start model, shown the rule", "", estimate(r, "teacher/shown/accuracy"), "", "", ""] for r in rows[:1]]
+    return shown + [[FIRST[r["name"]], r["update"], *(estimate(r, n) for n in NUMBERS)] for r in rows]
 
 
 def estimate(r: Row, number: str) -> Estimate:

@@ -13,6 +13,7 @@ TEACHERS = ("frozen", "ema", "ema_fast", "sync", "trust_region", "live")
 MOVING = ("ema", "ema_fast", "sync", "live")
 RATES, SEEDS = ("2e-4",), (0, 1, 2)
 LEARNED = ("new/accuracy", "prior/accuracy")
+SKILLS = {skill: f"prior/{skill}/accuracy" for skill in ("copy", "reverse", "increment", "sort")}
 SHOWN, ALONE = "teacher/shown/accuracy", "teacher/shown/student_accuracy"
 NUMBERS = (*LEARNED, "prior/format", SHOWN)
 AT = range(0, 401, 40)
@@ -44,6 +45,7 @@ def tell(bench: Bench) -> None:
         table(["teacher", *SEEDS], ([f"`{t}`", *(f"{r['new/accuracy']:.3f}" for r in picked(rows, arm=t))] for t in TEACHERS))
     )
     along(history)
+    single(history)
     panels = {
         title: {t: {at: [h[number] for h in picked(history, arm=t, step=at)] for at in AT} for t in TEACHERS}
         for title, number in zip(("new skill", "prior skills"), LEARNED, strict=True)
@@ -66,6 +68,19 @@ def along(history: list[Row]) -> None:
     print(f"\nThe teacher, shown the demonstration, less its student, on the same prompts at update {AT[-1]}\n")
     apart = [r | {"apart": r[SHOWN] - r[ALONE]} for r in picked(history, **last) if SHOWN in r]
     print(table(["teacher", "difference"], ([f"`{t}`", means(picked(apart, arm=t), "apart")] for t in TEACHERS)))
+
+
+def single(history: list[Row]) -> None:
+    """The prior skills one by one, where their mean may hide what they do."""
+    first, last, half = {"step": AT[1]}, {"step": AT[-1]}, {"step": AT[len(AT) // 2]}
+    print("\nThe four prior skills, 32 prompts each; differences paired by seed\n")
+    frozen, midway = picked(history, arm="frozen"), picked(history, **half)
+    lines = (
+        [f"`{skill}`", means(picked(frozen, **first), n), between(frozen, last, first, n), paired(midway, "sync", "frozen", n)]
+        for skill, n in SKILLS.items()
+    )
+    titles = [f"`frozen` at {AT[1]}", f"its change until {AT[-1]}", f"`sync` - `frozen` at {half['step']}"]
+    print(table(["", *titles], lines))
 
 
 def means(rows: list[Row], number: str) -> str:
