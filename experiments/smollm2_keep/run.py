@@ -5,7 +5,7 @@ make smollm2; python -m experiments.smollm2_keep.run
 
 from experiments.courses import along, courses
 from experiments.figures import curves
-from experiments.grid import Bench, paired, picked, row, spread, start, table
+from experiments.grid import Bench, Row, paired, picked, row, spread, start, table
 from experiments.smollm2_keep.mix import mixed
 from opd_lightning.evaluation.estimate import Estimate
 
@@ -57,14 +57,17 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows, ends = bench.read("courses.csv"), bench.read()
+    rows, ends, earlier = bench.read("courses.csv"), bench.read(), bench.earlier()
     print("\nBefore and after, means and intervals over seeds\n")
     print(table(["", "update", *NUMBERS.values()], along(rows, NUMBERS)))
-    ends += [r | {"arm": "original"} for r in picked(rows, arm="narrow", update=0)]
+    original = [r | {"arm": "original"} for r in picked(rows, arm="narrow", update=0)]
     print("\nDifferences at the end, paired by seed\n")
-    lines = [[f"`{a}` - `{b}`", *(paired(ends, a, b, n) for n in NUMBERS)] for a, b in COMPARED]
-    lines += [[f"{lines[0][0]}, seed {s}", *(paired(picked(ends, seed=s), *COMPARED[0], n) for n in NUMBERS)] for s in SEEDS]
-    print(table(["", *NUMBERS.values()], lines))
+    print(table(["", *NUMBERS.values()], differences(ends + original)))
+    if earlier:  # the same command on another kind of processor
+        print("\nThe same of the first runs' machine (earlier.csv)\n")
+        print(table(["", *NUMBERS.values()], differences(earlier)))
+        print("\nEach run here - the same run on the first runs' machine, and tokens written in training, here and there\n")
+        print(table(["", *NUMBERS.values(), "tokens written"], moved(ends, earlier)))
     if first := first_run(bench):
         print("\nThe first run of seed 0, with 30 updates of recovery; facts known with Wilson's interval over 16 questions\n")
         print(table(["", "update", *NUMBERS.values()], first))
@@ -78,6 +81,24 @@ def tell(bench: Bench) -> None:
     }
     axes = ("updates of recovery", "share, or nats per token")
     curves(bench.results / "keep.png", panels, *axes, columns=2, share=False)
+
+
+def differences(ends: list[Row]) -> list[list[str]]:
+    """Lines of a table: differences of the arms that are compared, and those of the two recoveries seed by seed."""
+    lines = [[f"`{a}` - `{b}`", *(paired(ends, a, b, n) for n in NUMBERS)] for a, b in COMPARED]
+    lines += [[f"{lines[0][0]}, seed {s}", *(paired(picked(ends, seed=s), *COMPARED[0], n) for n in NUMBERS)] for s in SEEDS]
+    return [line for line in lines if any(line[1:])]  # earlier.csv has no line of the original
+
+
+def moved(ends: list[Row], earlier: list[Row]) -> list[list[str]]:
+    """Lines of a table: how far each run is from the same run on another kind of processor."""
+    lines = []
+    for now in ends:
+        for was in picked(earlier, arm=now["arm"], seed=now["seed"]):
+            apart = (f"{now[n] - was[n]:+.4f}" for n in NUMBERS)
+            tokens = f"{now['student_tokens']} and {was['student_tokens']}"
+            lines.append([f"`{now['arm']}`, seed {now['seed']}", *apart, tokens])
+    return lines
 
 
 def first_run(bench: Bench) -> list[list]:
