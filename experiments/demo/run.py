@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 from experiments.grid import SMALL, Bench, Row, between, picked, start, table
+from experiments.robustness.run import PERTURBED as ONE_AT_A_TIME
 from opd_lightning.report.runs import load_study
 from opd_lightning.study import report
 
@@ -34,17 +35,7 @@ DISTANCES = {
     "start/prior/forward_kl": "KL(start \\|\\| model), prior prompts",
     "start/prior/reverse_kl": "KL(model \\|\\| start), prior prompts",
 }
-PERTURBED = {
-    "robust/none": "none",
-    "robust/opening_answer": "native opening",
-    "robust/opening_result": "foreign opening",
-    "robust/corrupted_2": "foreign token 2",
-    "robust/corrupted_4": "foreign token 4",
-    "robust/distracted_red": "distractor",
-    "robust/temperature_1.0": "temperature 1",
-    "robust/noise_0.05": "weight noise 0.05",
-    "robust/noise_0.1": "weight noise 0.1",
-}
+PERTURBED = {"robust/none": "none"} | ONE_AT_A_TIME
 FIGURES = ("forgetting.png", "robustness.png", "divergence.png")
 
 

@@ -18,15 +18,14 @@ PERTURBED = {
     "robust/corrupted_4": "foreign token 4",
     "robust/distracted_red": "distractor",
     "robust/temperature_1.0": "temperature 1",
-    "robust/noise_0.05": "noise 0.05",
-    "robust/noise_0.1": "noise 0.1",
-    "robust/mean": "mean",
-    "robust/worst": "worst",
+    "robust/noise_0.05": "weight noise 0.05",
+    "robust/noise_0.1": "weight noise 0.1",
 }
+OVERALL = {"robust/mean": "mean", "robust/worst": "worst"}
 
 
 def main(bench: Bench) -> None:
-    rows = [row(labels, run, ("robust/none", *PERTURBED)) for labels, run in grid(bench)]
+    rows = [row(labels, run, ("robust/none", *PERTURBED, *OVERALL)) for labels, run in grid(bench)]
     rows = [r for r in rows if bench.small or (r["lr"] == RATE and r["reached"])]
     bench.write(rows)
     tell(bench)
@@ -38,18 +37,15 @@ def tell(bench: Bench) -> None:
     for name in names:
         mine = [r for r in rows if r["start"] == name]
         print(f"\n{name}: accuracy on the new skill under one perturbation at a time, mean over seeds\n")
-        short = list(PERTURBED)[:-2]
         lines = []
         for arm in ARMS:
             some = [r for r in mine if r["arm"] == arm]
             if some:
-                means = [f"{sum(r[k] for r in some) / len(some):.2f}" for k in short]
-                lines.append(
-                    [f"`{arm}`", *means, *(spread([r[k] for r in some], 2) for k in list(PERTURBED)[-2:]), worst(some)]
-                )
-        print(table(["", *PERTURBED.values(), "which it is"], lines))
-        told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in ("robust/mean", "robust/worst"))] for a in ARMS if a != "sft")
-        print("\nDifference to `sft`, paired by seed\n\n" + table(["", "mean", "worst"], told))
+                means = [f"{sum(r[k] for r in some) / len(some):.2f}" for k in PERTURBED]
+                lines.append([f"`{arm}`", *means, *(spread([r[k] for r in some], 2) for k in OVERALL), worst(some)])
+        print(table(["", *PERTURBED.values(), *OVERALL.values(), "which it is"], lines))
+        told = ([f"`{a}`", *(paired(mine, a, "sft", k) for k in OVERALL)] for a in ARMS if a != "sft")
+        print("\nDifference to `sft`, paired by seed\n\n" + table(["", *OVERALL.values()], told))
     print("\nDifferences at a foreign token, paired by seed, among those that write in the native style\n")
     lines = (
         [f"`{a}` - `{b}`, {PERTURBED[k]}", *(paired([r for r in rows if r["start"] == n], a, b, k) for n in names)]
@@ -59,7 +55,9 @@ def tell(bench: Bench) -> None:
     print(table(["", *names], lines))
     in_the_demo(Bench(bench.results.parent / "demo"))
     panels = {
-        f"{name}, {PERTURBED[key]}": {arm: [r[key] for r in rows if (r["arm"], r["start"]) == (arm, name)] for arm in ARMS}
+        f"{name}, {(PERTURBED | OVERALL)[key]}": {
+            arm: [r[key] for r in rows if (r["arm"], r["start"]) == (arm, name)] for arm in ARMS
+        }
         for key, name in product(("robust/corrupted_2", "robust/corrupted_4", "robust/worst"), names)
     }
     dots(bench.results / "robustness.png", panels, "accuracy on the new skill", columns=len(names))
@@ -78,7 +76,7 @@ def in_the_demo(demo: Bench) -> None:
 
 def worst(rows) -> str:
     """Which perturbation is the worst one, and in how many of these runs; equals count for both."""
-    found = Counter(key for row in rows for key in list(PERTURBED)[:-2] if row[key] == row["robust/worst"])
+    found = Counter(key for row in rows for key in PERTURBED if row[key] == row["robust/worst"])
     return ", ".join(f"{PERTURBED[key]} ({n})" for key, n in found.most_common())
 
 
