@@ -96,10 +96,16 @@ def differences(rows: Sequence[Row], compared: Sequence[str], comparisons: Seque
         print(table(["", *columns], ([said, *(difference(rows, m, n) for m in compared)] for n, said in names.items())))
     print("\nShare of the foreign tokens in the difference of the robustness's mean\n")
     print(table(columns, [[f"{share(rows, m):.2f}" for m in compared]]))
-    print("\nDifference of `opd` to `opd_sampled`, paired by seed, without verdicts\n")
-    both_ways = {"method": "opd"}, {"method": "opd_sampled"}
+    neighbours(rows)
+
+
+def neighbours(rows: Sequence[Row]) -> None:
+    """Methods near each other in what they keep and in how far they went: are they told apart?"""
+    print("\nDifference to `opd_sampled`, paired by seed, without verdicts\n")
     names = {"prior/accuracy": "prior skills"} | DISTANCES
-    print(table(list(names.values()), [[between(rows, *both_ways, n) for n in names]]))
+    pairs = [({"method": m}, {"method": "opd_sampled"}) for m in ("opd", "grpo")]
+    lines = ([f"`{a['method']}`", *(between(rows, a, b, n) for n in names)] for a, b in pairs)
+    print(table(["", *names.values()], lines))
 
 
 def reached(run: Row) -> bool:
