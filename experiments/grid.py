@@ -31,6 +31,9 @@ from opd_lightning.report.runs import Run, read_json
 from opd_lightning.report.statistics import over_seeds
 
 SHIPPED = Path(__file__).resolve().parents[1] / "opd_lightning" / "assets" / "world"
+KEPT = Path(__file__).resolve().parent / "starts"
+"""Start models that are kept beside the code: made anew on another kind of processor, they come out as other ones."""
+
 COMMON = (
     "logger=none",
     "callbacks.samples=null",
@@ -65,13 +68,14 @@ class Bench:
     small: bool = False
 
     def starts(self, made: Mapping[str, Sequence[str]], last: str = "teacher") -> dict[str, Path]:
-        """Folders with start/ and teacher/ by name; what is missing is made by `pretrain_world` with these options.
+        """Folders with start/ and teacher/ by name; what is neither kept nor there is made by `pretrain_world` with these options.
 
-        `last` is the folder that is written last: "start" where the options say that there is no teacher.
+        `last` is the folder that is written last: "start" where the options say that there is no teacher, or none is needed.
         """
         if self.small:
             return dict.fromkeys(made, SHIPPED)
         folders = {name: self.out / "starts" / name if options else SHIPPED for name, options in made.items()}
+        folders |= {name: KEPT / name for name in made if (KEPT / name / last / "made.json").is_file()}
         missing = {folder: made[name] for name, folder in folders.items() if not (folder / last / "made.json").is_file()}
         line = [sys.executable, "-m", "opd_lightning.tasks.pretrain_world", "--out"]
         commands = [[*line, str(folder), *options] for folder, options in missing.items()]

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.benchmarks import run as benchmarks
-from experiments.grid import SHIPPED, Bench, fixed, paired, spread, table
+from experiments.grid import KEPT, SHIPPED, Bench, fixed, paired, spread, table
 from experiments.less_forgetting import fragile, run, tolerant
 from experiments.likely import right_answers
 from experiments.sequential.confusion import carried_out
@@ -67,6 +68,22 @@ def test_the_halves_of_less_forgetting_are_its_grid(tmp_path, monkeypatch):
     made.clear()
     run.grid(Bench(tmp_path))
     assert halves == sorted(made) and len(set(made)) == 156
+
+
+def test_a_start_model_that_is_kept_is_not_made_again(tmp_path, monkeypatch):
+    made: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: made.append(command) or SimpleNamespace(wait=lambda: 0))
+    found = Bench(tmp_path, tmp_path / "out").starts({"long": ["--fragile"], "other": ["--seed", "7"], "shipped": []})
+    assert found == {"long": KEPT / "long", "other": tmp_path / "out" / "starts" / "other", "shipped": SHIPPED}
+    assert [command[-2:] for command in made] == [["--seed", "7"]]
+
+
+@pytest.mark.parametrize("made", sorted(KEPT.glob("*/*/made.json")), ids=lambda path: "-".join(path.parts[-3:-1]))
+def test_a_start_model_that_is_kept_is_what_its_file_says(made):
+    told = json.loads(made.read_text())
+    assert not Path(told.get("base", "")).is_absolute()
+    task = WorldTask(skill=told["skill"] or "rotate", n_eval=16, length=told["lengths"][-1])
+    assert (right_answers(made.parent, task) > 0.9) == bool(told["teach"])
 
 
 @pytest.mark.slow

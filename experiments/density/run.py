@@ -3,7 +3,7 @@
 python -m experiments.density.run
 """
 
-from itertools import product
+from itertools import combinations, product
 from math import exp, log
 from statistics import mean
 
@@ -37,7 +37,10 @@ ARMS = {
     "top4": ["method=opd_topk", "loss.support.k=4"],
     "full": ["method=opd"],
 }
-LENGTHS, SEEDS = (4, 6, 8), (0, 1, 2)
+LENGTHS, SEEDS, FIRST_SEEDS = (4, 6, 8), (0, 1, 2, 3, 4), (0, 1, 2)
+OTHERS = ("second", "first")
+"""Start models that this command made on other kinds of processor: only their numbers are kept, of FIRST_SEEDS."""
+FEWER = "kept, only seeds " + ", ".join(map(str, FIRST_SEEDS))  # what as few seeds would have told
 BATCHES = {64: (1, 150), 8: (4, 1200)}  # prompts per update: updates between evaluations, and at most
 PROTOCOL = ["optim.lr=2e-4", "evaluation=validation", "task.n_eval=128"]
 PROTOCOL += ["budget.accuracy=0.95", "budget.in_a_row=1", "task.max_new_tokens=10"]
@@ -82,13 +85,15 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows, earlier = bench.read(), bench.earlier()
-    print("\n## results.csv: the start model that the command made last")
-    say(rows)
-    if earlier:  # the same command on another kind of processor, where it made another start model
-        print("\n## earlier.csv: that of the first runs' machine")
-        say(earlier)
-        start_models(earlier, rows)
+    rows = bench.read()
+    others = {name: bench.earlier(f"{name}.csv") for name in OTHERS}
+    models = {"kept": rows} | {name: some for name, some in others.items() if some}
+    fewer = {FEWER: [r for r in rows if r["seed"] in FIRST_SEEDS]}
+    for name, some in (models | fewer).items():
+        print(f"\n# Start model: {name}")
+        say(some)
+    from_rl(models | fewer)
+    start_models(models)
     course = bench.read("courses.csv")
     panels = {
         f"{n} digits, {batch} prompts per update": {
@@ -108,7 +113,6 @@ def say(rows: list[Row]) -> None:
     for batch in BATCHES:
         tables(picked(rows, prompts=batch), f"{batch} prompts")
     rl_or_distillation(rows)
-    from_rl(picked(rows, length=LENGTHS[0]))
 
 
 def tables(rows: list[Row], batch: str) -> None:
@@ -144,32 +148,35 @@ def rl_or_distillation(rows: list[Row]) -> None:
             by = [times(rows, *pair, sooner, number, length=n) for n in LENGTHS]
             lines.append([setting, *map(multiple, by), multiple(apart(by[-1], by[0]))])
         print(table([*HEADER, f"{LENGTHS[-1]} digits / {LENGTHS[0]} digits"], lines))
-    print("\nUpdates of `grpo` against those of `full`, seed by seed\n")
+    print("\nUpdates of `grpo` against those of `full`, seed by seed, and their difference\n")
+    cells = {batch: [race(picked(rows, prompts=batch, length=n)) for n in LENGTHS] for batch in BATCHES}
+    print(table(HEADER, ([f"{batch} prompts", *some] for batch, some in cells.items())))
+
+
+def start_models(models: dict[str, list[Row]]) -> None:
+    """Does what GRPO keeps beyond `full` differ between start models? Their runs are no pairs: Welch's interval."""
+    print("\nDifference of `grpo` to `full` in prior skills, one start model's less another's, with Welch's interval\n")
     lines = []
-    for batch in BATCHES:
-        arms = ("grpo", "full")
-        cells = [[in_turn(picked(rows, arm=a, prompts=batch, length=n)) for a in arms] for n in LENGTHS]
-        lines.append([f"{batch} prompts", *map(" against ".join, cells)])
+    for batch, (first, second) in product(BATCHES, combinations(models, 2)):
+        cells = [unpaired(*(kept(models[name], batch, n) for name in (first, second))) for n in LENGTHS]
+        lines.append([f"{batch} prompts, {first} - {second}", *cells])
     print(table(HEADER, lines))
 
 
-def start_models(first: list[Row], second: list[Row]) -> None:
-    """Does what GRPO keeps beyond `full` differ between two start models? Their runs are no pairs: Welch's interval."""
-    print("\nDifference of `grpo` to `full` in prior skills: earlier.csv's less results.csv's, with Welch's interval\n")
-    cells = {batch: [[kept(rows, batch, n) for rows in (first, second)] for n in LENGTHS] for batch in BATCHES}
-    print(table(HEADER, ([f"{batch} prompts", *(unpaired(*two) for two in some)] for batch, some in cells.items())))
-
-
-def from_rl(rows: list[Row]) -> None:
+def from_rl(models: dict[str, list[Row]]) -> None:
     """What RL with 64 prompts has learned, in a fresh student: against RL, with as many prompts and as many completions."""
-    again = {"arm": "full_from_rl", "prompts": 64}
-    print(f"\n`full_from_rl` and `grpo`, {LENGTHS[0]} digits, paired by seed\n")
-    wide = picked(rows, prompts=64)
-    lines = [[f"{number}, difference", paired(wide, "full_from_rl", "grpo", number)] for number in ("updates", PRIOR)]
+    again, some = {"arm": "full_from_rl", "prompts": 64}, [picked(rows, length=LENGTHS[0]) for rows in models.values()]
+    print(f"\n`full_from_rl` and `grpo`, {LENGTHS[0]} digits, paired by seed, by start model\n")
+    wide = [picked(rows, prompts=64) for rows in some]
+    lines = [
+        [f"{number}: `full_from_rl` - `{arm}`", *(paired(rows, "full_from_rl", arm, number) for rows in wide)]
+        for number, arm in (("updates", "grpo"), (PRIOR, "grpo"), (PRIOR, "full"))
+    ]
     for (cost, number), (prompts, sooner) in product(COSTS.items(), ((64, 0), (8, 0), (8, SOONER))):
-        title = f"{cost} of `grpo`, {prompts} prompts per update, {sooner} updates sooner / those of `full_from_rl`"
-        lines.append([title, multiple(times(rows, {"arm": "grpo", "prompts": prompts}, again, sooner, number))])
-    print(table(["", ""], lines))
+        title = f"{cost} of `grpo`, {prompts} prompts, {sooner} updates sooner / those of `full_from_rl`"
+        cells = (multiple(times(rows, {"arm": "grpo", "prompts": prompts}, again, sooner, number)) for rows in some)
+        lines.append([title, *cells])
+    print(table(["", *models], lines))
 
 
 def learning(rows: list[Row], course: list[Row], **labels) -> dict[float, list[float]]:
@@ -182,9 +189,10 @@ def learning(rows: list[Row], course: list[Row], **labels) -> dict[float, list[f
     return {at * tokens: [run[max(u for u in run if u <= at)] for run in runs] for at in updates}
 
 
-def in_turn(some: list[Row]) -> str:
-    """Updates of each run, in the order of their seeds."""
-    return ", ".join(str(r["updates"]) for r in some)
+def race(some: list[Row]) -> str:
+    """Updates of each run of GRPO and of `full`, in the order of their seeds, and the mean difference."""
+    updates = [", ".join(str(r["updates"]) for r in picked(some, arm=arm)) for arm in ("grpo", "full")]
+    return f"{' against '.join(updates)}: {paired(some, 'grpo', 'full', 'updates')}"
 
 
 def mean_of_those_there(some: list[Row], number: str, unit: int, digits: int) -> str:
