@@ -1,6 +1,7 @@
 """An evaluation of this experiment's own: accuracy digit by digit, on the model's own prefix, the right one and a wrong one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -11,6 +12,8 @@ from opd_lightning.generate import Sampling, complete
 from opd_lightning.models import Student
 from opd_lightning.seeds import derive_seed, seeded
 from opd_lightning.teacher.scorer import Scorer
+
+KINDS = ("own", "right", "wrong")
 
 
 class Positions:
@@ -59,3 +62,21 @@ class Positions:
         ids = torch.cat([torch.tensor(self.prompts), prefix], 1).to(student.lm.device)
         with student.evaluating() as lm:
             return lm(input_ids=ids).logits[:, -1].argmax(-1)
+
+
+def means(measured: Mapping[str, float]) -> dict[str, float]:
+    """The share of right digits by position and, over digits 2 to the last, on the whole."""
+    length = max(int(key.split("/")[1]) for key in measured if key.startswith("position/"))
+    by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, length + 1)}
+    overall = {kind: sum(by[f"{kind} {i}"] for i in range(2, length + 1)) / (length - 1) for kind in KINDS}
+    gaps = {"gap": overall["right"] - overall["own"], "last gap": by[f"right {length}"] - by[f"own {length}"]}
+    return by | overall | gaps
+
+
+def matched(course: Sequence[dict[str, float]], m: float) -> dict[str, float]:
+    """All numbers where the share behind right digits passes m for the first time, between two measurements linearly."""
+    for before, after in pairwise(course):
+        if before["right"] < m <= after["right"]:
+            share = (m - before["right"]) / (after["right"] - before["right"])
+            return {name: before[name] + share * (after[name] - before[name]) for name in before}
+    return {}
