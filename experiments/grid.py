@@ -68,7 +68,7 @@ class Bench:
     small: bool = False
 
     def starts(self, made: Mapping[str, Sequence[str]], last: str = "teacher") -> dict[str, Path]:
-        """Folders with start/ and teacher/ by name; what is neither kept nor there is made by `pretrain_world` with these options.
+        """Folders with start/ and teacher/ by name; what is neither kept nor there `pretrain_world` makes with these options.
 
         `last` is the folder that is written last: "start" where the options say that there is no teacher, or none is needed.
         """

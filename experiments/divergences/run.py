@@ -11,6 +11,7 @@ from statistics import median
 from experiments.figures import curves
 from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from opd_lightning.loggers import read_csv
+from opd_lightning.report.statistics import Difference, over_seeds
 
 ARMS = {
     "reverse_kl": ["method=opd"],
@@ -23,9 +24,11 @@ ARMS = {
     "sampled": ["method=opd_sampled"],
     "sampled_baseline": ["method=opd_sampled", "loss/support=sampled_baseline"],
 }
-RATES, SEEDS = ("5e-5", "2e-4", "8e-4"), (0, 1, 2)
+FIRST, ADDED = (0, 1, 2), (3, 4)
+RATES, SEEDS, BASE = ("5e-5", "2e-4", "8e-4"), FIRST + ADDED, "reverse_kl"
 STAGES = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
+COMPARED = ("prior/accuracy", "new/accuracy", "updates")
 PROTOCOL = ["evaluation=validation", "evaluation.every=5", "task.n_eval=128", "budget.accuracy=0.95", "budget.in_a_row=1"]
 PROTOCOL += [
     "trainer.max_steps=150",
@@ -82,17 +85,14 @@ def tell(bench: Bench) -> None:
             f"\n{number} when the new skill is at 0.95, mean and interval over seeds; in brackets how many of them reached it\n"
         )
         print(table(["", *RATES], ([f"`{arm}`", *(there(rows, arm, rate, number, digits) for rate in RATES)] for arm in ARMS)))
-    for number in ("prior/accuracy", "new/accuracy", "updates"):
+    for number in COMPARED:
         print(f"\nDifference to `reverse_kl` in {number}, paired by seed\n")
-        lines = (
-            [f"`{a}`", *(paired(picked(rows, lr=rate), a, "reverse_kl", number) for rate in RATES)]
-            for a in ARMS
-            if a != "reverse_kl"
-        )
+        lines = ([f"`{a}`", *(paired(picked(rows, lr=rate), a, BASE, number) for rate in RATES)] for a in ARMS if a != BASE)
         print(table(["", *RATES], lines))
     print(f"\nPrior skills at {RATES[0]} less those at {RATES[-1]}, paired by seed\n")
     ends = ({"lr": RATES[0]}, {"lr": RATES[-1]})
     print(table(["", "difference"], ([f"`{a}`", between(picked(rows, arm=a), *ends, "prior/accuracy")] for a in ARMS)))
+    looks(rows)
     tell_panel(bench.read("estimators.csv"))
     kept = {
         arm: {float(rate): [r["prior/accuracy"] for r in picked(rows, arm=arm, lr=rate, reached=True)] for rate in RATES}
@@ -109,10 +109,35 @@ def there(rows: list[Row], arm: str, rate: str, number: str, digits: int) -> str
     return f"{spread(reached, digits)} ({len(reached)}/{len(mine)})" if reached else f"never (0/{len(mine)})"
 
 
+def looks(rows: list[Row]) -> None:
+    """Differences whose verdict the added seeds change: only what these show by themselves is free of the first look."""
+    kinds = {"0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": SEEDS}
+    print("\nDifferences to `reverse_kl` whose verdict the added seeds change, paired by seed\n")
+    lines = []
+    for number, rate, arm in product(COMPARED, RATES, ARMS):
+        some = [[r for r in picked(rows, lr=rate) if r["seed"] in seeds] for seeds in kinds.values()]
+        first, last = against(some[0], arm, number), against(some[-1], arm, number)
+        if first and last and verdict(first) != verdict(last):
+            differences = [paired(chosen, arm, BASE, number) for chosen in some]
+            lines.append([f"`{arm}` at {rate}", number, *differences, f"{min(1.0, 2 * last.p):.3f}"])
+    print(table(["", "number", *kinds, "p of all five, doubled for two looks"], lines))
+
+
+def against(rows: list[Row], arm: str, number: str) -> Difference | None:
+    """An arm's difference to `reverse_kl`."""
+    mine, other = ({r["seed"]: r[number] for r in picked(rows, arm=a)} for a in (arm, BASE))
+    return over_seeds(mine, other) if set(mine) & set(other) else None
+
+
+def verdict(difference: Difference) -> int:
+    """Above (1) or below (-1) zero, or not told (0)."""
+    return (difference.low > 0) - (difference.high < 0)
+
+
 def tell_panel(found: list[Row]) -> None:
     """Estimates by stage; in the later one, measurements whose draws are all alike apart from the others."""
     names = sorted({k for r in found for k in r if k.startswith("estimators/")})
-    print("\nEstimates of the gradient beside the exact one: medians over the stage and three runs, and least and greatest\n")
+    print("\nEstimates of the gradient beside the exact one: medians over the stage and all runs, and least and greatest\n")
     lines = ([worded(n), *(middle([r[n] for r in found if r["step"] in some]) for some in STAGES.values())] for n in names)
     print(table(["", *STAGES], lines))
     title, steps = list(STAGES.items())[-1]

@@ -15,7 +15,7 @@ from experiments.likely import right_answers, right_greedy
 from opd_lightning.evaluation.estimate import Estimate, proportion
 from opd_lightning.tasks.world import WorldTask
 
-BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0")}
+BASES = {name: STARTS[name] for name in ("tolerant-0", "fragile-0k")}
 MORE = ("--steps", "200", "--teacher-steps", "0")
 OBEY = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 ARMS, RATES, SEEDS = ("sft", "sdft"), ("2e-4",), (0, 1, 2)
@@ -26,7 +26,7 @@ SKILLS = ("new", "prior", "both")
 
 
 def main(bench: Bench) -> None:
-    bases = bench.starts(BASES)
+    bases = bench.starts(BASES, last="start")
     options = {
         f"{base}-obey-{p}": [*BASES[base], "--base", f"{bases[base]}/start", "--obey", str(p), *MORE]
         for base, p in product(BASES, OBEY)
@@ -64,24 +64,25 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows, measured = bench.read(), bench.read("courses.csv")
+    rows, measured = bench.read() + bench.earlier(), bench.read("courses.csv") + bench.earlier("earlier_courses.csv")
+    bases = list(dict.fromkeys(r["start"] for r in rows))
     header = ["obeys", "P(right), shown", "greedy, shown", *(f"`{arm}` {n}" for arm in ARMS for n in SKILLS[:2])]
     titles = {"end": f"after {UPDATES} updates", "matched": f"first at {MATCHED}, or after {UPDATES} updates"}
-    for base, (when, title) in product(BASES, titles.items()):
+    for base, (when, title) in product(bases, titles.items()):
         print(f"\n{base}, {title}; the last columns are `sdft` - `sft`\n")
         some = (picked(rows, start=base, obey=p) for p in OBEY)
         print(table([*header, "new", "prior", "mean of both"], (setting(mine, when) for mine in some if mine)))
     *_, before, last = sorted({r["update"] for r in measured})
     header = ["obeys", "greedy, shown", f"`sdft` new after {before}", f"after {last}", "student - shown", f"{last} - {before}"]
     header += [f"`sft` new after {before}", *(f"`{arm}` prior, {last} - {before}" for arm in ARMS), "prior at the start"]
-    for base in BASES:
+    for base in bases:
         print(f"\n{base}, shown (Wilson's interval over prompts), and its students between updates {before} and {last};")
         print("student - shown: a rough interval over prompts, which are others for the student than for the start model\n")
         some = ((picked(rows, start=base, obey=p), picked(measured, start=base, obey=p)) for p in OBEY)
         print(table(header, (last_two(mine[0], course, before, last) for mine, course in some if mine)))
     share = "share of demonstrations that decided"
-    curves(bench.results / "taught.png", {base: taught(rows, base) for base in BASES}, share, "accuracy")
-    panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(BASES, titles.items())}
+    curves(bench.results / "taught.png", {base: taught(rows, base) for base in bases}, share, "accuracy")
+    panels = {f"{base}, {title}": differences(rows, base, when) for base, (when, title) in product(bases, titles.items())}
     curves(bench.results / "in_context.png", panels, share, "sdft - sft", zero=True, columns=2)
 
 

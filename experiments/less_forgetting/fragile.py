@@ -8,7 +8,7 @@ from experiments.less_forgetting.run import grid
 
 
 def main(bench: Bench) -> None:
-    grid(bench, ("fragile-0", "fragile-1"))
+    grid(bench, ("fragile-0k", "fragile-1k"))
 
 
 if __name__ == "__main__":

@@ -3,25 +3,24 @@
 python -m experiments.less_forgetting.run      # tolerant.py and fragile.py make half of its runs each
 """
 
-from collections.abc import Sequence
-from itertools import permutations, product
-from statistics import mean, median
+from collections.abc import Callable, Sequence
+from itertools import product
+from statistics import mean
 
-import numpy as np
 from matplotlib.lines import Line2D
-from scipy.stats import rankdata, spearmanr
 
 from experiments.figures import arranged
 from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
+from experiments.less_forgetting.law import law
 from opd_lightning.report.figures import COLOURS, MARKERS
 from opd_lightning.report.runs import Run
 from opd_lightning.report.statistics import holm, over_seeds
 
 STARTS = {
-    "tolerant-0": [],  # the shipped one
-    "tolerant-1": ["--seed", "1"],
-    "fragile-0": ["--seed", "0", "--fragile"],
-    "fragile-1": ["--seed", "1", "--fragile"],
+    "tolerant-0": [],  # the shipped one; the others are kept, experiments/starts
+    "tolerant-1k": ["--seed", "1"],
+    "fragile-0k": ["--seed", "0", "--fragile"],
+    "fragile-1k": ["--seed", "1", "--fragile"],
 }
 ARMS = {
     "sft": ["method=sft"],  # demonstrations in the foreign style
@@ -32,6 +31,7 @@ ARMS = {
     "opd": ["method=opd"],
     "grpo": ["method=grpo"],
 }
+NATIVE = ("sft_native", "sdft", "sdft_reverse", "opd", "grpo")  # learn without writing another style
 RATES, SEEDS = {"2e-4": "5", "5e-5": "10"}, (0, 1, 2)  # updates between evaluations: about a tenth of a training
 PROTOCOL = ["evaluation=study", "~evaluation.suite.teacher", "task.n_eval=128"]
 PROTOCOL += [f"evaluation.suite.{name}=32" for name in ("start_new.n", "start_prior.n")]
@@ -83,31 +83,34 @@ def main(bench: Bench) -> None:
     tell(bench)
 
 
+def kin(name: str) -> str:
+    """A start model's kind and seed; the letter behind them (none, e, k) is of the machine that made it."""
+    return name.rstrip("ek")
+
+
 def tell(bench: Bench) -> None:
     rows = bench.read() + bench.earlier()
     checkpoints = bench.read("checkpoints.csv") + bench.earlier("earlier_checkpoints.csv")
-    starts = list(dict.fromkeys(r["start"] for r in rows))
+    order = [kin(name) for name in STARTS]
+    starts = sorted({r["start"] for r in rows}, key=lambda name: (order.index(kin(name)), name))
     for (number, title), rate in product(TOLD.items(), RATES):
         print(f"\n{title} where the new skill is at 0.95, learning rate {rate}; in brackets the runs that reached it\n")
-        lines = ([f"`{arm}`", *(told(rows, arm, name, rate, number) for name in starts)] for arm in ARMS)
-        print(table(["", *starts], lines))
+        lines = ([f"`{name}`", *(told(rows, arm, name, rate, number) for arm in ARMS)] for name in starts)
+        print(table(["", *ARMS], lines))
     for (number, baseline), rate in product(COMPARED, RATES):
         print(f"\nDifference to `{baseline}` in {number} at {rate}, paired by seed\n")
         mine = [r for r in rows if r["lr"] == rate and r["reached"]]
-        lines = (
-            [f"`{arm}`", *(paired([r for r in mine if r["start"] == s], arm, baseline, number) for s in starts)]
-            for arm in ARMS
-            if arm != baseline
-        )
-        print(table(["", *starts], lines))
-    print("\nOver start models: mean of their mean differences in prior/accuracy at 2e-4, and how many are above 0\n")
+        arms = [arm for arm in ARMS if arm != baseline]
+        lines = ([f"`{s}`", *(paired(picked(mine, start=s), arm, baseline, number) for arm in arms)] for s in starts)
+        print(table(["", *arms], lines))
+    print("\nOver start models, and over kinds and seeds (means of their start models): mean of the mean differences in")
+    print("prior/accuracy at 2e-4, and how many are above 0\n")
     there = [r for r in picked(rows, lr="2e-4") if r["reached"]]
-    lines = ([f"`{a}`", *(over_starts(there, a, b) for b in BASELINES)] for a in ARMS if a not in BASELINES)
-    print(table(["", *(f"- `{b}`" for b in BASELINES)], lines))
+    ways = list(product((str, kin), BASELINES))
+    lines = ([f"`{a}`", *(over_starts(there, a, b, of) for of, b in ways)] for a in ARMS if a not in BASELINES)
+    print(table(["", *(f"- `{b}`" + ", kinds and seeds" * (of is kin) for of, b in ways)], lines))
     more(rows, starts)
-    print("\nRank correlation of distance and prior accuracy\n")
-    lines = [line for name in starts for line in law(checkpoints, name)]
-    print(table(["", "distance", "within a run", "between methods at the end of runs at 2e-4"], lines))
+    law(checkpoints, starts, {"between methods": ARMS, "between those that write natively": NATIVE}, next(iter(RATES)), kin)
     forgetting(bench, rows, starts)
     scatter(bench, checkpoints, starts)
 
@@ -115,31 +118,32 @@ def tell(bench: Bench) -> None:
 def more(rows: list[Row], starts: Sequence[str]) -> None:
     """Differences of losses, of rates and of distances, and which differences to `sft` are left after Holm's adjustment."""
     kept, further = "prior/accuracy", "start/new/forward_kl"
-    pairs = {
+    losses = {
         f"`sdft_reverse` - `sdft` at {rate}": ({"arm": "sdft_reverse", "lr": rate}, {"arm": "sdft", "lr": rate}, kept)
         for rate in RATES
     }
-    pairs |= {f"`{a}`, 5e-5 - 2e-4": ({"arm": a, "lr": "5e-5"}, {"arm": a, "lr": "2e-4"}, kept) for a in ARMS if a != "grpo"}
+    rates = {f"`{a}`, 5e-5 - 2e-4": ({"arm": a, "lr": "5e-5"}, {"arm": a, "lr": "2e-4"}, kept) for a in ARMS if a != "grpo"}
     ends = {"arm": "sft", "lr": "2e-4"}, {"arm": "sdft", "lr": "2e-4"}
-    pairs |= {f"`sft` - `sdft` at 2e-4, {number}": (*ends, number) for number in (kept, further)}
+    far = {f"`sft` - `sdft` at 2e-4, {number}": (*ends, number) for number in (kept, further)}
     there = [r for r in rows if r["reached"]]
-    print("\nMore differences where the new skill is at 0.95, paired by seed\n")
-    lines = ([title, *(between(picked(there, start=s), *pair) for s in starts)] for title, pair in pairs.items())
-    print(table(["", *starts], lines))
+    for pairs in (losses | far, rates):
+        print("\nMore differences where the new skill is at 0.95, paired by seed\n")
+        lines = ([f"`{s}`", *(between(picked(there, start=s), *pair) for pair in pairs.values())] for s in starts)
+        print(table(["", *pairs], lines))
     print("\np of the differences to `sft` in prior/accuracy at 2e-4, after Holm's adjustment among six\n")
     others = [arm for arm in ARMS if arm != "sft"]
-    adjusted = [adjust(picked(there, start=name, lr="2e-4"), others) for name in starts]
-    print(table(["", *starts], ([f"`{arm}`", *ps] for arm, *ps in zip(others, *adjusted, strict=True))))
+    print(table(["", *others], ([f"`{s}`", *adjust(picked(there, start=s, lr="2e-4"), others)] for s in starts)))
 
 
-def over_starts(rows: list[Row], arm: str, baseline: str) -> str:
-    """Student's t over start models, which are the draws where methods are compared in general."""
-    found = []
+def over_starts(rows: list[Row], arm: str, baseline: str, of: Callable[[str], str]) -> str:
+    """Student's t over start models, which are the draws where methods are compared in general, or over groups `of` them."""
+    found: dict[str, list[float]] = {}
     for name in dict.fromkeys(r["start"] for r in rows):
         kept = {a: [r["prior/accuracy"] for r in picked(rows, start=name, arm=a)] for a in (arm, baseline)}
         if all(kept.values()):
-            found.append(mean(kept[arm]) - mean(kept[baseline]))
-    return f"{spread(found)} ({sum(d > 0 for d in found)} of {len(found)})" if found else ""
+            found.setdefault(of(name), []).append(mean(kept[arm]) - mean(kept[baseline]))
+    means = [mean(some) for some in found.values()]
+    return f"{spread(means)} ({sum(m > 0 for m in means)} of {len(means)})" if means else ""
 
 
 def adjust(rows: list[Row], arms: Sequence[str]) -> list[str]:
@@ -159,42 +163,6 @@ def told(rows: list[Row], arm: str, name: str, rate: str, number: str) -> str:
     return (f"{spread(reached)}" if reached else "never") + (f" ({len(reached)})" if len(reached) != len(mine) else "")
 
 
-def law(checkpoints, name: str) -> list[list[str]]:
-    """Lines of a table, Spearman's rank correlation of distance and prior accuracy, after the start: within each run (median,
-    least and greatest of the runs in which both change), and between the arms where runs at the first rate end."""
-    mine = [c for c in checkpoints if c["start"] == name and c["step"] > 0]
-    runs = [[c for c in mine if run(c) == one] for one in dict.fromkeys(map(run, mine))]
-    ends = [some[-1] for some in runs if some[0]["lr"] == next(iter(RATES))]
-    ends = [[c for c in ends if c["arm"] == arm] for arm in ARMS if any(c["arm"] == arm for c in ends)]
-    kinds = {
-        "start/new/forward_kl": "KL(start \\|\\| model), new prompts",
-        "start/new/reverse_kl": "KL(model \\|\\| start), new prompts",
-        "start/prior/forward_kl": "KL(start \\|\\| model), prior prompts",
-    }
-    lines = []
-    for kl, told in kinds.items():
-        varied = [some for some in runs if len({c[kl] for c in some}) > 1 < len({c["prior/accuracy"] for c in some})]
-        within = [spearmanr([c[kl] for c in some], [c["prior/accuracy"] for c in some]).statistic for some in varied]
-        means = [[mean(c[number] for c in some) for some in ends] for number in (kl, "prior/accuracy")]
-        spread = f"{median(within):.2f} [{min(within):.2f}, {max(within):.2f}] ({len(within)} runs)" if within else ""
-        lines.append([f"`{name}`", told, spread, exact(*means) if len(ends) > 2 else ""])
-    return lines
-
-
-def exact(xs: Sequence[float], ys: Sequence[float]) -> str:
-    """Spearman's rank correlation, with its p-value over all orders of so few points."""
-    x, y = rankdata(xs) - (len(xs) + 1) / 2, rankdata(ys) - (len(ys) + 1) / 2
-    all_orders = np.array(list(permutations(y))) @ x / np.sqrt((x @ x) * (y @ y))
-    rho = x @ y / np.sqrt((x @ x) * (y @ y))
-    p = np.mean(np.abs(all_orders) >= abs(rho) - 1e-9)
-    return f"{rho:+.2f} ({f'p = {p:.3f}' if p >= 0.001 else 'p < 0.001'})"
-
-
-def run(checkpoint) -> tuple:
-    """Which run a checkpoint is of."""
-    return tuple(checkpoint[label] for label in ("arm", "lr", "seed"))
-
-
 def forgetting(bench: Bench, rows: list[Row], starts: Sequence[str]) -> None:
     """Prior accuracy at the target by start model, arm and rate; a dot per run, a line at the mean, and how many got there."""
     figure, panels = arranged(starts, 4, (3.2, 3.6), 0.6)
@@ -211,7 +179,7 @@ def forgetting(bench: Bench, rows: list[Row], starts: Sequence[str]) -> None:
                 axes.text(i, -0.02, told, rotation=90, fontsize=7, color=colour, ha="center", va="top")
         axes.set_xticks([2 * i + 0.5 for i in range(len(ARMS))], list(ARMS), rotation=60, ha="right")
         axes.set_xlim(-1, 2 * len(ARMS))
-        axes.set_ylim(-0.2, 1.05)
+        axes.set_ylim(-0.25, 1.05)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_title(name, fontsize=10)
         axes.grid(axis="y", alpha=0.25)
@@ -242,8 +210,9 @@ def scatter(bench: Bench, checkpoints: list[Row], starts: Sequence[str]) -> None
         axes.grid(alpha=0.25)
     for axes in panels[::4]:
         axes.set_ylabel("accuracy on prior skills")
-    panels[-1].legend(frameon=False, fontsize=7)
-    figure.savefig(bench.results / "law.png", dpi=130)
+    marks = panels[0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower right", ncols=len(ARMS), markerscale=2, frameon=False, fontsize=8)
+    figure.savefig(bench.results / "law.png", dpi=100)
 
 
 if __name__ == "__main__":

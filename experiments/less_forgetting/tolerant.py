@@ -8,7 +8,7 @@ from experiments.less_forgetting.run import grid
 
 
 def main(bench: Bench) -> None:
-    grid(bench, ("tolerant-0", "tolerant-1"))
+    grid(bench, ("tolerant-0", "tolerant-1k"))
 
 
 if __name__ == "__main__":

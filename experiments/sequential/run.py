@@ -9,7 +9,7 @@ from statistics import mean
 
 from experiments.figures import curves
 from experiments.grid import SHIPPED as SHIPPED_FOLDER
-from experiments.grid import Bench, Row, paired, picked, row, spread, start, table
+from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
 from experiments.likely import right_greedy
 from experiments.sequential.confusion import carried_out
 from opd_lightning.tasks.world import WorldTask
@@ -26,6 +26,7 @@ RATES, SEEDS = ("5e-5", "2e-4"), (0, 1, 2)
 AFTER = range(1, len(STAGES) + 1)
 # The shipped model answers all unseen operations alike; this one has gone on to guess at each of them by itself.
 APART = ["--base", str(SHIPPED_FOLDER / "start"), "--steps", "1000", "--teacher-steps", "0", "--guess", "0.3"]
+EARLIER = "apart, first machine"  # in earlier.csv: what these options gave on another kind of processor
 PROTOCOL = ["evaluation=validation", "evaluation.every=10", "budget.accuracy=0.95", "budget.in_a_row=1"]
 PROTOCOL += ["trainer.max_steps=150", "task.n_eval=128"]
 
@@ -86,15 +87,18 @@ def main(bench: Bench) -> None:
 
 
 def tell(bench: Bench) -> None:
-    rows = bench.read()
-    for name in dict.fromkeys(r["start"] for r in rows):
-        mine = picked(rows, start=name)
+    rows, earlier = bench.read(), bench.earlier()
+    for name in dict.fromkeys(r["start"] for r in rows + earlier):
+        mine = picked(rows + earlier, start=name)
         asked_to_rotate(name, mine)
         ends(name, mine)
         prior_skills(name, mine)
         along(name, mine)
-        drawn(bench.results / f"{name}.png", picked(mine, lr=RATES[0]))
-    teachers(rows)
+    for name in dict.fromkeys(r["start"] for r in rows):
+        drawn(bench.results / f"{name}.png", picked(rows, start=name, lr=RATES[0]))
+    teachers(rows + earlier)
+    if earlier:
+        makings(rows + earlier)
 
 
 def right_shown(path: str, skill: str, style: str) -> float:
@@ -199,6 +203,20 @@ def teachers(rows: list[Row]) -> None:
         pairs = ([r["teacher shown"] for r in mine], [r[f"{skill}/new/accuracy"] for r in mine])
         told.append([name, rate, skill, *(", ".join(f"{v:.3f}" for v in some) for some in pairs), spread(pairs[1])])
     print(table(["start model", "rate", "skill", "teacher, shown", "student", "mean"], told))
+
+
+def makings(rows: list[Row]) -> None:
+    """How far the runs from the two makings of one start model lie apart, and how many of them are alike in every column."""
+    new, old = {"start": "apart"}, {"start": EARLIER}
+    print("\n`apart` less its making on the first machine, mean and interval over seeds; runs that are alike in every column\n")
+    told = []
+    for arm, stage in product(ARMS, AFTER):
+        mine = picked(rows, arm=arm, lr=RATES[0], stage=stage)
+        again = [r | old in mine for r in picked(mine, **new)]
+        told.append(
+            [f"`{arm}`", stage, *(between(mine, new, old, c) for c in columns().values()), f"{sum(again)} of {len(again)}"]
+        )
+    print(table(["method", "after stage", *columns(), "alike"], told))
 
 
 if __name__ == "__main__":
