@@ -10,16 +10,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
 from experiments.grid import SMALL, Bench, Row, between, picked, start, table
 from experiments.robustness.run import PERTURBED as ONE_AT_A_TIME
+from opd_lightning.report.compare import Comparison
 from opd_lightning.report.runs import load_study
+from opd_lightning.report.statistics import holm, over_seeds
 from opd_lightning.study import report
 
 BASELINE = "sft"
+FIRST, ADDED = (0, 1, 2), (3, 4)
 QUALITY = {
     "new/accuracy": "new skill",
     "prior/accuracy": "prior skills",
@@ -27,6 +30,7 @@ QUALITY = {
     "robust/mean": "robustness, mean",
     "robust/worst": "robustness, worst case",
 }
+CHOSEN = QUALITY | {"flops": "FLOPs"}
 COSTS = {"updates": "updates", "student_tokens": "student tokens", "flops": "FLOPs", "teacher_training": "FLOPs of the teacher"}
 SKILLS = {f"prior/{skill}/accuracy": f"`{skill}`" for skill in ("copy", "reverse", "increment", "sort")}
 DISTANCES = {
@@ -80,6 +84,7 @@ def tell(bench: Bench) -> None:
     print("\nPrior prompts answered rightly and in the native style, at least and at most by the shares of each\n")
     print(table(["method", "both"], ([f"`{m}`", both(picked(rows, method=m))] for m in methods)))
     differences(rows, compared, bench.read("comparisons.csv"))
+    looks(rows, compared)
     finishes(last_two(courses, rows), compared)
     print(f"\n{len(rows)} runs, {sum(r['seconds'] for r in rows) / 60:.1f} minutes without evaluation")
 
@@ -89,8 +94,7 @@ def differences(rows: Sequence[Row], compared: Sequence[str], comparisons: Seque
     columns = [f"`{m}`" for m in compared]
     print(f"\nDifference to `{BASELINE}`, paired by seed; verdicts after Holm's adjustment among methods\n")
     told = {(c["metric"], c["method"]): verdict(c) for c in comparisons}
-    names = QUALITY | {"flops": "FLOPs"}
-    print(table(["", *columns], ([said, *(told.get((n, m), "") for m in compared)] for n, said in names.items())))
+    print(table(["", *columns], ([said, *(told.get((n, m), "") for m in compared)] for n, said in CHOSEN.items())))
     for names in (SKILLS, PERTURBED, DISTANCES):
         print(f"\nDifference to `{BASELINE}`, paired by seed, without verdicts\n")
         print(table(["", *columns], ([said, *(difference(rows, m, n) for m in compared)] for n, said in names.items())))
@@ -99,12 +103,37 @@ def differences(rows: Sequence[Row], compared: Sequence[str], comparisons: Seque
     neighbours(rows)
 
 
+def looks(rows: Sequence[Row], compared: Sequence[str]) -> None:
+    """Comparisons whose verdict the added seeds changed: only what these show by themselves is free of the first look."""
+    kinds = {"seeds 0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": FIRST + ADDED}
+    first, added, five = ([r for r in rows if r["seed"] in seeds] for seeds in kinds.values())
+    print(f"\nDifference to `{BASELINE}` where seeds 3 and 4 changed the verdict; p is Holm's of five, doubled for two looks\n")
+    lines = []
+    for before, after in zip(compare(first, compared), compare(five, compared), strict=True):
+        if before.verdict != after.verdict:
+            then, alone, now = (difference(some, after.method, after.metric) for some in (first, added, five))
+            told = [f"{then}, {before.verdict}", alone, f"{now}, {after.verdict}", f"{min(1.0, 2 * after.adjusted):.3f}"]
+            lines.append([CHOSEN[after.metric], f"`{after.method}`", *told])
+    print(table(["", "method", *kinds, "p"], lines))
+
+
+def compare(rows: Sequence[Row], compared: Sequence[str]) -> Iterator[Comparison]:
+    """What comparisons.csv would have by these runs alone."""
+    for number in CHOSEN:
+        values = {m: {r["seed"]: r[number] for r in picked(rows, method=m)} for m in (BASELINE, *compared)}
+        told = [over_seeds(values[m], values[BASELINE]) for m in compared]
+        for method, d, p in zip(compared, told, holm([d.p for d in told]), strict=True):
+            yield Comparison(number, method, BASELINE, d, p)
+
+
 def neighbours(rows: Sequence[Row]) -> None:
-    """Methods near each other in what they keep and in how far they went: are they told apart?"""
-    print("\nDifference to `opd_sampled`, paired by seed, without verdicts\n")
+    """The methods that keep more than the baseline: are they told apart, and are their distances?"""
+    print("\nDifferences between others than the baseline, paired by seed, without verdicts\n")
     names = {"prior/accuracy": "prior skills"} | DISTANCES
-    pairs = [({"method": m}, {"method": "opd_sampled"}) for m in ("opd", "grpo")]
-    lines = ([f"`{a['method']}`", *(between(rows, a, b, n) for n in names)] for a, b in pairs)
+    lines = (
+        [f"`{a}` - `{b}`", *(between(rows, {"method": a}, {"method": b}, n) for n in names)]
+        for a, b in (("opd", "opd_sampled"), ("grpo", "opd_sampled"), ("opd", "grpo"))
+    )
     print(table(["", *names.values()], lines))
 
 
