@@ -5,6 +5,7 @@ from statistics import mean
 
 from experiments.exposure.positions import matched
 from experiments.grid import Row, between, paired, picked, spread, table
+from opd_lightning.report.statistics import over_seeds
 
 MATCHED = (0.7, 0.9)
 EQUAL, END = tuple(f"at {m}" for m in MATCHED), "at the end"
@@ -31,6 +32,7 @@ def tables(rows: list[Row], courses: list[Row]) -> None:
         at_equal_skill(length, mine)
     for ((length, skill), mine), when in product(settings.items(), (*EQUAL, END)):
         digit_by_digit(f"{skill}, {length} digits, {when}", when, mine)
+    turned(rows)
     longer(rows)
     expected(rows)
     largest(courses)
@@ -67,6 +69,26 @@ def at_equal_skill(length: int, rows: list[Row]) -> None:
             for a, b, start, mine in pairs(rows)
         )
         print(table(["paired by seed", *header], lines))
+
+
+def turned(rows: list[Row]) -> None:
+    """How far one start model's differences of methods are another's: all pairs, lengths, skills and moments."""
+    names = [f"{name} {when}" for name, when in product(("right", "gap", "wrong"), (*EQUAL, END))] + [WHOLE]
+    found = []
+    for mine, (a, b), number in product(groups(rows, "length", "skill").values(), PAIRS, names):
+        found.append([sign(picked(mine, start=start), a, b, number) for start in each(rows, "start")])
+    both = [signs for signs in found if len(signs) == 2 and all(signs)]
+    print("\nDifferences of methods that both start models tell apart, and those of them with opposite signs\n")
+    print(table(["on both", "opposite"], [[len(both), sum(sum(signs) == 0 for signs in both)]]))
+
+
+def sign(rows: list[Row], arm: str, baseline: str, number: str) -> int:
+    """Of the difference, paired by seed: 0 where its interval holds 0, has no width, or there are no pairs."""
+    mine, other = ({r["seed"]: r[number] for r in picked(rows, arm=a) if number in r} for a in (arm, baseline))
+    if len(set(mine) & set(other)) < 2:
+        return 0
+    told = over_seeds(mine, other)
+    return 0 if told.alike else int(told.low > 0) - int(told.high < 0)
 
 
 def digit_by_digit(title: str, when: str, rows: list[Row]) -> None:

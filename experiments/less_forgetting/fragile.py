@@ -1,4 +1,4 @@
-"""The half of the runs that begins with fragile start models, 36 minutes from nothing; run.py takes them up.
+"""The half of the runs that begins with fragile start models; run.py takes them up.
 
 python -m experiments.less_forgetting.fragile
 """

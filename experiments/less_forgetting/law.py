@@ -83,7 +83,9 @@ def centred(values: Sequence[float]) -> np.ndarray:
     return rankdata(values) - (len(values) + 1) / 2
 
 
-def over_kinds(checkpoints, starts: Sequence[str], arms: Iterable[str], kl: str, rate: str, kin: Callable[[str], str]) -> str:
+def over_kinds(
+    checkpoints: list[Row], starts: Sequence[str], arms: Iterable[str], kl: str, rate: str, kin: Callable[[str], str]
+) -> str:
     """Start models of one kind and seed are no independent draws, so their mean is one."""
     found: dict[str, list[float]] = {}
     for name in starts:

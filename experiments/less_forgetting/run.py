@@ -84,7 +84,7 @@ def main(bench: Bench) -> None:
 
 
 def kin(name: str) -> str:
-    """A start model's kind and seed; the letter behind them (none, e, k) is of the machine that made it."""
+    """A start model's kind and seed; a letter behind them is of the machine that made it."""
     return name.rstrip("ek")
 
 
