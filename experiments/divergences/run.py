@@ -10,8 +10,8 @@ from statistics import median
 
 from experiments.figures import curves
 from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
+from experiments.looks import DOUBLED, LOOKS, SEEDS, by_look, changed
 from opd_lightning.loggers import read_csv
-from opd_lightning.report.statistics import Difference, over_seeds
 
 ARMS = {
     "reverse_kl": ["method=opd"],
@@ -24,8 +24,7 @@ ARMS = {
     "sampled": ["method=opd_sampled"],
     "sampled_baseline": ["method=opd_sampled", "loss/support=sampled_baseline"],
 }
-FIRST, ADDED = (0, 1, 2), (3, 4)
-RATES, SEEDS, BASE = ("5e-5", "2e-4", "8e-4"), FIRST + ADDED, "reverse_kl"
+RATES, BASE = ("5e-5", "2e-4", "8e-4"), "reverse_kl"
 STAGES = {"updates 5-20": range(5, 21), "updates 25-60": range(25, 61)}
 NUMBERS = ("new/accuracy", "prior/accuracy", "prior/format")
 COMPARED = ("prior/accuracy", "new/accuracy", "updates")
@@ -110,28 +109,14 @@ def there(rows: list[Row], arm: str, rate: str, number: str, digits: int) -> str
 
 
 def looks(rows: list[Row]) -> None:
-    """Differences whose verdict the added seeds change: only what these show by themselves is free of the first look."""
-    kinds = {"0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": SEEDS}
-    print("\nDifferences to `reverse_kl` whose verdict the added seeds change, paired by seed\n")
+    """Differences whose verdict the added seeds change."""
+    print(f"\nDifferences to `{BASE}` whose verdict the added seeds change, paired by seed\n")
     lines = []
     for number, rate, arm in product(COMPARED, RATES, ARMS):
-        some = [[r for r in picked(rows, lr=rate) if r["seed"] in seeds] for seeds in kinds.values()]
-        first, last = against(some[0], arm, number), against(some[-1], arm, number)
-        if first and last and verdict(first) != verdict(last):
-            differences = [paired(chosen, arm, BASE, number) for chosen in some]
-            lines.append([f"`{arm}` at {rate}", number, *differences, f"{min(1.0, 2 * last.p):.3f}"])
-    print(table(["", "number", *kinds, "p of all five, doubled for two looks"], lines))
-
-
-def against(rows: list[Row], arm: str, number: str) -> Difference | None:
-    """An arm's difference to `reverse_kl`."""
-    mine, other = ({r["seed"]: r[number] for r in picked(rows, arm=a)} for a in (arm, BASE))
-    return over_seeds(mine, other) if set(mine) & set(other) else None
-
-
-def verdict(difference: Difference) -> int:
-    """Above (1) or below (-1) zero, or not told (0)."""
-    return (difference.low > 0) - (difference.high < 0)
+        mine = picked(rows, lr=rate)
+        if changed(mine, arm, BASE, number):
+            lines.append([f"`{arm}` at {rate}", number, *by_look(mine, arm, BASE, number)])
+    print(table(["", "number", *LOOKS, DOUBLED], lines))
 
 
 def tell_panel(found: list[Row]) -> None:

@@ -7,13 +7,12 @@ from itertools import product
 
 from experiments.figures import curves
 from experiments.grid import Bench, Row, between, paired, picked, row, spread, start, table
+from experiments.looks import DOUBLED, LOOKS, SEEDS, by_look
 from opd_lightning.loggers import read_csv
-from opd_lightning.report.statistics import over_seeds
 
 TEACHERS = ("frozen", "ema", "ema_fast", "sync", "trust_region", "live")
 MOVING = ("ema", "ema_fast", "sync", "live")
-FIRST, ADDED = (0, 1, 2), (3, 4)
-RATES, SEEDS = ("2e-4",), FIRST + ADDED
+RATES = ("2e-4",)
 LEARNED = ("new/accuracy", "prior/accuracy")
 SKILLS = {skill: f"prior/{skill}/accuracy" for skill in ("copy", "reverse", "increment", "sort")}
 SHOWN, ALONE = "teacher/shown/accuracy", "teacher/shown/student_accuracy"
@@ -57,18 +56,9 @@ def tell(bench: Bench) -> None:
 
 
 def looks(rows: list[Row]) -> None:
-    """`ema` by when its seeds were decided on: only what the added ones show by themselves is free of the first look."""
+    """`ema`, whose verdict the added seeds change."""
     print("\nDifference of `ema` to `frozen`, by seeds\n")
-    kinds = {"0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": SEEDS}
-    some = {told: [r for r in rows if r["seed"] in seeds] for told, seeds in kinds.items()}
-    lines = [[told, *(paired(chosen, "ema", "frozen", n) for n in LEARNED)] for told, chosen in some.items()]
-    print(table(["seeds", *LEARNED], [*lines, ["p of all five, doubled", *(doubled(rows, n) for n in LEARNED)]]))
-
-
-def doubled(rows: list[Row], number: str) -> str:
-    """p of `ema` to `frozen` times the two looks (Bonferroni)."""
-    mine, other = ({r["seed"]: r[number] for r in picked(rows, arm=t)} for t in ("ema", "frozen"))
-    return f"{min(1.0, 2 * over_seeds(mine, other).p):.3f}"
+    print(table(["", *LOOKS, DOUBLED], ([n, *by_look(rows, "ema", "frozen", n)] for n in LEARNED)))
 
 
 def along(history: list[Row]) -> None:
