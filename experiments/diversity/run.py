@@ -8,6 +8,7 @@ from statistics import mean
 
 from experiments.figures import dots
 from experiments.grid import Bench, paired, picked, row, spread, start, table
+from experiments.looks import DOUBLED, LOOKS, SEEDS, by_look, changed
 
 TASK = "task._target_=experiments.diversity.several.AnyRotation"
 NATIVE = "task.style=native"
@@ -27,7 +28,7 @@ OTHERS = (  # compared beside each arm with `sft`
     ("opd_sampled", "opd_forward"),
     ("opd_sampled", "opd_reverse"),
 )
-SEEDS, UPDATES = (0, 1, 2), 100
+UPDATES = 100
 NUMBERS = ("new/accuracy", "found/pass_at_1", "found/share", "new/pass@4", "new/pass@16", "prior/accuracy")
 RATE = "optim.lr=2e-4"  # of all but the teacher
 PROTOCOL = [TASK, "evaluation=sampled", "~evaluation.suite.teacher", "evaluation.every=1000", "task.n_eval=128"]
@@ -72,6 +73,11 @@ def tell(bench: Bench) -> None:
     print("\nDifferences, paired by seed\n")
     compared = [(arm, "sft") for arm in ARMS if arm != "sft"] + list(OTHERS)
     print(table(["", *NUMBERS], ([f"`{a}` - `{b}`", *(paired(rows, a, b, n) for n in NUMBERS)] for a, b in compared)))
+    print("\nDifferences whose verdict the added seeds change, paired by seed\n")
+    lines = (
+        [f"`{a}` - `{b}`", n, *by_look(rows, a, b, n)] for (a, b), n in product(compared, NUMBERS) if changed(rows, a, b, n)
+    )
+    print(table(["", "number", *LOOKS, DOUBLED], lines))
     titles = {"found/pass_at_1": "a sample is right", "found/share": "share of right answers found in 16 samples"}
     panels = {title: {a: [r[n] for r in some] for a, some in found.items()} for n, title in titles.items()}
     dots(bench.results / "diversity.png", panels, "share (test questions)")
