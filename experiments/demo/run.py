@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 from experiments.grid import SMALL, Bench, Row, between, picked, start, table
+from experiments.looks import ADDED, FIRST, SEEDS
 from experiments.robustness.run import PERTURBED as ONE_AT_A_TIME
 from opd_lightning.report.compare import Comparison
 from opd_lightning.report.runs import load_study
@@ -22,7 +23,6 @@ from opd_lightning.report.statistics import holm, over_seeds
 from opd_lightning.study import report
 
 BASELINE = "sft"
-FIRST, ADDED = (0, 1, 2), (3, 4)
 QUALITY = {
     "new/accuracy": "new skill",
     "prior/accuracy": "prior skills",
@@ -105,7 +105,7 @@ def differences(rows: Sequence[Row], compared: Sequence[str], comparisons: Seque
 
 def looks(rows: Sequence[Row], compared: Sequence[str]) -> None:
     """Comparisons whose verdict the added seeds changed: only what these show by themselves is free of the first look."""
-    kinds = {"seeds 0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": FIRST + ADDED}
+    kinds = {"seeds 0 to 2, at first": FIRST, "3 and 4, added": ADDED, "all five": SEEDS}
     first, added, five = ([r for r in rows if r["seed"] in seeds] for seeds in kinds.values())
     print(f"\nDifference to `{BASELINE}` where seeds 3 and 4 changed the verdict; p is Holm's of five, doubled for two looks\n")
     lines = []
