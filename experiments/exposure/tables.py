@@ -5,7 +5,7 @@ from statistics import mean
 
 from experiments.exposure.positions import matched
 from experiments.grid import Row, between, paired, picked, spread, table
-from opd_lightning.report.statistics import over_seeds
+from experiments.looks import difference, verdict
 
 MATCHED = (0.7, 0.9)
 EQUAL, END = tuple(f"at {m}" for m in MATCHED), "at the end"
@@ -84,11 +84,8 @@ def turned(rows: list[Row]) -> None:
 
 def sign(rows: list[Row], arm: str, baseline: str, number: str) -> int:
     """Of the difference, paired by seed: 0 where its interval holds 0, has no width, or there are no pairs."""
-    mine, other = ({r["seed"]: r[number] for r in picked(rows, arm=a) if number in r} for a in (arm, baseline))
-    if len(set(mine) & set(other)) < 2:
-        return 0
-    told = over_seeds(mine, other)
-    return 0 if told.alike else int(told.low > 0) - int(told.high < 0)
+    told = difference(rows, arm, baseline, number)
+    return 0 if told is None or told.alike else verdict(told)
 
 
 def digit_by_digit(title: str, when: str, rows: list[Row]) -> None:
