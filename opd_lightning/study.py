@@ -1,4 +1,4 @@
-"""python -m opd_lightning.study FOLDER: a table, comparisons with intervals, figures and one self-contained report.html.
+"""python -m opd_lightning.study FOLDER: a short table, and in FOLDER results.csv, comparisons.csv, figures and report.html.
 
 Options: --against METHOD (compare with another one than the study's baseline), --rates (the learning rate of each method by
 its validation accuracy, as conf/study takes it).
@@ -11,27 +11,27 @@ from pathlib import Path
 from opd_lightning.report.compare import choose_rates, compare, write_comparisons
 from opd_lightning.report.figures import draw
 from opd_lightning.report.html import write_html
+from opd_lightning.report.picture import picture
 from opd_lightning.report.runs import load_study
-from opd_lightning.report.table import print_table, write_csv
+from opd_lightning.report.table import write_csv
+from opd_lightning.report.terminal import columns, terminal
 
 
 def report(folder: Path, against: str | None = None) -> Path:
-    """Report on the runs below `folder`, in it.
+    """Report on the runs below `folder`: print the short table, and write the files into it.
 
     Raises:
         ValueError: there is nothing to compare.
     """
     runs, left_out = load_study(folder)
-    comparisons, notes = compare(runs, against)
-    left_out += notes
-    print_table(runs)
-    for comparison in comparisons:
-        print(comparison.sentence)
-    for sentence in left_out:
-        print(f"note: {sentence}")
+    compared = compare(runs, against)
+    for line in terminal(runs, compared, left_out, columns()):
+        print(line)
     write_csv(runs, folder / "results.csv")
-    write_comparisons(comparisons, folder / "comparisons.csv")
-    write_html(runs, comparisons, left_out, draw(runs, folder), folder / "report.html")
+    write_comparisons(compared.comparisons, folder / "comparisons.csv")
+    caption = picture(runs, folder / "picture.png")
+    opening = (folder / "picture.png", caption) if caption else None
+    write_html(runs, compared, left_out, opening, draw(runs, folder), folder / "report.html")
     return folder / "report.html"
 
 

@@ -1,7 +1,7 @@
-"""An evaluation of this experiment's own: accuracy digit by digit, on the model's own prefix, the right one and a wrong one."""
+"""Accuracy digit by digit, behind the model's own prefix, the right one and one with a wrong digit."""
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
+from statistics import mean
 
 import torch
 
@@ -20,7 +20,8 @@ class Positions:
     """For each digit of a native answer ("answer 3 1 ..."), the share that is right.
 
     `position/<i>/own`: in the model's own greedy answer. `position/<i>/right`: behind the right digits before it.
-    `position/<i>/wrong`: behind right digits but for one wrong one just before it.
+    `position/<i>/wrong`: behind right digits but for one wrong one just before it. `position/own` and so on: means over the
+    digits from the second on.
 
     Args:
         task, tokenizer, max_new_tokens, split, n, template_options: as for `GreedyAccuracy`.
@@ -55,6 +56,9 @@ class Positions:
                 kinds["wrong"] = self.next(student, wrong[:, :i])
             for kind, said in kinds.items():
                 found[f"position/{i}/{kind}"] = proportion((said.cpu() == self.answers[:, i]).double().tolist())
+        for kind in KINDS:
+            by = [found[f"position/{i}/{kind}"].value for i in range(2, self.length + 1)]
+            found[f"position/{kind}"] = Estimate(mean(by))
         return found
 
     def next(self, student: Student, prefix: torch.Tensor) -> torch.Tensor:
@@ -62,21 +66,3 @@ class Positions:
         ids = torch.cat([torch.tensor(self.prompts), prefix], 1).to(student.lm.device)
         with student.evaluating() as lm:
             return lm(input_ids=ids).logits[:, -1].argmax(-1)
-
-
-def means(measured: Mapping[str, float]) -> dict[str, float]:
-    """The share of right digits by position and, over digits 2 to the last, on the whole."""
-    length = max(int(key.split("/")[1]) for key in measured if key.startswith("position/"))
-    by = {f"{kind} {i}": measured[f"position/{i}/{kind}"] for kind in KINDS for i in range(2, length + 1)}
-    overall = {kind: sum(by[f"{kind} {i}"] for i in range(2, length + 1)) / (length - 1) for kind in KINDS}
-    gaps = {"gap": overall["right"] - overall["own"], "last gap": by[f"right {length}"] - by[f"own {length}"]}
-    return by | overall | gaps
-
-
-def matched(course: Sequence[dict[str, float]], m: float) -> dict[str, float]:
-    """All numbers where the share behind right digits passes m for the first time, between two measurements linearly."""
-    for before, after in pairwise(course):
-        if before["right"] < m <= after["right"]:
-            share = (m - before["right"]) / (after["right"] - before["right"])
-            return {name: before[name] + share * (after[name] - before[name]) for name in before}
-    return {}

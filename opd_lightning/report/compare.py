@@ -4,13 +4,16 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
+from opd_lightning.report.headline import COSTS, chosen, numbers
 from opd_lightning.report.runs import Run
 from opd_lightning.report.statistics import LEVEL, Difference, holm, over_prompts, over_seeds
-from opd_lightning.report.table import by_cell, labels, metrics
+from opd_lightning.report.table import by_cell, labels
 
 COMPARED = ("new/accuracy", "prior/accuracy", "prior/format", "robust/worst", "robust/mean", "flops")
-"""What is compared where it was measured; everything else is in results.csv for whoever asks."""
+"""What is compared where it was measured, with the report's headline numbers; the rest is in results.csv for whoever asks."""
+NONE_SHOWN, ONE_SEED = "no difference shown", "one seed"
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,51 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "higher", "lower" or "undecided"."""
+        """One of "higher", "lower", NONE_SHOWN and ONE_SEED."""
         d = self.difference
+        if d.seeds == 1:
+            return ONE_SEED
         if self.adjusted >= 1 - LEVEL or d.low <= 0 <= d.high:
-            return "undecided"
+            return NONE_SHOWN
         return "higher" if d.mean > 0 else "lower"
 
     @property
-    def sentence(self) -> str:
-        """What may be said."""
-        d, digits = self.difference, ".2e" if self.metric == "flops" else ".3f"
-        numbers = f"{d.mean:+{digits}} [{d.low:+{digits}}, {d.high:+{digits}}]"
-        basis = f"95 % over {d.seeds} seeds" if d.over == "seeds" and d.seeds > 1 else f"95 % over {d.over}"
-        if d.seeds == 1 and d.over == "seeds":
-            numbers, basis = f"{d.mean:+{digits}}", "one seed"
-        if d.alike:
-            basis = f"the same with all {d.seeds} seeds, so that no spread supports a verdict"
-        better = {"higher": "costs more", "lower": "costs less"} if self.metric == "flops" else {}
-        said = "undecided" if self.verdict == "undecided" else f"{self.method} {better.get(self.verdict, f'is {self.verdict}')}"
-        return f"{self.metric}, {self.method} against {self.baseline}: {said}, {numbers} ({basis})."
+    def shown(self) -> bool:
+        """Is the difference more than chance would make?"""
+        return self.verdict in ("higher", "lower")
 
 
-def compare(runs: list[Run], against: str | None = None) -> tuple[list[Comparison], list[str]]:
-    """Comparisons with the cell called `against`, by default the study's baseline, else the first; and who was not compared.
+@dataclass(frozen=True)
+class Compared:
+    """All methods against one of them.
+
+    Attributes:
+        baseline: its name.
+        comparisons: number by number.
+        reasons: of each method that was not compared; of the baseline, if nothing was.
+        notes: how the baseline was chosen, where the study does not say so.
+    """
+
+    baseline: str
+    comparisons: list[Comparison]
+    reasons: dict[str, str]
+    notes: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What else there is to know: the notes, and who was not compared."""
+        if self.baseline in self.reasons:
+            why = self.reasons[self.baseline]
+            return [*self.notes, f"nothing is compared with {self.baseline}: {why}; --against chooses another"]
+        return [*self.notes, *(f"{label} is not compared: {reason}" for label, reason in self.reasons.items())]
+
+    def of(self, method: str, metric: str) -> Comparison | None:
+        """A method's comparison on a number, if there is one."""
+        return next((c for c in self.comparisons if (c.method, c.metric) == (method, metric)), None)
+
+
+def compare(runs: list[Run], against: str | None = None) -> Compared:
+    """Comparisons with the cell called `against`, by default the study's baseline, else the first by name.
 
     Cells are compared that reached the study's target with every seed, had the baseline's budget and share a seed with it.
 
@@ -65,21 +90,21 @@ def compare(runs: list[Run], against: str | None = None) -> tuple[list[Compariso
     if against is not None and against not in cells:
         raise ValueError(f"--against {against} is no method of this study; there are {', '.join(cells)}.")
     base = wanted if wanted in cells else next(iter(cells))
-    notes = [] if base == wanted else [f"all are compared with {base}, the first by name; --against chooses another"]
+    unasked = base != wanted and len(cells) > 1
+    notes = [f"all are compared with {base}, the first by name; --against chooses another"] if unasked else []
     reasons = {label: reason for label, cell in cells.items() if (reason := unmatched(cell, cells[base]))}
     if base in reasons:
-        return [], [*notes, f"nothing is compared with {base}: {reasons[base]}; --against chooses another"]
-    notes += [f"{label} is not compared: {reason}" for label, reason in reasons.items()]
+        return Compared(base, [], {base: reasons[base]}, notes)
     found = []
-    for metric in COMPARED:
+    for metric in dict.fromkeys([*COMPARED, *(headline.name for headline in chosen(runs))]):
         family = [
             (label, difference(cell, cells[base], metric))
             for label, cell in cells.items()
-            if label != base and label not in reasons and all(metric in metrics(run) for run in [*cell, *cells[base]])
+            if label != base and label not in reasons and all(metric in numbers(run) for run in [*cell, *cells[base]])
         ]
         adjusted = holm([d.p for _, d in family])
         found += [Comparison(metric, name, base, d, p) for (name, d), p in zip(family, adjusted, strict=True)]
-    return found, notes
+    return Compared(base, found, reasons, notes)
 
 
 def unmatched(cell: list[Run], base: list[Run]) -> str | None:
@@ -96,6 +121,25 @@ def unmatched(cell: list[Run], base: list[Run]) -> str | None:
     return None if paired(cell, base) else "no seed is in both"
 
 
+def in_few_words(runs: list[Run], compared: Compared, label: str, name: str) -> str:
+    """A method's difference from the baseline for a cell of a short table; costs as percentages."""
+    comparison = compared.of(label, name)
+    if comparison is None:
+        return ""
+    if not comparison.shown:
+        return ONE_SEED if comparison.verdict == ONE_SEED else "none shown"
+    size = f"{percent(comparison, runs):+.0f} %" if name in COSTS else f"{comparison.difference.mean:+.3f}"
+    return f"{size} {comparison.verdict}"
+
+
+def percent(comparison: Comparison, runs: list[Run]) -> float:
+    """A difference as a percentage of the baseline's mean over the seeds that both have."""
+    cells = labels(runs)
+    shared = {run.seed for run in cells[comparison.method]}
+    base = mean(numbers(run)[comparison.metric] for run in cells[comparison.baseline] if run.seed in shared)
+    return 100 * comparison.difference.mean / base if base else 0.0
+
+
 def paired(cell: list[Run], base: list[Run]) -> bool:
     """Is there a seed in both?"""
     return bool({run.seed for run in cell} & {run.seed for run in base})
@@ -103,7 +147,7 @@ def paired(cell: list[Run], base: list[Run]) -> bool:
 
 def difference(cell: list[Run], base: list[Run], metric: str) -> Difference:
     """Over seeds; for a single one over prompts, where single prompts were kept."""
-    over = over_seeds({r.seed: metrics(r)[metric] for r in cell}, {r.seed: metrics(r)[metric] for r in base})
+    over = over_seeds({r.seed: numbers(r)[metric] for r in cell}, {r.seed: numbers(r)[metric] for r in base})
     if over.seeds > 1:
         return over
     shared = {r.seed for r in cell} & {r.seed for r in base}
@@ -123,18 +167,16 @@ def scores(run: Run, metric: str) -> dict[str, float]:
 
 
 def write_comparisons(comparisons: list[Comparison], path: Path) -> None:
-    """comparisons.csv, one row per comparison."""
+    """comparisons.csv, one row per comparison; interval and p-values are empty with a single seed, which has none."""
+    header = ["metric", "method", "baseline", "difference", "low", "high", "seeds", "over", "p", "p_holm", "verdict"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["metric", "method", "baseline", "difference", "low", "high", "seeds", "over", "p", "p_holm", "verdict"]
-        )
+        writer.writerow(header)
         for c in comparisons:
             d = c.difference
-            numbers = [f"{x:.6g}" for x in (d.mean, d.low, d.high)]
-            writer.writerow(
-                [c.metric, c.method, c.baseline, *numbers, d.seeds, d.over, f"{d.p:.4g}", f"{c.adjusted:.4g}", c.verdict]
-            )
+            low, high, p, adjusted = f"{d.low:.6g}", f"{d.high:.6g}", f"{d.p:.4g}", f"{c.adjusted:.4g}"
+            told = [low, high, d.seeds, d.over, p, adjusted] if d.seeds > 1 else ["", "", 1, "one seed", "", ""]
+            writer.writerow([c.metric, c.method, c.baseline, f"{d.mean:.6g}", *told, c.verdict])
 
 
 def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
@@ -150,11 +192,11 @@ def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
         reached = [cell for cell in cells if not any(run.censored for run in cell)]
         key = "validation/prior/accuracy" if reached else "validation/new/accuracy"
 
-        def mean(cell: list[Run], key: str = key) -> float:
-            return sum(run.evaluation["end"][key] for run in cell) / len(cell)
+        def average(cell: list[Run], key: str = key) -> float:
+            return mean(run.evaluation["end"][key] for run in cell)
 
-        best = max(reached or cells, key=lambda cell: (round(mean(cell), 2), cell[0].config["optim"]["lr"]))
-        rates = {float(cell[0].config["optim"]["lr"]): f"{mean(cell):.3f}" for cell in reached or cells}
+        best = max(reached or cells, key=lambda cell: (round(average(cell), 2), cell[0].config["optim"]["lr"]))
+        rates = {float(cell[0].config["optim"]["lr"]): f"{average(cell):.3f}" for cell in reached or cells}
         grid = [float(cell[0].config["optim"]["lr"]) for cell in cells]
         edge = (
             "; the edge of the grid" if len(grid) > 1 and float(best[0].config["optim"]["lr"]) in (min(grid), max(grid)) else ""

@@ -12,10 +12,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from opd_lightning.report.headline import seeds_told
 from opd_lightning.report.runs import Run
 from opd_lightning.report.table import labels
 
-# Okabe and Ito's palette, told apart by colour-blind readers; the marker and the line tell the method in black and white.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; in black and white, marker and line show the method.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
@@ -30,14 +31,12 @@ def draw(runs: list[Run], folder: Path) -> list[tuple[Path, str]]:
     Returns:
         (file, caption) of each figure.
     """
-    n = {len(cell) for cell in labels(runs).values()}
-    seeds = f"{min(n)}" if len(n) == 1 else f"{min(n)} to {max(n)}"
     drawn = []
     for name, needs, picture, caption in figures():
         if all(key in run.evaluation["end"] for key in needs for run in runs):
             path = folder / f"{name}.png"
             picture(runs, path)
-            drawn.append((path, f"{caption} Seeds per method: {seeds}."))
+            drawn.append((path, f"{caption} Seeds per method: {seeds_told(runs)}."))
     return drawn
 
 
@@ -108,6 +107,11 @@ def lines(axes: Axes, runs: list[Run], x: Callable[[Run, int], float], y: str) -
     axes.grid(alpha=0.25)
 
 
+def legend(axes: Axes) -> None:
+    """Names of the methods, smaller where they are many."""
+    axes.legend(frameon=False, fontsize=min(10.0, 100 / max(1, len(axes.get_legend_handles_labels()[1]))))
+
+
 def number(name: str) -> Callable[[Run, int], float]:
     """An evaluation's number at the k-th evaluation."""
     return lambda run, k: run.evaluation["history"][k][name]
@@ -123,7 +127,7 @@ def forgetting(runs: list[Run], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     lines(axes, runs, number("new/accuracy"), "prior/accuracy")
     axes.set(xlabel=NEW, ylabel=PRIOR)
-    axes.legend(frameon=False)
+    legend(axes)
     save(figure, path)
 
 
@@ -136,7 +140,7 @@ def cost(runs: list[Run], path: Path) -> None:
         axes.set(xlabel=label, xscale="log")
         axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would run into each other
     panels[0].set(ylabel=NEW.replace(" (", "\n("))
-    panels[1].legend(frameon=False)
+    legend(panels[1])
     save(figure, path)
 
 
@@ -153,7 +157,7 @@ def learning(runs: list[Run], path: Path) -> None:
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=COLOURS[i % 8], alpha=0.15, lw=0)
         axes.set(xlabel="optimizer updates", ylabel=NEW if key.startswith("new") else PRIOR)
         axes.grid(alpha=0.25)
-    panels[0][0].legend(frameon=False)
+    legend(panels[0][0])
     save(figure, path)
 
 
@@ -165,7 +169,7 @@ def divergence(runs: list[Run], path: Path) -> None:
         xs, ys = [row["start/new/forward_kl"] for row in rows], [row["prior/accuracy"] for row in rows]
         axes.plot(xs, ys, MARKERS[i % 8], color=COLOURS[i % 8], markersize=5, alpha=0.7, label=label, linestyle="")
     axes.set(xlabel="KL(start model || model) on new prompts, nats per token", ylabel=PRIOR)
-    axes.legend(frameon=False)
+    legend(axes)
     axes.grid(alpha=0.25)
     save(figure, path)
 
@@ -200,7 +204,7 @@ def recovery(runs: list[Run], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     lines(left, runs, number("step"), "heldout/reverse_kl")
     left.set(xlabel="optimizer updates", ylabel="KL(student || teacher),\nnats per token", yscale="log")
-    left.legend(frameon=False)
+    legend(left)
     lines(right, runs, number("step"), "heldout/log_likelihood")
     teacher = runs[0].evaluation["end"].get("heldout/teacher_log_likelihood")
     if teacher is not None:

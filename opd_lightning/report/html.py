@@ -1,106 +1,98 @@
-"""report.html: one file that opens from disk, with everything embedded and every piece of model output escaped."""
+"""report.html: one file that opens from disk, with everything embedded and every piece of model output escaped.
+
+It opens with the answer, a picture and a short table; everything else is folded.
+"""
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 
-import yaml
-
-from opd_lightning.report.compare import Comparison
+from opd_lightning.report.answer import answer
+from opd_lightning.report.compare import Compared, in_few_words
+from opd_lightning.report.headline import COSTS, chosen, lines, one_seed, seeds_told
 from opd_lightning.report.runs import Run
-from opd_lightning.report.table import by_cell, labels, summarise
+from opd_lightning.report.sections import Section, sections
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto; padding: 0 1rem; color: #1a1a1a; }
+h1 { line-height: 1.2; font-size: 1.5rem; }
+.answer { font-size: 1.15rem; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } td { white-space: pre-line; }
- td.text { text-align: left; white-space: pre-wrap; }
-figure { margin: 1.5rem 0; break-inside: avoid; } img { max-width: 100%; } figcaption { color: #444; font-size: 0.9rem; }
+th { vertical-align: bottom; } td { white-space: pre-line; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; min-width: 5rem; overflow-wrap: break-word; }
+td.text { text-align: left; white-space: pre-wrap; }
+figure { margin: 1rem 0; break-inside: avoid; } img { max-width: 100%; } figcaption, .note { color: #444; font-size: 0.9rem; }
+.opening img { width: 32rem; } .opening + .scroll { margin-bottom: 1.2rem; }
+details { border-top: 1px solid #ddd; padding: 0.6rem 0; } details details { margin-left: 1rem; }
+summary { cursor: pointer; font-weight: 600; } code, pre { overflow-wrap: anywhere; }
 pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
-tr:nth-child(1) th { position: sticky; top: 0; background: #fff; } td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { body { margin: 0.5rem auto; } .answer { font-size: 1.05rem; }
+  table { font-size: 0.75rem; } th, td { padding: 0.25rem 0.3rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; min-width: 3rem; padding-left: 0; } }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; } details { display: none; } .scroll { overflow: visible; }
-  table { font-size: 8pt; } th, td { padding: 0.15rem 0.3rem; } h2 { break-after: avoid; } }
+  table { font-size: 8pt; } th, td { padding: 0.15rem 0.3rem; } }
 """
+HEAD = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+    'initial-scale=1"><title>{title}</title><style>{style}</style></head><body>'
+)
+
+Figure = tuple[Path, str]
+"""A file and its caption."""
 
 
 def write_html(
-    runs: list[Run], comparisons: list[Comparison], left_out: list[str], figures: list[tuple[Path, str]], path: Path
+    runs: list[Run],
+    compared: Compared,
+    left_out: list[str],
+    picture: Figure | None,
+    figures: list[Figure],
+    path: Path,
 ) -> None:
-    """Write the report."""
-    header, rows = summarise(runs)
-    turned = [list(line) for line in zip(header, *rows, strict=True)]  # a column per method: numbers are many, methods few
-    study = runs[0].config["study"]["name"]
-    examples = runs[0].evaluation["examples"]
-    measured = ", ".join(f"{name} on {info['n']} held-out prompts" for name, info in examples.items())
-    machine = ", ".join(f"{k} {v}" for k, v in runs[0].status["machine"].items())
+    """Write the report: the answer, the picture and a table, then the folded sections."""
+    study = escape(runs[0].config["study"]["name"])
     parts = [
-        f"<h1>Study {escape(study)}</h1>",
-        f"<p>{len(runs)} runs from one start model (<code>{escape(runs[0].status['start_model'][0])}</code>); "
-        f"measured: {escape(measured)}.</p>",
-        f"<p>{escape(protocol(runs))}</p>",
-        "<h2>What can be said</h2>",
-        *verdicts(comparisons),
-        *(f"<p>Note: {escape(sentence)}.</p>" for sentence in left_out),
-        "<h2>Results after the last update</h2>",
-        html_table(turned[0], [[cell.replace(" [", "\n[") for cell in line] for line in turned[1:]]),
-        "<p>new/… is the skill that was taught, prior/… those that were there before: accuracy counts contents in any style, "
-        "format the asked style. start/… is KL to the start model (nats per token, forward: start to model), robust/… accuracy "
-        "on the new skill under one perturbation, teacher/shown/… that of the teacher with what it is shown.</p>"
-        "<p>Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are "
-        "all that a teacher read, prompts included. FLOPs are those of rollouts, teacher, forward and backward passes; what "
-        "making the teacher had cost stands beside them (empty where nobody knows it or no teacher was asked). Seconds are "
-        "this machine's and leave evaluation out; compare them within this report only. A censored run is one that did not "
-        "reach the target.</p>",
-        "<h2>Figures</h2>",
-        *(html_figure(file, caption) for file, caption in figures),
-        "<h2>The same held-out prompts, before and after</h2>",
-        html_table(["prompt", "start", *answered(runs)], answers(runs), text_from=1),
-        "<h2>What was written during training</h2>",
-        html_table(["method", "step", "prompt", "completion"], samples(runs), text_from=2),
-        "<h2>How each run was configured</h2>",
-        *(html_config(cell[0]) for cell in by_cell(runs).values()),
-        f"<p>{escape(machine)}</p>",
+        HEAD.format(title=study, style=STYLE),
+        f"<h1>Study {study}</h1>",
+        f'<p class="answer">{escape(" ".join(answer(runs, compared)))}</p>',
+        f'<div class="opening">{html_figure(*picture)}</div>' if picture else "",
+        *methods(runs, compared),
+        folded("More figures", "".join(html_figure(*figure) for figure in figures)) if figures else "",
+        *map(html_section, sections(runs, compared, left_out)),
+        "</body></html>\n",
     ]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(study)}</title><style>{STYLE}</style><body>'
-    path.write_text(page + "\n".join(parts) + "</body></html>\n", encoding="utf-8")
+    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
 
-def protocol(runs: list[Run]) -> str:
-    """What ended the runs, at which learning rates."""
-    budget = runs[0].config["budget"]
-    limits = {f"{name} at {budget[name]:,}" for name in ("student_tokens", "flops", "seconds") if budget[name] is not None}
-    if budget["accuracy"] is not None:
-        limits.add(f"{budget['metric']} at {budget['accuracy']} in {budget['in_a_row']} evaluations one after the other")
-    most = max(run.config["trainer"]["max_steps"] for run in runs)
-    ends = [*sorted(limits), *([f"{most} updates at most"] if most > 0 else [])]
-    rates = {label: cell[0].config["optim"]["lr"] for label, cell in labels(runs).items()}
-    told = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
-    return f"What ended a run: {'; '.join(ends)}. Learning rates: {told}."
-
-
-def verdicts(comparisons: list[Comparison]) -> list[str]:
-    """Sentences where the interval supports them, and the rest in one table."""
-    if not comparisons:
-        return ["<p>Nothing was compared: that takes two methods that reached the target, with a seed in common.</p>"]
-    sure = [f"<li>{escape(c.sentence)}</li>" for c in comparisons if c.verdict != "undecided"]
+def methods(runs: list[Run], compared: Compared) -> list[str]:
+    """The short table of methods, with what the seeds show of their differences from the baseline."""
+    names, target = [*(h.name for h in chosen(runs)), *COSTS], any(run.censored for run in runs)
+    header = ["method", *(["target met"] if target else []), *(h.label for h in chosen(runs)), *COSTS.values()]
     rows = []
-    for c in comparisons:
-        d = c.difference
-        numbers = [f"{d.mean:+.4g}", f"[{d.low:+.4g}, {d.high:+.4g}]", str(d.seeds), d.over, f"{c.adjusted:.2g}"]
-        rows.append([c.metric, c.method, c.baseline, *numbers, c.verdict])
-    return [
-        f"<ul>{''.join(sure)}</ul>" if sure else "<p>No difference is supported by its interval: all are undecided.</p>",
-        html_table(["number", "method", "against", "difference", "95 %", "seeds", "over", "p (Holm)", "verdict"], rows),
-        "<p>Differences are paired by seed; intervals are Student's t over seeds, each at 95 %. A verdict needs more: p below "
-        "0.05 after Holm's adjustment among the methods compared on one number. Perturbations that force one style of opening "
-        "favour whoever writes that style, and the mean depends on how many of them there are. A single seed is always "
-        "undecided; its interval, where there is one, is a bootstrap over the prompts of this run only.</p>",
-    ]
+    for line in lines(runs):
+        told = ["" if one_seed(runs) else in_few_words(runs, compared, line.label, name) for name in names]
+        cells = ["\n".join(filter(None, [*cell, verdict])) for cell, verdict in zip(line.cells, told, strict=True)]
+        rows.append([line.label, *([line.met] if target else []), *cells])
+    note = f"Means of {seeds_told(runs)} seeds, [lowest, highest] where they differ."
+    if compared.comparisons:
+        note += f" Under these, the difference from {compared.baseline} as far as the seeds show one at 95 %."
+    return [html_table(header, rows), "" if one_seed(runs) else f'<p class="note">{escape(note)}</p>']
+
+
+def html_section(section: Section) -> str:
+    """A section, folded; its sub-sections too."""
+    texts = "".join(f"<p>{escape(text)}</p>" for text in section.texts)
+    table = html_table(section.header, section.rows, section.text_from) if section.rows else ""
+    inner = "".join(folded(title, f"<pre>{escape(text)}</pre>") for title, text in section.files.items())
+    return folded(section.title, table + texts + inner)
+
+
+def folded(title: str, body: str) -> str:
+    """HTML behind a title that opens it."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def html_table(header: list[str], rows: list[list[str]], text_from: int = 10**6) -> str:
@@ -118,35 +110,3 @@ def html_figure(file: Path, caption: str) -> str:
     data = base64.b64encode(file.read_bytes()).decode()
     alt = escape(caption, quote=True)
     return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def html_config(run: Run) -> str:
-    """The resolved configuration, folded."""
-    text = escape(yaml.safe_dump(run.config, sort_keys=False))
-    return f"<details><summary><code>{escape(run.cell)}</code></summary><pre>{text}</pre></details>"
-
-
-def answered(runs: list[Run]) -> dict[str, Path]:
-    """The answers of the first seed of each cell that kept some."""
-    files = {label: cell[0].folder / "answers.json" for label, cell in labels(runs).items()}
-    return {label: file for label, file in files.items() if file.is_file()}
-
-
-def answers(runs: list[Run]) -> list[list[str]]:
-    """Each held-out prompt with the start model's answer and that of the first seed of each cell."""
-    read = [json.loads(file.read_text()) for file in answered(runs).values()]
-    if not read:
-        return []
-    columns = [read[0]["prompts"], read[0]["start"], *(r["end"] for r in read)]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def samples(runs: list[Run]) -> list[list[str]]:
-    """The first and the last sample of the first seed of each cell."""
-    rows = []
-    for cell in by_cell(runs).values():
-        file = cell[0].folder / "samples.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        for line in [*lines[:1], *lines[-1:]]:
-            rows.append([cell[0].name, str(line["step"]), line["prompt"], line["completion"]])
-    return rows

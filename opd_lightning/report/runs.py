@@ -47,7 +47,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the walk; evaluation is not counted."""
+        """Seconds of training; evaluation is not counted."""
         return sum(s for part, s in self.ledger["seconds"].items() if part != "evaluation")
 
 
@@ -118,11 +118,11 @@ def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list
             continue
         common = Counter(r.ledger["steps"] for r in mine).most_common(1)[0][0]
         odd = [r for r in mine if r.ledger["steps"] != common]
-        left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its cell {common}" for r in odd]
+        left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its other seeds {common}" for r in odd]
         runs = [r for r in runs if r not in odd]
     seeds = {r.seed for r in runs}
     for cell in sorted({r.cell for r in runs}):
         missing = sorted(seeds - {r.seed for r in runs if r.cell == cell})
         told = ", ".join(map(str, missing))
-        left_out += [f"{cell} has no finished run of seed {told}, so it is compared on the others"] if missing else []
+        left_out += [f"{cell} has no finished run of seed {told}, so it is compared on the other seeds"] if missing else []
     return runs, left_out

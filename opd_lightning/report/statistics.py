@@ -6,7 +6,7 @@ prompts of a single run knows nothing of that, and so never supports a verdict.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 import numpy as np
 from scipy import stats
@@ -38,15 +38,20 @@ class Difference:
         """Do several seeds show one and the same difference?"""
         return self.seeds > 1 and self.low == self.high
 
+    @property
+    def bounded(self) -> bool:
+        """Is there an interval to show? A single seed has none, unless it is over prompts."""
+        return isfinite(self.low) and isfinite(self.high)
+
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]" if self.bounded else f"{self.mean:+.3f}"
 
 
 def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """first - second over the seeds that both have, with Student's t interval.
 
-    With a single seed the interval is endless. Where all differences are equal, as when both methods are always perfect, it is
-    as narrow as they are, and p is 1: a spread that was not seen supports nothing.
+    With a single seed the interval is endless, and never shown. Where all differences are equal, as when both methods are
+    always perfect, it is as narrow as they are, and p is 1: a spread that was not seen supports nothing.
 
     Raises:
         ValueError: no seed is in both.

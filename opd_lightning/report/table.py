@@ -1,13 +1,9 @@
-"""The table: one row per cell (a method with its options), the mean and the range over its seeds."""
+"""All numbers of a study: per run in results.csv, per cell (a method with its options) as means and ranges over seeds."""
 
 import csv
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import mean
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from opd_lightning.evaluation import headlines
 from opd_lightning.report.runs import Run
@@ -75,29 +71,20 @@ def summarise(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     return ["method", "seeds", *(COSTS.get(n, n) for n in names)], rows
 
 
-def shown(values: list[float], name: str) -> str:
-    """A mean, and [lowest, highest] if the values differ."""
+def spread(values: list[float], name: str) -> tuple[str, str]:
+    """A mean, and "[lowest, highest]" where the values differ and are no cost; both empty without values."""
     if not values:
-        return ""
+        return "", ""
     if name in COSTS and not any(values):
-        return "0"
+        return "0", ""
     digits = "{:.2e}" if name in ("flops", "teacher_training") else "{:,.0f}" if name in (*COSTS, "updates") else "{:.3f}"
-    middle = digits.format(mean(values))
     low, high = digits.format(min(values)), digits.format(max(values))
-    return middle if low == high or name in COSTS else f"{middle} [{low}, {high}]"
+    return digits.format(mean(values)), "" if low == high or name in COSTS else f"[{low}, {high}]"
 
 
-def print_table(runs: list[Run]) -> None:
-    """The table on the terminal, a column per method: metrics are many, methods few."""
-    header, rows = summarise(runs)
-    table = Table(title=f"study {runs[0].config['study']['name']}: mean \\[range over seeds]", title_justify="left")
-    for name, *_ in [header, *rows]:
-        table.add_column(name, justify="left" if name == header[0] else "right")
-    for line in list(zip(header, *rows, strict=True))[1:]:
-        table.add_row(*map(escape, line))
-    console = Console()
-    # Where the output is no terminal nobody has chosen a width, and a table cut to 80 columns is of no use.
-    (console if console.is_terminal else Console(width=160)).print(table)
+def shown(values: list[float], name: str) -> str:
+    """The mean and the range in one text."""
+    return " ".join(spread(values, name)).strip()
 
 
 def write_csv(runs: list[Run], path: Path) -> None:
