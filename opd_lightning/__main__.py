@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
-from opd_lightning.overrides import explain
-from opd_lightning.redact import redacted
-from opd_lightning.sweep import Overview, overview
+from opd_lightning.config.overrides import explain
+from opd_lightning.reporting.overview import Overview, overview
+from opd_lightning.utils.secrets import redacted
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class RunFailed(CompactHydraException):
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Make one run; in a sweep, Hydra calls this once per cell."""
-    from opd_lightning.status import note_failure  # imported late, so that --help and typos answer at once
-    from opd_lightning.train import run
+    from opd_lightning.runs.status import note_failure  # imported late, so that --help and typos answer at once
+    from opd_lightning.training.run import run
 
     try:
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:

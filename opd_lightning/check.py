@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.assemble import Nouns, assemble
-from opd_lightning.checks import check
-from opd_lightning.config import build, compose, run_folder
-from opd_lightning.findings import Finding, data, models, probe, prompts, verifier
-from opd_lightning.needs import disk, memory
-from opd_lightning.overrides import explain, unwritable
-from opd_lightning.redact import redacted
-from opd_lightning.train import quiet
+from opd_lightning.config import build, compose
+from opd_lightning.config.compatibility import check
+from opd_lightning.config.overrides import explain, unwritable
+from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
+from opd_lightning.preflight.components import Nouns, assemble
+from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.runs.identity import run_folder
+from opd_lightning.training.run import quiet
+from opd_lightning.utils.secrets import redacted
 
 
 def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:

@@ -15,13 +15,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_lightning.checks import check
 from opd_lightning.config import build, compose
+from opd_lightning.config.compatibility import check
+from opd_lightning.config.names import find
+from opd_lightning.config.overrides import explain
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.names import find
-from opd_lightning.overrides import explain
-from opd_lightning.teacher import Scorer
+from opd_lightning.teachers import Scorer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:

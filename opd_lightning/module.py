@@ -15,19 +15,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning import adapters
-from opd_lightning.batching import packed_index, plan_micro_batches
-from opd_lightning.flops import Sizes, rollout_flops, update_flops
+from opd_lightning.data.batching import packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
-from opd_lightning.metrics import Ledger, StepMetrics
-from opd_lightning.models import Pretrained, Student
-from opd_lightning.optim import Optim
-from opd_lightning.seeds import derive_seed, seeded
-from opd_lightning.sharding import shard, whole
-from opd_lightning.tasks.base import Attempt, Example, Verdict
-from opd_lightning.teacher.scorer import Scorer, ask
-from opd_lightning.types import Batch, Prompts, Rollout, RolloutPolicy, Tokens
+from opd_lightning.models import Pretrained, Student, adapters
+from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
+from opd_lightning.models.optimizer import Optim
+from opd_lightning.models.sharding import shard, whole
+from opd_lightning.teachers.local import Scorer, ask
+from opd_lightning.types import Attempt, Batch, Example, Prompts, Rollout, RolloutPolicy, Tokens, Verdict
+from opd_lightning.utils.metrics import Ledger, StepMetrics
+from opd_lightning.utils.seeds import derive_seed, seeded
 
 POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
 """Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""

@@ -8,13 +8,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from opd_lightning.report.compare import choose_rates, compare, write_comparisons
-from opd_lightning.report.figures import draw
-from opd_lightning.report.html import write_html
-from opd_lightning.report.picture import picture
-from opd_lightning.report.runs import load_study
-from opd_lightning.report.table import write_csv
-from opd_lightning.report.terminal import columns, terminal
+from opd_lightning.reporting.compare import choose_rates, compare, write_comparisons
+from opd_lightning.reporting.figures import draw
+from opd_lightning.reporting.html import write_html
+from opd_lightning.reporting.picture import picture
+from opd_lightning.reporting.runs import load_study
+from opd_lightning.reporting.table import write_csv
+from opd_lightning.reporting.terminal import columns, terminal
 
 
 def report(folder: Path, against: str | None = None) -> Path:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd_lightning.__main__ import entry
 from opd_lightning.config import compose
-from opd_lightning.tasks.world import VOCABULARY, world_tokenizer
+from opd_lightning.toy.world import VOCABULARY, world_tokenizer
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)

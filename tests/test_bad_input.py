@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd_lightning.tasks.world import VOCABULARY
+from opd_lightning.toy.world import VOCABULARY
 
 
 def rows(path: Path, *lines: object) -> str:
@@ -328,8 +328,8 @@ def test_a_full_traceback_is_there_for_the_asking(command, monkeypatch):
 
 
 def test_held_out_prompts_in_training_are_refused(small, monkeypatch):
-    from opd_lightning.tasks.world import WorldTask
-    from opd_lightning.train import run
+    from opd_lightning.toy.world import WorldTask
+    from opd_lightning.training.run import run
 
     monkeypatch.setattr(WorldTask, "examples", lambda self, split: [self._example("sort", i, "new") for i in range(8)])
     with pytest.raises(ValueError, match=r"8 held-out prompts are training prompts too"):

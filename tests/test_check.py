@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opd_lightning.check import examine
 from opd_lightning.check import main as check_command
-from opd_lightning.config import run_folder
-from opd_lightning.findings import Finding
-from opd_lightning.train import run
+from opd_lightning.preflight.checks import Finding
+from opd_lightning.runs.identity import run_folder
+from opd_lightning.training.run import run
 
 
 def states(found: list[Finding]) -> dict[str, str]:
@@ -146,7 +146,7 @@ def test_what_is_planted_is_found(small, tmp_path, other, monkeypatch, name, whe
     if name == "package":
         monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
     elif name == "too_large":
-        monkeypatch.setattr("opd_lightning.needs.device", lambda cfg: ("GPU", 1000))
+        monkeypatch.setattr("opd_lightning.preflight.resources.device", lambda cfg: ("GPU", 1000))
     elif name == "full_disk":
         monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
     elif name == "accelerator":

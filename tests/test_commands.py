@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from opd_lightning.loggers import read_csv
+from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.study import main as report
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}

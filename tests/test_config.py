@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from opd_lightning.checks import check
-from opd_lightning.config import CONF_DIR, compose, first_stage, plain, run_folder, run_hash
-from opd_lightning.train import run
+from opd_lightning.config import CONF_DIR, compose, first_stage, plain
+from opd_lightning.config.compatibility import check
+from opd_lightning.runs.identity import run_folder, run_hash
+from opd_lightning.training.run import run
 
 CONF = Path(CONF_DIR)
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))

@@ -7,11 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from opd_lightning.evaluation import Estimate, GreedyAccuracy
-from opd_lightning.flops import Sizes
-from opd_lightning.generate import Sampling, generate
-from opd_lightning.loggers import read_csv
+from opd_lightning.generation.transformers import Sampling, generate
 from opd_lightning.models import Pretrained, Student
-from opd_lightning.train import run
+from opd_lightning.models.flops import Sizes
+from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.training.run import run
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_lightning.batching import packed_index, plan_micro_batches
-from opd_lightning.data import PromptStream
-from opd_lightning.seeds import derive_seed
+from opd_lightning.data.batching import packed_index, plan_micro_batches
+from opd_lightning.data.prompts import PromptStream
 from opd_lightning.types import join
+from opd_lightning.utils.seeds import derive_seed
 
 
 def take(stream: PromptStream, batches: int) -> list[list[int]]:

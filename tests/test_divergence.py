@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary, SampledToken, TopK
+from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import Tokens
 
 DIVERGENCES = {

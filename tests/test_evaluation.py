@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from opd_lightning.callbacks.diagnostics import repetition, stretches
-from opd_lightning.context import NoContext, Quote
 from opd_lightning.evaluation import (
     GreedyAccuracy,
     GreedyAnswers,
@@ -19,9 +18,10 @@ from opd_lightning.evaluation import (
 )
 from opd_lightning.evaluation.estimate import pass_at, proportion
 from opd_lightning.models import Pretrained, Student
-from opd_lightning.tasks.instructions import InstructionTask
-from opd_lightning.tasks.world import WorldTask
-from opd_lightning.teacher import External, FrozenStart, Scorer
+from opd_lightning.teachers import External, FrozenStart, Scorer
+from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.toy.instructions import InstructionTask
+from opd_lightning.toy.world import WorldTask
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_shipped_instructions_are_disjoint_and_answered():
 
 
 def test_the_teacher_is_measured_with_its_context_and_the_student_without():
-    start = Pretrained("pkg://opd_lightning/assets/world/start")
+    start = Pretrained("pkg://opd_lightning/toy/assets/world/start")
     task, tokenizer, student = WorldTask(n_eval=4), start.tokenizer(), Student(start.model())
     weights = FrozenStart()
     weights.attach(student)

@@ -15,8 +15,8 @@ import yaml
 from experiments.analyze import HERE, cell, collect, draw, interval, pages, read_page, rewritten, table
 from experiments.benchmarks import run as benchmarks
 from opd_lightning.config import compose
-from opd_lightning.tasks.pretrain_world import Mixture, sample_sequence
-from opd_lightning.tasks.world import PRIOR
+from opd_lightning.toy.pretrain import Mixture, sample_sequence
+from opd_lightning.toy.world import PRIOR
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_UPDATE = ("trainer.max_steps=1", "data.batch_size=2", "evaluation.every=1")
@@ -29,7 +29,7 @@ BEGINNINGS = {
     "smollm2_rule_sft": ["~evaluation.suite.accuracy", FEW.format("divergence"), FEW.format("teacher")],
 }
 """Experiments on SmolLM2's weights, and what makes them short."""
-SHIPPED = "model.path=opd_lightning/assets/world/start"
+SHIPPED = "model.path=opd_lightning/toy/assets/world/start"
 SWEEPS = {
     "teachers": ["teacher=frozen", "task.n_eval=8"],
     "forgetting": ["method=sft", "task.n_eval=8", SHIPPED],

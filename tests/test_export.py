@@ -9,7 +9,7 @@ import torch
 from opd_lightning.evaluate import configuration, evaluate
 from opd_lightning.export import export
 from opd_lightning.models import Pretrained
-from opd_lightning.train import run
+from opd_lightning.training.run import run
 
 
 def values(cfg) -> dict[str, float]:

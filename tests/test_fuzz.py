@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_lightning.checks import check
 from opd_lightning.config import compose
-from opd_lightning.data import encode_chat
-from opd_lightning.names import find
-from opd_lightning.overrides import explain
+from opd_lightning.config.compatibility import check
+from opd_lightning.config.names import find
+from opd_lightning.config.overrides import explain
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.tasks import TableTask
-from opd_lightning.tasks.world import world_tokenizer
+from opd_lightning.toy.world import world_tokenizer
 
 QUICK = settings(max_examples=40, deadline=20_000, suppress_health_check=list(HealthCheck))
 LONG = settings(max_examples=1500, deadline=20_000, suppress_health_check=list(HealthCheck))

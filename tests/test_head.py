@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from opd_lightning.losses import Head, Objective, head_loss
 from opd_lightning.losses.clip import ClipEntries, ClipPositions
-from opd_lightning.losses.divergence import (
+from opd_lightning.losses.divergences import (
     EntropyAware,
     forward_kl,
     jsd,
@@ -19,9 +19,9 @@ from opd_lightning.losses.divergence import (
     total_variation,
 )
 from opd_lightning.losses.head import NotFinite
-from opd_lightning.losses.support import FullVocabulary, SampledToken, TopK
-from opd_lightning.losses.terms import CrossEntropy
-from opd_lightning.losses.weight import completion_mask, token_mean
+from opd_lightning.losses.policy_gradient import CrossEntropy
+from opd_lightning.losses.token_weights import completion_mask, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import LogitSource, Tokens
 
 N, H, V = 11, 6, 13

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from opd_lightning.losses import Head, Objective, head_loss
-from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary
-from opd_lightning.losses.weight import completion_mask, token_mean
+from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.token_weights import completion_mask, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.types import LogitSource, Tokens
 
 DIVERGENCES = {0.0: forward_kl, 0.5: jsd, 1.0: reverse_kl}

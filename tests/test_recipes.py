@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from opd_lightning import stand_in
-from opd_lightning.checks import check
 from opd_lightning.config import CONF_DIR, compose
-from opd_lightning.models import Pretrained
-from opd_lightning.train import run
+from opd_lightning.config.compatibility import check
+from opd_lightning.models import Pretrained, stand_in
+from opd_lightning.training.run import run
 
 RECIPES = sorted(p.stem for p in Path(CONF_DIR, "experiment").glob("*.yaml"))
 PAPERS = [name for name in RECIPES if "qwen" in name]
@@ -21,7 +20,7 @@ QUICK = ("opsd_qwen3_1.7b", "sdft_qwen2.5_7b_tooluse")
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAPERS])
 def test_a_recipe_trains_two_updates_on_stand_ins(name, tmp_path, caplog):
     overrides = [f"experiment={name}", "model.stand_in=true", "trainer.max_steps=2", f"output_dir={tmp_path}", "logger=none"]
-    with caplog.at_level(logging.WARNING, logger="opd_lightning.train"):
+    with caplog.at_level(logging.WARNING, logger="opd_lightning.training.run"):
         folder = run(compose([*overrides, "trainer.accelerator=cpu", "task.n_eval=4"]))
     assert '"finished"' in (folder / "status.json").read_text()
     assert any(record.message.startswith("warning: stand-ins: the weights are random") for record in caplog.records)

@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from opd_lightning.dashboard import PANELS, workspace
-from opd_lightning.loggers import read_csv
-from opd_lightning.report.answer import answer
-from opd_lightning.report.compare import NONE_SHOWN, ONE_SEED, choose_rates, compare
-from opd_lightning.report.headline import chosen
-from opd_lightning.report.runs import load_study
-from opd_lightning.report.statistics import holm, over_prompts, over_seeds
-from opd_lightning.report.terminal import terminal
+from opd_lightning.reporting.answer import answer
+from opd_lightning.reporting.compare import NONE_SHOWN, ONE_SEED, choose_rates, compare
+from opd_lightning.reporting.headline import chosen
+from opd_lightning.reporting.runs import load_study
+from opd_lightning.reporting.statistics import holm, over_prompts, over_seeds
+from opd_lightning.reporting.terminal import terminal
+from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.study import rates, report
-from opd_lightning.train import run
+from opd_lightning.training.run import run
 
 
 @pytest.mark.parametrize("sd", [0.0, 0.03, 0.08])

@@ -10,10 +10,10 @@ import yaml
 from opd_lightning.evaluation import GreedyAccuracy, HarnessTasks, Robustness
 from opd_lightning.evaluation.robustness import foreign_token, noisy
 from opd_lightning.models import Pretrained, Student
-from opd_lightning.tasks.base import Verdict
-from opd_lightning.tasks.world import WorldTask, world_tokenizer
+from opd_lightning.toy.world import WorldTask, world_tokenizer
+from opd_lightning.types import Verdict
 
-START = "pkg://opd_lightning/assets/world/start"
+START = "pkg://opd_lightning/toy/assets/world/start"
 
 
 @pytest.fixture(scope="module")

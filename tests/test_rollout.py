@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from opd_lightning.context import NoContext, Quote
-from opd_lightning.data import encode_chat
-from opd_lightning.generate import Sampling, generate
+from opd_lightning.data.renderer import encode_chat
+from opd_lightning.generation.transformers import Sampling, generate
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, MixtureRollout, StudentRollout, TeacherRollout
-from opd_lightning.tasks.world import WorldTask
-from opd_lightning.teacher import External, Live, Scorer
+from opd_lightning.teachers import External, Live, Scorer
+from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.toy.world import WorldTask
 from opd_lightning.types import Prompts, join
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd_lightning.redact import MASK, is_secret, redacted
 from opd_lightning.study import main as report
 from opd_lightning.tasks.sandbox import Code
-from opd_lightning.train import run
+from opd_lightning.training.run import run
+from opd_lightning.utils.secrets import MASK, is_secret, redacted
 
 KEY, TOKEN = "k" * 20 + "0123456789" * 2, "hf_abcdefghijklmnop"
 

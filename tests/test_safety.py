@@ -17,14 +17,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opd_lightning import faults
 from opd_lightning.callbacks import Checkpoint, Guards
 from opd_lightning.callbacks.checkpoint import check_checkpoint, damage
-from opd_lightning.config import compose, run_folder
+from opd_lightning.config import compose
 from opd_lightning.evaluation import Robustness
-from opd_lightning.files import alone_in, read_lines
-from opd_lightning.loggers import read_csv
-from opd_lightning.train import Stopped, run
+from opd_lightning.runs.identity import run_folder
+from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.training.run import Stopped, run
+from opd_lightning.utils import errors
+from opd_lightning.utils.atomic_files import alone_in, read_lines
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
@@ -447,5 +448,5 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
     ],
 )
 def test_what_the_world_does_is_told_in_one_sentence(error, told):
-    assert told in faults.sentence(error) and "the same command goes on" in faults.sentence(error)
-    assert faults.sentence(RuntimeError("shapes do not match")) is None
+    assert told in errors.sentence(error) and "the same command goes on" in errors.sentence(error)
+    assert errors.sentence(RuntimeError("shapes do not match")) is None

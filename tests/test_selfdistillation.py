@@ -11,21 +11,19 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from opd_lightning import adapters
-from opd_lightning.checks import check
-from opd_lightning.context import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
-from opd_lightning.data import encode_chat
+from opd_lightning.config.compatibility import check
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.losses import Objective
-from opd_lightning.losses.divergence import forward_kl, reverse_kl
-from opd_lightning.losses.support import FullVocabulary
-from opd_lightning.losses.terms import CrossEntropy
-from opd_lightning.losses.weight import completion_mask, token_mean
-from opd_lightning.models import Pretrained, Student
-from opd_lightning.tasks.base import Attempt, Example, Verdict
-from opd_lightning.tasks.world import WorldTask
-from opd_lightning.teacher import Average, FrozenStart, Live, Scorer, TrustRegion
-from opd_lightning.train import run
-from opd_lightning.types import Prompts, Rollout
+from opd_lightning.losses.divergences import forward_kl, reverse_kl
+from opd_lightning.losses.policy_gradient import CrossEntropy
+from opd_lightning.losses.token_weights import completion_mask, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary
+from opd_lightning.models import Pretrained, Student, adapters
+from opd_lightning.teachers import Average, FrozenStart, Live, Scorer, TrustRegion
+from opd_lightning.teachers.contexts import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
+from opd_lightning.toy.world import WorldTask
+from opd_lightning.training.run import run
+from opd_lightning.types import Attempt, Example, Prompts, Rollout, Verdict
 
 SHOWN = "{prompt} [ {demonstration} ]"
 
@@ -215,7 +213,7 @@ def test_an_effective_average_survives_a_bfloat16_base(tiny, world):
 
 def test_untold_rows_are_in_no_number_and_make_no_step(small):
     """Beside a reward that says nothing either: the step is silent, and the teacher's numbers are absent, not made up."""
-    from opd_lightning.loggers import read_csv
+    from opd_lightning.runs.metrics_file import read_csv
 
     overrides = [
         "method=sdpo",
@@ -365,8 +363,8 @@ def test_rows_that_are_told_nothing_cost_nothing_and_change_nothing(tiny):
 
 def walked(tiny, rollout, context, attempts, objective=None):
     """The gradient of one update on a given rollout with given verdicts, and the tokens that the teacher read."""
-    from opd_lightning.metrics import StepMetrics
     from opd_lightning.module import DistillationModule
+    from opd_lightning.utils.metrics import StepMetrics
 
     objective = objective or Objective(completion_mask, token_mean, forward_kl, FullVocabulary())
     model = Pretrained(tiny)

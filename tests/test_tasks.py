@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 
 import opd_lightning
 from opd_lightning.config import build, compose
-from opd_lightning.tasks.base import Verdict
 from opd_lightning.tasks.reasoning import ReasoningGymTask
 from opd_lightning.tasks.rows import read_rows
 from opd_lightning.tasks.splits import distinct, key_of, near_duplicates
 from opd_lightning.tasks.table import TableTask
 from opd_lightning.tasks.verifiers import Function, Math, Regex
-from opd_lightning.train import run
+from opd_lightning.training.run import run
+from opd_lightning.types import Verdict
 
 ROWS = [{"q": f"What is {i} plus {i + 1}?", "a": str(2 * i + 1), "why": f"{i} + {i + 1} = {2 * i + 1}"} for i in range(30)]
 COLUMNS = {"prompt": "q", "completion": "why", "answer": "a"}

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from opd_lightning.context import Quote
-from opd_lightning.loggers import MetricsFile, read_csv
 from opd_lightning.losses import Objective
-from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
-from opd_lightning.losses.divergence import reverse_kl
-from opd_lightning.losses.support import FullVocabulary, SampledToken
-from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
-from opd_lightning.losses.weight import completion_mask, constant, sequence_mean, skip_first, token_mean
-from opd_lightning.metrics import StepMetrics
-from opd_lightning.optim import Optim
+from opd_lightning.losses.advantages import group_relative, leave_one_out, reinforce
+from opd_lightning.losses.divergences import reverse_kl
+from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.token_weights import completion_mask, constant, sequence_mean, skip_first, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken
+from opd_lightning.models.optimizer import Optim
+from opd_lightning.runs.metrics_file import MetricsFile, read_csv
+from opd_lightning.teachers.contexts import Quote
 from opd_lightning.types import Prompts, Rollout, Tokens
+from opd_lightning.utils.metrics import StepMetrics
 
 
 def rollout(lengths=(3, 1), counts=(True, True)) -> Rollout:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_lightning.tasks.base import Verdict
 from opd_lightning.tasks.recipes import tool_calls
 from opd_lightning.tasks.verifiers import Function, Math, Numeric, Regex, choice, exact
+from opd_lightning.types import Verdict
 
 NUMERIC = [
     ("The answer is 72.", "72", 1.0),

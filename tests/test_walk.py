@@ -9,25 +9,25 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opd_lightning.callbacks.estimators import scatter
+from opd_lightning.callbacks.gradient_estimators import scatter
 from opd_lightning.config import CONF_DIR
-from opd_lightning.context import NoContext
-from opd_lightning.data import PromptData, encode_chat
-from opd_lightning.loggers import read_csv
+from opd_lightning.data.prompts import PromptData
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.losses import Objective
-from opd_lightning.losses.advantage import group_relative, leave_one_out, reinforce
-from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary, SampledToken, TopK
-from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
-from opd_lightning.losses.weight import completion_mask, constant, sequence_mean, skip_first, token_mean
+from opd_lightning.losses.advantages import group_relative, leave_one_out, reinforce
+from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.token_weights import completion_mask, constant, sequence_mean, skip_first, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.models import Pretrained, Student
+from opd_lightning.models.optimizer import Optim
 from opd_lightning.module import DistillationModule
-from opd_lightning.optim import Optim
-from opd_lightning.tasks.base import Verdict
-from opd_lightning.tasks.world import WorldTask, world_tokenizer
-from opd_lightning.teacher import External, FrozenStart, Live, Scorer
-from opd_lightning.train import run
-from opd_lightning.types import Rollout, join
+from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.teachers import External, FrozenStart, Live, Scorer
+from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.toy.world import WorldTask, world_tokenizer
+from opd_lightning.training.run import run
+from opd_lightning.types import Rollout, Verdict, join
 
 LENGTHS = (2, 12, 3, 9, 1, 5)
 
@@ -170,7 +170,7 @@ def test_the_gradient_is_that_of_the_plain_loss(tiny, other):
     )
     examples = WorldTask().examples("train")
     data = PromptData(examples, tokenizer, len(LENGTHS), 0)
-    from opd_lightning.data import PromptStream
+    from opd_lightning.data.prompts import PromptStream
 
     prompts = data.collate(next(iter(PromptStream(len(examples), len(LENGTHS), 0))))
     rollout = Ragged()(None, prompts, 0)
@@ -307,7 +307,7 @@ def test_the_checkpoint_holds_the_student_only(small):
 
 def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     """SDFT's teacher reads the demonstration; the completion ids are the student's."""
-    from opd_lightning.context import Quote
+    from opd_lightning.teachers.contexts import Quote
 
     tokenizer = Pretrained(tiny).tokenizer()
     examples = WorldTask().examples("train")[:2]

@@ -5,7 +5,7 @@ python experiments/benchmarks/coverage.py
 
 import numpy as np
 
-from opd_lightning.report.statistics import over_seeds
+from opd_lightning.reporting.statistics import over_seeds
 
 
 def coverage(seeds: int, sd: float, studies: int = 4000) -> float:

@@ -23,9 +23,9 @@ import torch
 from torch.nn.functional import kl_div, linear, log_softmax
 
 from opd_lightning.losses import Head, Objective, head_loss
-from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
-from opd_lightning.losses.support import FullVocabulary
-from opd_lightning.losses.weight import completion_mask, token_mean
+from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.token_weights import completion_mask, token_mean
+from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.types import LogitSource, Tokens
 
 DIVERGENCES = {"forward_kl": (forward_kl, 0.0), "reverse_kl": (reverse_kl, 1.0), "jsd": (jsd, 0.5)}

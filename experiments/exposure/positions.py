@@ -5,13 +5,13 @@ from statistics import mean
 
 import torch
 
-from opd_lightning.data import encode_chat
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.evaluation import Estimate
 from opd_lightning.evaluation.estimate import proportion
-from opd_lightning.generate import Sampling, complete
+from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.seeds import derive_seed, seeded
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
+from opd_lightning.utils.seeds import derive_seed, seeded
 
 KINDS = ("own", "right", "wrong")
 

@@ -1,12 +1,12 @@
 """Callbacks: everything around the walk."""
 
-from opd_lightning.callbacks.bookkeeping import Bookkeeping
 from opd_lightning.callbacks.budget import Budget
 from opd_lightning.callbacks.checkpoint import Checkpoint
+from opd_lightning.callbacks.cost_ledger import Bookkeeping
 from opd_lightning.callbacks.diagnostics import Diagnostics
-from opd_lightning.callbacks.estimators import Estimators
 from opd_lightning.callbacks.evaluation import Evaluation
-from opd_lightning.callbacks.guards import Guards
+from opd_lightning.callbacks.gradient_estimators import Estimators
+from opd_lightning.callbacks.health_checks import Guards
 from opd_lightning.callbacks.progress import Progress
 from opd_lightning.callbacks.samples import Samples
 

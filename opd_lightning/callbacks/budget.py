@@ -14,7 +14,7 @@ class Budget(L.Callback):
 
     Args:
         student_tokens: tokens that the student wrote, over all devices.
-        flops: of rollouts, teachers, forward and backward passes, over all devices; see `opd_lightning.flops`.
+        flops: of rollouts, teachers, forward and backward passes, over all devices; see `opd_lightning.models.flops`.
         seconds: of the walk on the first device, evaluation left out. Repeated, a run takes another time.
         accuracy: a target for `metric`. A run that reaches it ends, one that does not before `trainer.max_steps` is censored.
         metric: a number of the evaluation; on a validation split, so that the test split has no say in when a run ends.

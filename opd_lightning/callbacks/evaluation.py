@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from opd_lightning.evaluation import GreedyAnswers
-from opd_lightning.files import read_object, replace_text
+from opd_lightning.utils.atomic_files import read_object, replace_text
 
 log = logging.getLogger(__name__)
 

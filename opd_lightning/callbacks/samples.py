@@ -9,7 +9,7 @@ import rich
 from lightning.pytorch.loggers import WandbLogger
 from rich.markup import escape
 
-from opd_lightning.files import read_lines, replace_text
+from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
 class Samples(L.Callback):

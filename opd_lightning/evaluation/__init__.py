@@ -6,11 +6,11 @@ and after training alone.
 
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
+from opd_lightning.evaluation.divergence import ReferenceLikelihood, StartDivergence, TeacherDivergence
 from opd_lightning.evaluation.estimate import Estimate, headlines
 from opd_lightning.evaluation.harness import HarnessTasks
 from opd_lightning.evaluation.robustness import Robustness
-from opd_lightning.evaluation.teacher import TeacherAccuracy
-from opd_lightning.evaluation.text import ReferenceLikelihood, StartDivergence, TeacherDivergence
+from opd_lightning.evaluation.teacher_gap import TeacherAccuracy
 
 __all__ = [
     "Estimate",

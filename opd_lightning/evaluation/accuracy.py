@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data import encode_chat
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.evaluation.estimate import Estimate, average, pass_at, proportion
-from opd_lightning.generate import Sampling, complete
+from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.seeds import derive_seed, seeded
-from opd_lightning.tasks.base import Example, Task, Verdict
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
+from opd_lightning.types import Example, Task, Verdict
+from opd_lightning.utils.seeds import derive_seed, seeded
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data import encode_chat
-from opd_lightning.generate import Sampling, complete
+from opd_lightning.data.renderer import encode_chat
+from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.tasks.base import Task
+from opd_lightning.types import Task
 
 
 class GreedyAnswers:

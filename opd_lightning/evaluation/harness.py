@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.evaluation.estimate import Z95, Estimate
 from opd_lightning.models import Student
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
 
 
 class HarnessTasks:

@@ -9,14 +9,14 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.adapters import substituted
-from opd_lightning.data import encode_chat
+from opd_lightning.data.renderer import encode_chat
 from opd_lightning.evaluation.estimate import Estimate, proportion
-from opd_lightning.generate import Completions, Sampling, complete
+from opd_lightning.generation.transformers import Completions, Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.seeds import derive_seed, seeded
-from opd_lightning.tasks.base import Example, Task
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.models.adapters import substituted
+from opd_lightning.teachers.local import Scorer
+from opd_lightning.types import Example, Task
+from opd_lightning.utils.seeds import derive_seed, seeded
 
 
 class Robustness:

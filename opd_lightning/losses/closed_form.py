@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.divergence import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
 
 
 def beta_of(divergence: Any) -> float | None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd, top_agreement
-from opd_lightning.losses.ratio import update_ratio
-from opd_lightning.losses.support import FullVocabulary
-from opd_lightning.losses.terms import CrossEntropy, PolicyGradient
+from opd_lightning.losses.importance import update_ratio
+from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.types import Rollout, Tokens
 
 Entries = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.models import Student
 from opd_lightning.rollout.reuse import NOBODY, check_reuse, counted
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
 from opd_lightning.types import Prompts, Rollout
 
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.models import Student
 from opd_lightning.rollout.student import StudentRollout
-from opd_lightning.seeds import derive_seed
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
 from opd_lightning.types import Prompts, Rollout, RolloutPolicy
+from opd_lightning.utils.seeds import derive_seed
 
 
 class MixtureRollout:

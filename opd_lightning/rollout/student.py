@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.generate import Sampling, complete
+from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
 from opd_lightning.rollout.reuse import NOBODY, check_reuse, counted
-from opd_lightning.seeds import seeded
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
 from opd_lightning.types import Prompts, Rollout
+from opd_lightning.utils.seeds import seeded
 
 
 class StudentRollout:

@@ -10,12 +10,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.files import read_lines, replace_text
-from opd_lightning.generate import Sampling
+from opd_lightning.generation.transformers import Sampling
 from opd_lightning.models import Student
 from opd_lightning.rollout.reuse import check_reuse, counted
-from opd_lightning.teacher.scorer import Scorer
+from opd_lightning.teachers.local import Scorer
 from opd_lightning.types import Prompts, Rollout
+from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
 class TeacherRollout:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd_lightning.names import nearest
-from opd_lightning.seeds import derive_seed
-from opd_lightning.tasks.base import Example, Verdict
+from opd_lightning.config.names import nearest
 from opd_lightning.tasks.splits import key_of
+from opd_lightning.types import Example, Verdict
+from opd_lightning.utils.seeds import derive_seed
 
 PATIENCE = 20
 """Problems made for each one needed before a task is said to have no more."""

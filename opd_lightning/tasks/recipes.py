@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd_lightning.tasks.base import Verdict
 from opd_lightning.tasks.rows import Row
+from opd_lightning.types import Verdict
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from opd_lightning import stand_in
-from opd_lightning.names import nearest, packaged
+from opd_lightning.config.names import nearest, packaged
+from opd_lightning.models import stand_in
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")

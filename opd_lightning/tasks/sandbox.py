@@ -14,8 +14,8 @@ import tempfile
 from contextlib import suppress
 from os import killpg
 
-from opd_lightning.redact import redacted
-from opd_lightning.tasks.base import Verdict
+from opd_lightning.types import Verdict
+from opd_lightning.utils.secrets import redacted
 
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from opd_lightning.tasks.base import Example
+from opd_lightning.types import Example
 
 WORDS = 3
 """Words of a shingle."""

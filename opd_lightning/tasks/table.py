@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from opd_lightning.names import nearest
-from opd_lightning.tasks.base import Example, Messages, Verdict
+from opd_lightning.config.names import nearest
 from opd_lightning.tasks.rows import Row, read_rows, text, written
 from opd_lightning.tasks.splits import distinct, take
 from opd_lightning.tasks.verifiers import Late, within
+from opd_lightning.types import Example, Messages, Verdict
 
 PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
 ROLES = ("system", "user", "assistant", "tool")

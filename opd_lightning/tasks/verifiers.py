@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-from opd_lightning.names import find
-from opd_lightning.tasks.base import Verdict
+from opd_lightning.config.names import find
+from opd_lightning.types import Verdict
 
 NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?(?:\s?/\s?\d+(?![\d.]))?"

@@ -1,0 +1,168 @@
+"""Checks that need no model: do the choices of a configuration make sense together, and does every node bind to its target?"""
+
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
+from transformers import SchedulerType
+
+from opd_lightning.config import build, plain
+from opd_lightning.config.composing import ENDLESS_SCHEDULES
+from opd_lightning.config.names import nearest
+from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, shipped, targets
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Find what can be known to be wrong before anything is loaded.
+
+    Returns:
+        Warnings, one sentence each.
+
+    Raises:
+        ValueError: the field, its value and the remedy.
+    """
+    check_shape(cfg)
+    resolved = plain(cfg)
+    check_names(resolved)
+    for place, node in targets(resolved):
+        check_binding(place, node)
+    return check_choices(resolved)
+
+
+def check_choices(cfg: dict[str, Any]) -> list[str]:
+    """Choices that contradict each other, told from what the chosen classes say of themselves."""
+    check_numbers(cfg)
+    check_teacher(cfg)
+    check_rollout(cfg)
+    warnings = []
+    loss, policies = cfg["loss"], parts(cfg["rollout"])
+    if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
+        warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
+    if cfg["teacher"] and (caution := get_object(cfg["teacher"]["_target_"]).caution):
+        warnings.append(caution)
+    sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    for name, value in loss["coefficients"].items():
+        if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
+            warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
+    sampled = loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples
+    estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]
+    if any(term["sampler_cap"] is None for term in estimates) and sampling not in (
+        {"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0},
+        dict.fromkeys(sampling),
+    ):
+        warnings.append(
+            f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
+            f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. A sampler_cap "
+            "(2.0, say) in loss.policy_gradient or loss.support corrects for it."
+        )
+    return warnings
+
+
+def parts(node: dict[str, Any]) -> list[Any]:
+    """The classes of a node and of the nodes inside it, such as a mixture's two writers."""
+    return [get_object(inner["_target_"]) for _, inner in targets(node)]
+
+
+def check_teacher(cfg: dict[str, Any]) -> None:
+    """A divergence has a teacher, and the teacher knows something that the student does not."""
+    loss, writes = cfg["loss"], any("teacher" in part.sources for part in parts(cfg["rollout"]))
+    if not cfg["teacher"] and writes:
+        raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
+    context = get_object(cfg["context"]["_target_"])
+    if writes and not get_object(cfg["teacher"]["_target_"]).writes:
+        raise ValueError(
+            "rollout lets the teacher write, and teacher=trust_region can only score; choose teacher=frozen or teacher=ema."
+        )
+    if writes and context.reads_attempts:
+        raise ValueError(
+            "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
+            "or context=demonstration."
+        )
+    if not loss["divergence"]:
+        return
+    if not cfg["teacher"]:
+        raise ValueError(
+            "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
+        )
+    informed = context.informs
+    other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
+    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed and not other_signal:
+        raise ValueError(
+            f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "
+            "construction; choose another teacher.path, or context=demonstration."
+        )
+    if get_object(cfg["teacher"]["_target_"]).self_teacher and not informed and not other_signal:
+        raise ValueError(
+            "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
+            "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
+        )
+
+
+def check_rollout(cfg: dict[str, Any]) -> None:
+    """The completions are such that the loss's terms can learn from them."""
+    loss, samples = cfg["loss"], cfg["rollout"]["samples_per_prompt"]
+    policies = parts(cfg["rollout"])
+    own = policies[0].on_policy
+    chosen = cfg["rollout"]["_target_"].rsplit(".", 1)[-1]
+    if loss["policy_gradient"] and not own:
+        raise ValueError(
+            f"rollout={chosen} has no samples of the student's own to reward; choose rollout=student_group with "
+            "loss/policy_gradient."
+        )
+    if loss["policy_gradient"] and samples >= 1:
+        build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], samples))
+    if loss["cross_entropy"] and own and not (loss["divergence"] or loss["policy_gradient"]):
+        raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
+    if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not own:
+        raise ValueError(
+            f"loss/support=sampled estimates from the student's own samples, and rollout={chosen} has others; choose "
+            "rollout=student or loss/support=full."
+        )
+    budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
+    writes = any(part.student_writes for part in policies) and cfg["rollout"].get("share") != 0
+    others = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
+    if budget is not None and not writes and not others and (steps is None or steps < 1):
+        raise ValueError(
+            f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
+            "trainer.max_steps or budget.flops beside it."
+        )
+
+
+def check_numbers(cfg: dict[str, Any]) -> None:
+    """Numbers that no constructor sees."""
+    precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
+    if precision.startswith("16"):
+        raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
+    check_type("trainer.max_steps", steps, int)
+    budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
+    endless = bool(budgets) and steps == -1
+    if steps is None or (steps < 1 and not endless):
+        raise ValueError(
+            f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens, flops or seconds end it."
+        )
+    updates = cfg["rollout"]["updates_per_rollout"]
+    if updates >= 1 and steps > 0 and steps % updates:
+        raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.updates_per_rollout={updates}; make it one.")
+    schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
+    if schedule not in schedules:
+        raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
+    if endless and schedule not in ENDLESS_SCHEDULES:
+        raise ValueError(
+            f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
+            "constant_with_warmup, or set trainer.max_steps too."
+        )
+    counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
+    for key, value in {**counts, "seed": cfg["seed"], "evaluation.every": cfg["evaluation"]["every"]}.items():
+        check_type(key, value, int)
+    check_type("data.max_prompt_tokens", cfg["data"]["max_prompt_tokens"], int | None)
+    if cfg["data"]["overlong"] not in ("refuse", "drop"):
+        raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
+    check_type("micro_tokens", cfg["micro_tokens"], int | None)
+    for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
+        if value < 1:
+            raise ValueError(f"{key}={value} must be at least 1.")
+    if cfg["micro_tokens"] is not None and cfg["micro_tokens"] < 1:
+        raise ValueError(f"micro_tokens={cfg['micro_tokens']} must be at least 1; null takes the whole batch at once.")
+    if cfg["evaluation"]["every"] < 1:
+        raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")

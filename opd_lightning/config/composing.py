@@ -1,0 +1,59 @@
+"""Composing: where conf/ is, and the configuration that overrides make of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+HERE = Path(__file__).resolve().parents[1]
+CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
+"""The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
+
+OmegaConf.register_new_resolver("horizon", lambda *budgets: 100 if set(budgets) == {None} else -1, replace=True)
+"""The default of trainer.max_steps: 100, or open (-1) where a budget of tokens, FLOPs or seconds ends the run."""
+
+OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
+"""${stand_in:${model.stand_in},<stand-in>,<the real thing>}: what `model.stand_in` chooses between."""
+
+ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
+"""Schedules without a horizon: a run under one of them can be extended, so `max_steps` is not part of its identity."""
+
+
+def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
+    """The configuration of another run, inside or outside a Hydra application; `folders` hold options of the user's own."""
+    if folders:
+        overrides = [*overrides, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("config", overrides=overrides)
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return hydra.compose("config", overrides=overrides)
+
+
+def plain(cfg: DictConfig | ListConfig) -> Any:
+    """The resolved configuration as dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def first_stage(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run that makes this run's start model, itself from `model.path`; in `<study>.stages`.
+
+    It has a study of its own because the runs of a study are compared with each other.
+    """
+    passed = (
+        "model.path",
+        "model.stand_in",
+        "seed",
+        "output_dir",
+        "micro_tokens",
+        "chunk",
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.precision",
+    )
+    shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]
+    shared += [f"trainer.strategy={json.dumps(plain(cfg)['trainer']['strategy'])}", f"study.name={cfg.study.name}.stages"]
+    return compose([*cfg.start_from, *shared, *(["logger=none"] if cfg.logger is None else [])])

@@ -1,5 +1,0 @@
-"""Contexts: what the teacher is shown beside the student's prompt."""
-
-from opd_lightning.context.builders import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
-
-__all__ = ["Feedback", "FirstOf", "NoContext", "Quote", "Rule", "Sibling"]

@@ -1,0 +1,1 @@
+"""Data: prompts by (seed, position), rendering, and micro-batches."""

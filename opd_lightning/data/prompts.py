@@ -1,0 +1,93 @@
+"""Prompts: a pure function of (seed, position), whatever the number of ranks and wherever a run was interrupted."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from opd_lightning.data.renderer import encode_chat
+from opd_lightning.types import Example, Prompts
+from opd_lightning.utils.seeds import derive_seed
+
+
+class PromptStream(Sampler[list[int]]):
+    """Endless batches of example indices: position p is entry p mod n of the shuffle of epoch p div n.
+
+    Args:
+        n: number of examples.
+        batch_size: prompts per rollout over all ranks.
+        seed: of the shuffles.
+        rank, world_size: this process takes every world_size-th prompt of a batch.
+        start: rollouts already done, so that a resumed run goes on with the next prompt.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start: int = 0):
+        if n == 0:
+            raise ValueError("the task has no training examples; check the task's options.")
+        if batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size={batch_size} cannot be shared by {world_size} devices; make it a multiple of {world_size}."
+            )
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.rank, self.world_size, self.start = rank, world_size, start
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, "prompts", epoch)).permutation(self.n)
+
+    def index(self, position: int) -> int:
+        """The example at a position of the stream."""
+        return int(self._order(position // self.n)[position % self.n])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start * self.batch_size
+        while True:
+            yield [self.index(p) for p in range(first + self.rank, first + self.batch_size, self.world_size)]
+            first += self.batch_size
+
+
+class PromptData(L.LightningDataModule):
+    """Feeds `training_step` with `Prompts`.
+
+    Args:
+        examples: the task's training examples.
+        tokenizer: the student's; its chat template renders the prompts.
+        batch_size: prompts per rollout over all devices.
+        seed: of the order of prompts.
+        updates_per_rollout: optimizer steps per batch; tells how many batches a restored run has consumed.
+        template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        seed: int,
+        updates_per_rollout: int = 1,
+        template_options: dict | None = None,
+    ):
+        super().__init__()
+        self.examples, self.tokenizer, self.batch_size, self.seed = examples, tokenizer, batch_size, seed
+        self.updates_per_rollout, self.template_options = updates_per_rollout, template_options or {}
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        # Lightning has restored global_step by now; the position in the stream follows from it.
+        stream = PromptStream(
+            n=len(self.examples),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            start=self.trainer.global_step // self.updates_per_rollout,
+        )
+        return DataLoader(range(len(self.examples)), batch_sampler=stream, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def collate(self, indices: list[int]) -> Prompts:
+        """Render and tokenize the examples of one batch."""
+        examples = [self.examples[i] for i in indices]
+        return Prompts(examples, [encode_chat(self.tokenizer, e.messages, **self.template_options) for e in examples])

@@ -1,0 +1,62 @@
+"""Per-token losses beside divergences: cross-entropy and the policy gradient. Advantages are in `advantage.py`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
+from opd_lightning.types import Tokens
+
+
+class CrossEntropy:
+    """-log S(y): imitate the token that was written, whoever wrote it (SFT when the data did)."""
+
+    def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """log_s [n, V]. Returns the loss [n] and no statistics."""
+        return -log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}
+
+
+class PolicyGradient:
+    """-min(r A, clip(r, 1 - clip, 1 + clip_high) A) with r the ratio to the policy before the first update.
+
+    PPO's clipped surrogate (arXiv 1707.06347, eq. 7). Without a clip it is -r A, whose gradient on the first update is
+    REINFORCE's -A grad log S(y) (Williams 1992).
+
+    Args:
+        advantage: maps the rewards [P, G] of the whole batch (P prompts, G samples each) to advantages [P, G].
+        clip: how far the ratio may fall, and rise unless `clip_high` is given; None never clips.
+        clip_high: how far the ratio may rise (DAPO's clip-higher, arXiv 2503.14476).
+        sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+    """
+
+    def __init__(
+        self,
+        advantage: Callable[[Tensor], Tensor],
+        clip: float | None = 0.2,
+        clip_high: float | None = None,
+        sampler_cap: float | None = None,
+    ):
+        if clip is not None and not 0 < clip < 1:
+            raise ValueError(f"loss.policy_gradient.clip={clip} must lie between 0 and 1; null never clips.")
+        if clip_high is not None and (clip is None or not clip_high > 0):
+            raise ValueError(f"loss.policy_gradient.clip_high={clip_high} must be positive and needs clip beside it.")
+        check_cap("loss.policy_gradient", sampler_cap)
+        self.advantage, self.clip, self.sampler_cap = advantage, clip, sampler_cap
+        self.clip_high = clip if clip_high is None else clip_high
+
+    def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """log_s [n, V]; `tokens.advantage` must be set. Returns the loss [n], the ratio and what the clip did."""
+        assert tokens.advantage is not None, "a policy gradient needs advantages"
+        logprob = log_s.gather(-1, tokens.ids[:, None]).squeeze(-1)
+        ratio = update_ratio(logprob, tokens)
+        gain, stats = ratio * tokens.advantage, {"ratio": ratio.detach()}
+        if self.clip is not None:
+            assert self.clip_high is not None
+            clipped = ratio.clamp(1 - self.clip, 1 + self.clip_high) * tokens.advantage
+            stats["clip_fraction"] = (clipped < gain).to(gain.dtype)
+            gain = torch.minimum(gain, clipped)
+        if self.sampler_cap is not None:
+            stats["sampler_ratio"] = sampler_ratio(logprob, tokens, self.sampler_cap)
+            gain = gain * stats["sampler_ratio"]
+        return -gain, stats

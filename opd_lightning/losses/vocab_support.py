@@ -1,0 +1,140 @@
+"""Supports: over which tokens of the vocabulary a divergence is taken.
+
+Each is called as support(divergence, log_s, log_t, tokens) with log-probabilities [n, V] and returns a loss [n]; a
+divergence maps log-probabilities of student and teacher to entries of the same shape, see `divergence.py`. `describe` gives
+what is worth knowing of the choice of tokens, [n] by name.
+"""
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
+from opd_lightning.types import Tokens
+
+
+class FullVocabulary:
+    """The exact divergence: the sum of its entries over the whole vocabulary."""
+
+    needs_own_samples = False
+
+    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+        """Returns the divergence [n]."""
+        return divergence(log_s, log_t).sum(-1)
+
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Nothing is left out."""
+        return {}
+
+
+class TopK:
+    """The divergence over the k most probable tokens of one side, with the rest kept in view.
+
+    Cutting the rest off without a word would leave a gradient at S = T; so both sides either gather it in one more
+    entry, the tail bucket (SDPO, arXiv 2601.20802), which bounds the exact divergence from below, or are renormalised
+    to the k tokens (OPSD's option, arXiv 2601.18734), which says nothing of the mass outside.
+
+    Args:
+        k: tokens.
+        of: whose most probable tokens, "teacher" or "student".
+        rest: "tail" or "renormalise".
+
+    Raises:
+        ValueError: an argument is none of these, or k exceeds the vocabulary (when called).
+    """
+
+    needs_own_samples = False
+
+    def __init__(self, k: int, of: str = "teacher", rest: str = "tail"):
+        if k < 1:
+            raise ValueError(f"loss.support.k={k} must be at least 1.")
+        if of not in ("teacher", "student"):
+            raise ValueError(f"loss.support.of={of!r} is unknown; choose teacher or student.")
+        if rest not in ("tail", "renormalise"):
+            raise ValueError(
+                f"loss.support.rest={rest!r} is unknown; choose tail or renormalise (dropping the rest leaves a gradient "
+                "where student and teacher agree)."
+            )
+        self.k, self.of, self.rest = k, of, rest
+
+    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+        """Returns the divergence [n] over k tokens, or k and the tail."""
+        vocabulary = log_s.shape[-1]
+        if self.k > vocabulary:
+            raise ValueError(f"loss.support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/support=full.")
+        if self.k == vocabulary:
+            return divergence(log_s, log_t).sum(-1)
+        top = self.top(log_s, log_t)
+        return divergence(self.narrow(log_s, top), self.narrow(log_t, top)).sum(-1)
+
+    def top(self, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """Indices [n, k] of the tokens."""
+        return (log_t if self.of == "teacher" else log_s).detach().topk(self.k, -1).indices
+
+    @torch.no_grad()
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Probability outside of the k tokens, of either side."""
+        top = self.top(log_s, log_t)
+        inside = {"student": log_s.gather(-1, top), "teacher": log_t.gather(-1, top)}
+        return {f"{name}_tail_mass": (1 - chosen.exp().sum(-1)).clamp_min(0.0) for name, chosen in inside.items()}
+
+    def narrow(self, log_p: Tensor, top: Tensor) -> Tensor:
+        """Log-probabilities [n, k] or [n, k + 1] that sum to one, from [n, V] and the indices `top` [n, k]."""
+        chosen = log_p.gather(-1, top)
+        if self.rest == "renormalise":
+            return chosen.log_softmax(-1)
+        tail = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([chosen, tail], -1)
+
+
+class SampledToken:
+    """The estimate from the sampled token alone, in policy-gradient form (Thinking Machines, "On-Policy Distillation").
+
+    For any D = sum_v f(log S, log T) the gradient is E_{y~S}[ c(y) grad log S(y) ] with c = (df / dlog S) / S, so the
+    per-token loss is sg[c(y)] log S(y). c is shifted to 0 at S = T, a constant baseline that keeps the gradient
+    unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. From the second update on one
+    rollout the tokens are samples of an older policy, which the importance ratio S / S_old corrects per token. The value
+    of the loss is no estimate of the divergence; read the logged KLs instead.
+
+    Args:
+        sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        baseline: subtract E_{y~S}[c(y)] from c, over the whole vocabulary (vOPD, arXiv 2605.07865; for reverse KL it is
+            KL(S || T)): unbiased still, and of less variance, where the teacher's whole distribution is at hand.
+    """
+
+    needs_own_samples = True
+
+    def __init__(self, sampler_cap: float | None = None, baseline: bool = False):
+        check_cap("loss.support", sampler_cap)
+        self.sampler_cap, self.baseline = sampler_cap, baseline
+
+    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+        """Returns the surrogate [n], whose gradient is the estimate's."""
+        token = tokens.ids[:, None]
+        expected = self.expected_cost(divergence, log_s.detach(), log_t) if self.baseline else 0.0
+        log_s, log_t = log_s.gather(-1, token).squeeze(-1), log_t.gather(-1, token).squeeze(-1)
+        cost = self.cost(divergence, log_s, log_t) - expected
+        ratio = update_ratio(log_s, tokens).detach()
+        if self.sampler_cap is not None:
+            ratio = ratio * sampler_ratio(log_s, tokens, self.sampler_cap)
+        return ratio * cost * log_s
+
+    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+        """Nothing but the sampled token is looked at."""
+        return {}
+
+    def cost(self, divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """c, 0 at S = T, at log-probabilities of any shape."""
+        return self.coefficient(divergence, log_s, log_t) - self.coefficient(divergence, log_s, log_s)
+
+    def expected_cost(self, divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """E_{y~S}[c(y)] [n] from log-probabilities [n, V]."""
+        p = log_s.exp()
+        return torch.where(p == 0, 0.0, p * self.cost(divergence, log_s, log_t)).sum(-1)
+
+    @staticmethod
+    def coefficient(divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """(df / dlog S) / S at the given log-probabilities [n], by differentiating the divergence's entries."""
+        with torch.enable_grad():
+            leaf = log_s.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(divergence(leaf, log_t.detach()).sum(), leaf)
+        return slope / leaf.detach().exp()

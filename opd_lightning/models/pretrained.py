@@ -1,0 +1,200 @@
+"""Pretrained models: where weights and tokenizers come from."""
+
+import json
+import logging
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from opd_lightning.models import adapters, stand_in
+from opd_lightning.config.names import find, packaged
+from opd_lightning.models.student import Student
+
+log = logging.getLogger(__name__)
+
+
+def locate(path: str) -> str:
+    """A folder for `pkg://package/folder` (as Hydra writes it) and `stand-in://architecture`, else the path unchanged."""
+    if path.startswith(stand_in.SCHEME):
+        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
+    return packaged(path)
+
+
+def is_run(path: str) -> bool:
+    """Is this the folder of a run whose weights are in its checkpoint?"""
+    return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()
+
+
+class Pretrained:
+    """A causal language model and its tokenizer.
+
+    Args:
+        path: a folder, a hub id, `pkg://package/folder`, or the folder of a finished run.
+        dtype: of the loaded weights, such as "float32" or "bfloat16".
+        attention: transformers' `attn_implementation`.
+        template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
+        teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
+        chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
+        checkpointing: recompute activations in the backward pass of training, for memory.
+        stand_in: say that the path is a random model, see `stand_in.py`.
+        field: of the configuration, to name in errors.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        template_options: dict | None = None,
+        teacher: str | None = None,
+        chat_template: str | None = None,
+        checkpointing: bool = False,
+        stand_in: bool = False,
+        field: str = "model.path",
+    ):
+        if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
+            raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
+        if stand_in and not path.startswith("stand-in://"):
+            raise ValueError(f"model.stand_in=true, but model.path={path} is a model of its own; leave one of them out.")
+        self.stand_in = stand_in
+        self.path, self.dtype, self.attention = path, getattr(torch, dtype), attention
+        self.template_options, self.teacher = template_options or {}, teacher
+        self.chat_template, self.checkpointing, self.field = chat_template, checkpointing, field
+
+    def model(self) -> PreTrainedModel:
+        """Load the weights, in eval mode."""
+        if is_run(self.path):
+            return self._from_run()
+        with self._explained():
+            model = AutoModelForCausalLM.from_pretrained(
+                locate(self.path), dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
+            )
+        # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return self._recomputing(model.eval())
+
+    def _recomputing(self, model: PreTrainedModel) -> PreTrainedModel:
+        """With activation checkpointing, if that is asked for."""
+        if self.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer; it must have an EOS token and a chat template, and borrows EOS as PAD if it has none."""
+        if is_run(self.path):
+            return self._base().tokenizer()
+        with self._explained():
+            tokenizer = AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self._template(self.chat_template)
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{self.field}={self.path}: its tokenizer has no EOS token, so completions would never end.")
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.field}={self.path}: its tokenizer has no chat template; use an instruction-tuned model, or "
+                "model.chat_template=<file>."
+            )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @staticmethod
+    def _template(given: str) -> str:
+        """Jinja text as it is; anything without braces names a file."""
+        if "{" in given:
+            return given
+        if not Path(given).is_file():
+            raise ValueError(f"model.chat_template={given} does not exist; give a file, or the template itself.")
+        return Path(given).read_text()
+
+    def vocabulary(self) -> dict[str, int]:
+        """The tokenizer's ids; asks for neither EOS nor chat template."""
+        if is_run(self.path):
+            return self._base().vocabulary()
+        with self._explained():
+            return AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False).get_vocab()
+
+    def window(self) -> int:
+        """Tokens that the model can read at once, prompt and completion together."""
+        return int(getattr(self.config(), "max_position_embeddings", 0) or sys.maxsize)
+
+    def words(self) -> int:
+        """Size of the vocabulary, padding included."""
+        return int(self.config().vocab_size)
+
+    def config(self) -> PretrainedConfig:
+        """The text model's configuration; no weights are loaded."""
+        if is_run(self.path):
+            return self._base().config()
+        with self._explained():
+            return AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False).get_text_config()
+
+    def lineage(self) -> list[str]:
+        """Where the weights come from, newest first."""
+        return [self.path, *(self._base().lineage() if is_run(self.path) else [])]
+
+    def training_flops(self) -> int | None:
+        """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them.
+
+        It is the last training's: what its own start model and teacher had cost is not in it.
+        """
+        folder = Path(locate(self.path))
+        if is_run(self.path) and (folder / "ledger.json").is_file():
+            return sum(json.loads((folder / "ledger.json").read_text())["flops"].values())
+        made = json.loads((folder / "made.json").read_text()) if (folder / "made.json").is_file() else {}
+        return made.get("train_flops")
+
+    def start(self) -> "Pretrained":
+        """What the run at `path` started from; any other model is its own start."""
+        return self._base() if is_run(self.path) else self
+
+    def _base(self) -> "Pretrained":
+        """What the run at `path` started from."""
+        start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]
+        dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
+        return Pretrained(
+            start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, field=self.field
+        )
+
+    def _from_run(self) -> PreTrainedModel:
+        """The run's weights; an adapter is merged into what it adapts."""
+        student = Student(self._base().model())
+        adapter = yaml.safe_load((Path(self.path) / "config.yaml").read_text()).get("adapter")
+        if adapter is not None:
+            options = {key: value for key, value in adapter.items() if key != "_target_"}
+            adapters.add(student.lm, find(adapter["_target_"])(**options))
+        checkpoint = torch.load(Path(self.path) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+        state = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items()}
+        missing, unknown = student.load_state_dict(state, strict=False)
+        trained = {name for name, p in student.named_parameters() if p.requires_grad}
+        assert not unknown and not trained & set(missing), "the checkpoint is of another model than its configuration"
+        return student.lm if adapter is None else self._recomputing(adapters.merged(student.lm))
+
+    def _explained(self):
+        return _Explained(f"{self.field}={self.path} could not be loaded; give a folder, a hub id or the folder of a run")
+
+
+class _Explained:
+    """Turns what loading raises into one sentence that names the field."""
+
+    def __init__(self, sentence: str):
+        self.sentence = sentence
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, (OSError, ValueError, pickle.UnpicklingError)):
+            raise ValueError(f"{self.sentence} ({str(error).strip().splitlines()[0]})") from error

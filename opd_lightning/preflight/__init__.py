@@ -1,0 +1,1 @@
+"""Preflight: what can be known of a run before it begins."""

@@ -1,0 +1,187 @@
+"""What `opd_lightning.check` finds out, one function per question; each yields findings."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import quantiles
+
+import torch
+from omegaconf import DictConfig
+
+from opd_lightning.data.renderer import encode_chat
+from opd_lightning.evaluation import TeacherAccuracy
+from opd_lightning.models import Student
+from opd_lightning.preflight.components import Nouns
+from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.types import Example
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        name: what was looked at.
+        state: "pass", "warn" or "fail".
+        text: what was found; for warn and fail with the remedy.
+    """
+
+    name: str
+    state: str
+    text: str
+
+
+def settled(found: Iterable[Finding]) -> list[str]:
+    """What findings warn of, a sentence each.
+
+    Raises:
+        ValueError: all that fails.
+    """
+    told = [(finding.state, f"{finding.name}: {finding.text}") for finding in found]
+    if failed := [text for state, text in told if state == "fail"]:
+        raise ValueError(" ".join(failed))
+    return [text for state, text in told if state == "warn"]
+
+
+def models(nouns: Nouns) -> Iterator[Finding]:
+    """Do student and teacher mean the same by a token, and end where the other would?"""
+    mine, tokenizer = nouns.model, nouns.tokenizer
+    words, size = len(tokenizer), mine.words()
+    state = "fail" if size < words else "pass"
+    padded = f", padded to {size}" if size > words else f", and the model knows {size}" if size < words else ""
+    remedy = "; give the model's own tokenizer, or a model for all of its words" if size < words else ""
+    yield Finding(
+        "tokenizer",
+        state,
+        f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}{remedy}",
+    )
+    for name, scorer in nouns.scorers.items():
+        source = scorer.weights.source
+        if source is None:
+            yield Finding(f"{name}'s tokenizer", "pass", "the student's own")
+            continue
+        try:
+            other = source.tokenizer()
+        except ValueError as error:  # what the teacher is asked behind its own prompt is rendered with the student's tokenizer
+            yield Finding(f"{name}'s tokenizer", "warn", f"{error} The student's is used.")
+            continue
+        unlike = [
+            what
+            for what, same in (
+                ("vocabulary", other.get_vocab() == tokenizer.get_vocab()),
+                ("EOS", other.eos_token_id == tokenizer.eos_token_id),
+                ("special tokens", set(other.all_special_ids) == set(tokenizer.all_special_ids)),
+                ("chat template", other.chat_template == tokenizer.chat_template),
+            )
+            if not same
+        ]
+        fatal = "vocabulary" in unlike or source.words() < words
+        text = f"{source.path}: {source.words()} logits"
+        if "EOS" in unlike:
+            text += (
+                "; another EOS: completions may never end as the teacher would end them, choose its instruction-tuned sibling"
+            )
+        text += (
+            f"; differs in {', '.join(unlike)}" if unlike else "; the same vocabulary, EOS, special tokens and chat template"
+        )
+        text += f"; choose a teacher that knows the student's {words} words" if fatal else ""
+        yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if unlike else "pass", text)
+
+
+def lengths(examples: list[Example], nouns: Nouns, context: NoContext) -> list[int]:
+    """Tokens of up to 512 prompts."""
+    chats = [context(example) for example in examples[:512]]
+    return [len(encode_chat(nouns.tokenizer, chat, **context.template_options)) for chat in chats if chat is not None]
+
+
+def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
+    """What training would check itself; percentiles of lengths against the windows; and the arithmetic of a batch."""
+    found = nouns.preflight()
+    near = found["near_duplicates"]
+    text = f"{found['train']} training and {found['heldout']} held-out examples, none on both sides"
+    text += f", {found['dropped']} dropped for their length" if found.get("dropped") else ""
+    yield Finding("data", "pass", text)
+    if near:
+        first = found["near_duplicates_first"][0]
+        yield Finding("data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them.")
+    readers = {"student": (nouns.model, NoContext(nouns.model.template_options))}
+    readers |= {name: (scorer.weights.source or nouns.model, scorer.context) for name, scorer in nouns.scorers.items()}
+    for name, (model, context) in readers.items():
+        tokens = lengths(list(nouns.examples), nouns, context)
+        if not tokens:
+            yield Finding(f"{name}'s prompts", "pass", "are worded from attempts, so their length is known in training only")
+            continue
+        cut = quantiles(tokens, n=20) if len(tokens) > 1 else tokens * 19
+        need, window = max(tokens) + nouns.rollout.max_new_tokens, model.window()
+        text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
+        yield Finding(f"{name}'s prompts", "pass" if need <= window else "fail", text)
+    samples, updates = getattr(nouns.rollout, "samples", 1), nouns.rollout.updates_per_rollout
+    batch, devices = cfg.data.batch_size, cfg.trainer.devices
+    text = f"{batch} prompts x {samples} completions per rollout, {updates} update{'s' * (updates > 1)} on each"
+    if cfg.trainer.max_steps > 0:
+        epochs = batch * cfg.trainer.max_steps / updates / len(nouns.examples)
+        text += f"; {cfg.trainer.max_steps} updates read the data {epochs:.2g} times"
+    if isinstance(devices, int) and devices > 1:
+        text += f"; {batch / devices:g} prompts per device"
+        if batch % devices:
+            yield Finding("batch", "fail", f"data.batch_size={batch} is no multiple of trainer.devices={devices}; make it one.")
+            return
+    yield Finding("batch", "pass", text)
+
+
+def verifier(nouns: Nouns, n: int = 64) -> Iterator[Finding]:
+    """A reference must be right and an empty completion wrong, of the first `n` examples."""
+    if not nouns.task.verifies:
+        yield Finding("verifier", "pass", "none; nothing is judged")
+        return
+    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:n]
+    wrong = [e.id for e, text in written if nouns.task.verify(e, text).content < 1]
+    empty = [e.id for e in nouns.examples[:n] if nouns.task.verify(e, "").content > 0]
+    if empty:
+        yield Finding("verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier.")
+    elif wrong and len(wrong) == len(written):
+        yield Finding(
+            "verifier", "fail", f"no reference completion scores 1, example {wrong[0]} first; choose another task.verifier."
+        )
+    elif wrong:
+        text = f"{len(wrong)} of {len(written)} reference completions do not score 1, example {wrong[0]} first; look at them."
+        yield Finding("verifier", "warn", text)
+    else:
+        told = f"{len(written)} references score 1, " if written else "there are no references to judge; "
+        yield Finding("verifier", "pass", f"{told}empty completions score 0")
+
+
+def prompts(nouns: Nouns) -> Iterator[Finding]:
+    """The first example as student and teacher would read it."""
+    example = nouns.examples[0]
+    readers = {"student": NoContext(nouns.model.template_options)}
+    readers |= {name: scorer.context for name, scorer in nouns.scorers.items()}
+    for name, context in readers.items():
+        chat = context(example)
+        if chat is None:
+            yield Finding(f"{name} reads", "pass", "what attempts tell, worded in training")
+            continue
+        ids = encode_chat(nouns.tokenizer, chat, **context.template_options)
+        yield Finding(f"{name} reads", "pass", str(nouns.tokenizer.decode(ids)))
+
+
+def probe(nouns: Nouns, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
+    """Ten held-out prompts: is the teacher, with what it is shown, better than the student?"""
+    scorer = nouns.scorers.get("teacher")
+    if scorer is None or not nouns.task.verifies or not scorer.weights.writes or scorer.context.reads_attempts:
+        yield Finding("teacher", "pass", "not probed: there is none that could write and be judged before training")
+        return
+    device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
+    student = Student(nouns.model.model(), cfg.chunk).to(device)
+    student.verify_head(f"model.path={nouns.model.path}")
+    scorer.weights.attach(student)
+    options = nouns.model.template_options
+    asked = TeacherAccuracy(nouns.task, nouns.tokenizer, nouns.task.max_new_tokens, "validation", n, options)
+    found = asked(student, {"teacher": scorer})
+    if not found:
+        yield Finding("teacher", "pass", "not probed: its context cannot be worded for held-out prompts")
+        return
+    teacher, own = found["teacher/shown/accuracy"].value, found["teacher/shown/student_accuracy"].value
+    state = "pass" if teacher > own else "warn"
+    more = "" if state == "pass" else "; it has little to teach: choose another teacher, or show it more (context)"
+    asked_n = found["teacher/shown/accuracy"].prompts
+    yield Finding("teacher", state, f"right on {teacher:.2f} of {asked_n} held-out prompts, the student on {own:.2f}{more}")

@@ -1,0 +1,102 @@
+"""What a study says, in two or three plain sentences: who kept or learned most, at what cost; or that it has one seed."""
+
+from statistics import mean
+
+from opd_lightning.reporting.compare import Compared, Comparison
+from opd_lightning.reporting.headline import Headline, chosen, more_seeds, numbers, one_seed
+from opd_lightning.reporting.runs import Run
+from opd_lightning.reporting.table import labels, metrics
+
+MANY = 8
+"""Methods that are not all named."""
+
+
+def answer(runs: list[Run], compared: Compared) -> list[str]:
+    """The sentences."""
+    if len(labels(runs)) == 1:
+        return alone(runs)
+    aimed = runs[0].config["budget"]["accuracy"] is not None
+    asked = chosen(runs)[: 1 if aimed else 2]
+    if aimed and reached(runs):  # all have learned the same, so the question is what they kept
+        asked = chosen(runs)[1:2] or asked
+    best = [sentence for headline in asked if (sentence := winner(runs, compared, headline))]
+    if one_seed(runs):
+        once = f"One seed decides nothing; for an answer add seeds to the same command: {more_seeds(runs)}."
+        return [once, *(f"In these runs, {sentence[0].lower()}{sentence[1:]}" for sentence in best[-1:]), costs(runs)]
+    return [*([target(runs)] if aimed else []), *best, costs(runs)]
+
+
+def alone(runs: list[Run]) -> list[str]:
+    """Of a study with a single method: what it changed."""
+    (label, cell), start = next(iter(labels(runs).items())), runs[0].evaluation["start"]
+    ends = {h: mean(numbers(run)[h.name] for run in cell) for h in chosen(runs) if h.name in start}
+    told = joined([f"{h.label} from {start[h.name]:.3f} to {end:.3f}" for h, end in ends.items()])
+    return [f"There is one method, {label}, so nothing is compared.", *([f"It changed {told}."] if told else [])]
+
+
+def reached(runs: list[Run]) -> dict[str, list[Run]]:
+    """The methods that reached the study's target with every seed; all, if it has none."""
+    return {label: cell for label, cell in labels(runs).items() if not any(run.censored for run in cell)}
+
+
+def target(runs: list[Run]) -> str:
+    """The accuracy that runs were trained to, and who missed it."""
+    budget, cells = runs[0].config["budget"], labels(runs)
+    missed = {label: sum(run.censored for run in cells[label]) for label in cells if label not in reached(runs)}
+    told = joined([f"by {label} in {n} of {len(cells[label])} runs" for label, n in missed.items()])
+    metric = "the new skill" if budget["metric"].endswith("new/accuracy") else budget["metric"]
+    if not reached(runs):
+        return f"No method reached {budget['accuracy']:g} on {metric} with every seed."
+    return f"Training ended at {budget['accuracy']:g} on {metric}, {f'missed {told}' if told else 'which every run reached'}."
+
+
+def winner(runs: list[Run], compared: Compared, headline: Headline) -> str:
+    """Who is best in a number among those that reached the target (or all, if none did), against the baseline or the next."""
+    means = {
+        label: mean(numbers(run)[headline.name] for run in cell)
+        for label, cell in (reached(runs) or labels(runs)).items()
+        if all(headline.name in numbers(run) for run in cell)
+    }
+    if len(means) < 2:
+        return ""
+    told = {label: f"{value:.3f}" for label, value in means.items()}
+    order = sorted(means, key=lambda label: means[label] * (1 if headline.least else -1))
+    first = [label for label in order if told[label] == told[order[0]]]
+    if len(first) == len(order):
+        return f"All methods are equal in {headline.label}: {told[order[0]]}."
+    behind = next(label for label in order if label not in first)
+    other = behind if compared.baseline in first or compared.baseline not in means else compared.baseline
+    sentence = f"{headline.won} {joined(first)}: {told[first[0]]}, against {told[other]} by {other}"
+    comparison = compared.of(other if compared.baseline in first else first[0], headline.name)
+    return f"{sentence}{doubt(comparison) if comparison else ''}."
+
+
+def doubt(comparison: Comparison) -> str:
+    """How sure a difference is, in brackets; nothing of a single seed, which is said elsewhere."""
+    d = comparison.difference
+    if d.seeds == 1:
+        return ""
+    if d.alike:
+        return f" ({abs(d.mean):.3f} apart with every one of {d.seeds} seeds)"
+    who = f"{comparison.method} is " if comparison.shown else ""
+    return f" ({who}{comparison.verdict} with {d.seeds} seeds: {d})"
+
+
+def costs(runs: list[Run]) -> str:
+    """What each method cost as a multiple of the cheapest, of many only the dearest; and what that leaves out."""
+    cells = labels(runs)
+    spent = {label: mean(numbers(run)["flops"] for run in cell) for label, cell in cells.items()}
+    least, *others = sorted(spent, key=lambda label: spent[label])
+    shown = others if len(others) < MANY else others[-1:]
+    told = joined([f"{label} {spent[label] / (spent[least] or 1):.1f}" for label in shown])
+    made = {label: metrics(cell[0]).get("teacher_training") for label, cell in cells.items()}
+    taught = joined([f"{label}, {flops:.2e}" for label, flops in made.items() if flops])
+    uncounted = f" (training the teacher of {taught}, is not counted)" if taught else ""
+    if max(spent.values()) < 1.01 * spent[least]:
+        return f"All methods cost the same, {spent[least]:.2e} FLOPs{uncounted}."
+    return f"In FLOPs, {least} cost least ({spent[least]:.2e}), {told} times as much{uncounted}."
+
+
+def joined(parts: list[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,0 +1,99 @@
+"""All numbers of a study: per run in results.csv, per cell (a method with its options) as means and ranges over seeds."""
+
+import csv
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import mean
+
+from opd_lightning.evaluation import headlines
+from opd_lightning.reporting.runs import Run
+
+COSTS = {
+    "student_tokens": "student tokens",
+    "teacher_tokens": "teacher tokens",
+    "flops": "FLOPs",
+    "teacher_training": "FLOPs of training the teacher",
+    "seconds": "seconds",
+    "peak_mib": "peak memory, MiB",
+}
+
+
+def metrics(run: Run) -> dict[str, float]:
+    """Evaluation on test at the end, and costs; details of single skills ("prior/sort/accuracy") stay out."""
+    end = {name: run.evaluation["end"][name] for name in headlines(run.evaluation["end"])}
+    costs = {k: float(run.ledger["tokens"].get(k, 0)) for k in ("student_tokens", "teacher_tokens")}
+    costs["flops"] = float(sum(run.ledger["flops"].values()))
+    if run.ledger.get("teacher_training") is not None:
+        costs["teacher_training"] = float(run.ledger["teacher_training"])
+    memory = run.ledger["peak_memory"]
+    costs |= {"seconds": run.seconds, "peak_mib": memory.get("gpu_mib", memory["resident_mib"])}
+    return end | {"updates": float(run.ledger["steps"])} | costs
+
+
+def by_cell(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs grouped by cell, seeds in order."""
+    cells: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda r: (r.name, r.cell, r.seed)):
+        cells[run.cell].append(run)
+    return dict(cells)
+
+
+def labels(runs: list[Run]) -> dict[str, list[Run]]:
+    """Cells by a name for people: the method's, with the learning rate or the folder where several cells share it."""
+    cells = by_cell(runs)
+    names = Counter(cell[0].name for cell in cells.values())
+    rated = Counter((cell[0].name, cell[0].config["optim"]["lr"]) for cell in cells.values())
+    found = {}
+    for folder, cell in cells.items():
+        name, rate = cell[0].name, cell[0].config["optim"]["lr"]
+        label = name if names[name] == 1 else f"{name} lr={rate:g}" if rated[name, rate] == 1 else folder
+        found[label] = cell
+    return found
+
+
+def names_of(runs: list[Run]) -> list[str]:
+    """Every number that some run has: evaluations first, costs last."""
+    names = list(dict.fromkeys(name for run in runs for name in metrics(run)))
+    last = ["updates", *COSTS]
+    return [name for name in names if name not in last] + [name for name in last if name in names]
+
+
+def summarise(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text: means, with the range over seeds in brackets where there are several."""
+    names = names_of(runs)
+    start = runs[0].evaluation["start"]
+    rows = [["start model", "", *(shown([start[n]], n) if n in start else "" for n in names)]]
+    for label, cell in labels(runs).items():
+        values = [metrics(run) for run in cell]
+        missed = sum(run.censored for run in cell)
+        told = f"{len(cell)}" + (f", {missed} censored" if missed else "")
+        rows.append([label, told, *(shown([v[n] for v in values if n in v], n) for n in names)])
+    return ["method", "seeds", *(COSTS.get(n, n) for n in names)], rows
+
+
+def spread(values: list[float], name: str) -> tuple[str, str]:
+    """A mean, and "[lowest, highest]" where the values differ and are no cost; both empty without values."""
+    if not values:
+        return "", ""
+    if name in COSTS and not any(values):
+        return "0", ""
+    digits = "{:.2e}" if name in ("flops", "teacher_training") else "{:,.0f}" if name in (*COSTS, "updates") else "{:.3f}"
+    low, high = digits.format(min(values)), digits.format(max(values))
+    return digits.format(mean(values)), "" if low == high or name in COSTS else f"[{low}, {high}]"
+
+
+def shown(values: list[float], name: str) -> str:
+    """The mean and the range in one text."""
+    return " ".join(spread(values, name)).strip()
+
+
+def write_csv(runs: list[Run], path: Path) -> None:
+    """results.csv: one row per run, nothing averaged."""
+    names = names_of(runs)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cell", "method", "seed", "lr", "ended_by", *names])
+        for run in sorted(runs, key=lambda r: (r.name, r.cell, r.seed)):
+            values = metrics(run)
+            fixed = [run.cell, run.name, run.seed, run.config["optim"]["lr"], run.status["ended_by"]]
+            writer.writerow([*fixed, *(f"{values[n]:.6g}" if n in values else "" for n in names)])

@@ -1,0 +1,1 @@
+"""Runs: a run's folder, its identity, status and files."""

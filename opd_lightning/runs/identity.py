@@ -1,0 +1,45 @@
+"""Identity: the hash that makes a run another run, and the folder that it gets."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from opd_lightning.config import first_stage, plain
+from opd_lightning.config.composing import ENDLESS_SCHEDULES
+
+HASHED = (
+    "start_from",
+    "model",
+    "adapter",
+    "task",
+    "rollout",
+    "teacher",
+    "context",
+    "reference",
+    "loss",
+    "optim",
+    "data",
+    "budget",
+)
+"""What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro_tokens."""
+
+
+def run_hash(cfg: DictConfig) -> str:
+    """Eight hexadecimal digits that change with whatever changes the result, seed apart."""
+    resolved = plain(cfg)
+    identity = {key: resolved[key] for key in HASHED if key in resolved}
+    if cfg.start_from is not None:
+        # What the first stage *is*, not how it was asked for; its horizon decides this run's start model too.
+        stage = first_stage(cfg)
+        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps]
+    identity["precision"] = resolved["trainer"]["precision"]
+    if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
+        identity["max_steps"] = resolved["trainer"]["max_steps"]
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again, another never meets it."""
+    return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"

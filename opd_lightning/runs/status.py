@@ -1,0 +1,61 @@
+"""status.json: what has become of a run, read and written by whoever asks for it."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from opd_lightning.runs.identity import run_folder
+from opd_lightning.utils.atomic_files import read_object, replace_text
+from opd_lightning.utils.secrets import redacted
+
+
+def is_finished(folder: Path, max_steps: int) -> bool:
+    """Has this run reached its horizon, or its budget, before?"""
+    status = read_status(folder)
+    by_budget = status.get("state") == "finished" and status.get("ended_by", "").startswith("budget.")
+    return by_budget or steps_of(folder) >= max_steps > 0
+
+
+def steps_of(folder: Path) -> int:
+    """Updates of the finished run in this folder; 0 where there is none."""
+    status = read_status(folder)
+    return status["step"] if status.get("state") == "finished" else 0
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json, or nothing where there is none that can be read: such a run is made again, or goes on."""
+    status = read_object(folder / "status.json")
+    whole = {"state": str, "step": int, "ended_by": str, "data": dict, "reason": str}
+    sound = all(isinstance(status[key], kind) for key, kind in whole.items() if key in status)
+    finished = {"state", "step", "ended_by"} if status.get("state") == "finished" else {"state"}
+    return status if sound and finished <= set(status) and "digest" in status.get("data", {"digest": ""}) else {}
+
+
+def is_worker() -> bool:
+    """Is this a process beside the first one of a run on several devices? Known before a Trainer exists."""
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def write_status(folder: Path, state: str, **more: Any) -> None:
+    """status.json: running, finished, failed (with the reason) or interrupted; replaced in one step."""
+    if is_worker():
+        return
+    path, known = folder / "status.json", read_status(folder)
+    packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
+    machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
+    status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
+    replace_text(path, json.dumps(redacted(status), indent=1) + "\n")
+
+
+def note_failure(cfg: DictConfig, error: Exception) -> None:
+    """status.json of a sweep's cell that was refused before it had a folder."""
+    folder = run_folder(cfg)
+    if read_status(folder).get("state") not in ("failed", "finished"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")

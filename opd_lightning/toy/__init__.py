@@ -1,0 +1,1 @@
+"""The embedded world: tasks, models and their pre-training."""
