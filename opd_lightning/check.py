@@ -19,7 +19,7 @@ from opd_lightning.config import build, compose
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import explain, unwritable
 from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
-from opd_lightning.preflight.components import Nouns, assemble
+from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
@@ -56,15 +56,15 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         return found
     attempt("trainer", trainer)
     attempt("write access", access)
-    nouns: list[Nouns] = []
+    components: list[Components] = []
 
     def parts() -> Iterator[Finding]:
-        nouns.append(assemble(cfg, None))
+        components.append(assemble(cfg, None))
         yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
 
     if not attempt("parts", parts):
         return found
-    made = nouns[0]
+    made = components[0]
     attempt("models", lambda: models(made))
     attempt("data", lambda: data(made, cfg))
     attempt("verifier", lambda: verifier(made))

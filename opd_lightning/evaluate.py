@@ -17,11 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import build, compose
 from opd_lightning.config.compatibility import check
-from opd_lightning.config.names import find
 from opd_lightning.config.overrides import explain
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.teachers import Scorer
+
+DEFAULT_GENERATOR = {"_target_": "opd_lightning.generation.TransformersGenerator"}
+"""Of runs whose configuration has none."""
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -36,14 +38,22 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(model.model(), cfg.chunk).to(device)
     student.verify_head(f"model.path={model.path}")
-    scorers = {}
-    if cfg.teacher is not None and cfg.loss.divergence is not None and find(cfg.teacher["_target_"]).fixed:
-        scorers["teacher"] = Scorer(build(cfg.teacher, tokenizer=tokenizer), build(cfg.context), tokenizer)
-        # A teacher that is the student's start model is what the run started from, not what it became.
-        start = Student(model.start().model(), cfg.chunk).to(device)
-        scorers["teacher"].weights.attach(start)
-    suite = [build(node, task=task, tokenizer=tokenizer, model=model.start()) for node in cfg.evaluation.suite.values()]
-    return {name: value for evaluation in suite for name, value in evaluation(student, scorers).items()}
+    renderer = ChatRenderer(tokenizer, model.template_options)
+    generator = build(cfg.get("generator") or DEFAULT_GENERATOR, tokenizer=tokenizer, renderer=renderer)
+    generator.update_weights(student, 0)
+    teachers = {}
+    if cfg.teacher is not None and cfg.loss.divergence is not None:
+        teacher = build(cfg.teacher, context=build(cfg.context))
+        if teacher.frozen:
+            teacher.check_tokenizer(tokenizer)
+            # A teacher that is the student's start model is what the run started from, not what it became.
+            teacher.setup(Student(model.start().model(), cfg.chunk).to(device), renderer)
+            teachers["teacher"] = teacher
+    offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
+    suite = [build(node, **offers) for node in cfg.evaluation.suite.values() if node is not None]
+    found = {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
+    generator.close()
+    return found
 
 
 def configuration(arguments: list[str]) -> DictConfig:

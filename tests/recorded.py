@@ -57,8 +57,15 @@ scale of one tensor's change is the change of all tensors together.
 """
 
 
-def observe(trainer: L.Trainer) -> tuple[list[list[int]], dict[str, Tensor], list[dict[str, float]]]:
+RENAMED = {"rollout/teacher_valid": "rollout/teacher_told"}
+"""Metrics by today's name, with the name that they were recorded by."""
+
+
+def observe(trainer: L.Trainer, outputs: Any = None) -> tuple[list[list[int]], dict[str, Tensor], list[dict[str, float]]]:
     """THE ONLY FUNCTION HERE THAT MAY BE CHANGED WITH THE PROGRAM'S CONTRACTS: what is read out of a run while it goes on.
+
+    Args:
+        outputs: what the training step returned.
 
     Returns:
         The completions of the latest rollout as token ids, without padding (none before the first).
@@ -68,11 +75,8 @@ def observe(trainer: L.Trainer) -> tuple[list[list[int]], dict[str, Tensor], lis
     module: Any = trainer.lightning_module
     logger: Any = trainer.loggers[0]
     weights = {name: p for name, p in module.student.lm.named_parameters() if p.requires_grad}
-    rollout = module.latest
-    if rollout is None:
-        return [], weights, logger.rows
-    pairs = zip(rollout.ids.tolist(), rollout.lengths.tolist(), strict=True)
-    return [ids[:n] for ids, n in pairs], weights, logger.rows
+    rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in logger.rows]
+    return ([] if outputs is None else [sample.completion_ids for sample in outputs["samples"]]), weights, rows
 
 
 @dataclass(frozen=True)
@@ -288,9 +292,9 @@ class Recorder(L.Callback):
         self.ids: list[list[list[int]]] = []
         self.start = {name: value.detach().clone() for name, value in observe(trainer)[1].items()}
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: object) -> None:
         """The rollout that was learned from."""
-        self.ids.append(observe(trainer)[0])
+        self.ids.append(observe(trainer, outputs)[0])
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What was logged, and how far each tensor has come: the norm of its change and the sum of it."""

@@ -15,10 +15,13 @@ class Budget(L.Callback):
     Args:
         student_tokens: tokens that the student wrote, over all devices.
         flops: of rollouts, teachers, forward and backward passes, over all devices; see `opd_lightning.models.flops`.
-        seconds: of the walk on the first device, evaluation left out. Repeated, a run takes another time.
+        seconds: of training steps on the first device, evaluation left out. Repeated, a run takes another time.
         accuracy: a target for `metric`. A run that reaches it ends, one that does not before `trainer.max_steps` is censored.
         metric: a number of the evaluation; on a validation split, so that the test split has no say in when a run ends.
         in_a_row: evaluations that must reach the target, one after the other: a single one may be lucky.
+
+    Attributes:
+        reached: the limit that ended training, such as "budget.flops"; None before.
 
     Raises:
         ValueError: a limit is not positive.
@@ -40,6 +43,7 @@ class Budget(L.Callback):
         if accuracy is not None and accuracy > 1 and metric.endswith("accuracy"):
             raise ValueError(f"budget.accuracy={accuracy} is no share; 0.95 is 95 %.")
         self.accuracy, self.metric, self.in_a_row = accuracy, metric, in_a_row
+        self.reached: str | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """A run that goes on may have reached its budget already.
@@ -65,11 +69,11 @@ class Budget(L.Callback):
             reached += ["accuracy"] if len(last) == self.in_a_row and min(last) >= self.accuracy else []
         if reached:
             trainer.should_stop = True
-            module.stopped_by = f"budget.{reached[0]}"
+            self.reached = self.reached or f"budget.{reached[0]}"
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last evaluation may be the one that reaches the target."""
-        if module.stopped_by is None:
+        if self.reached is None:
             self.on_train_batch_end(trainer, module)
 
     @staticmethod

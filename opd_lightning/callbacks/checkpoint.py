@@ -62,6 +62,10 @@ class Checkpoint(L.Callback):
     Args:
         every: optimizer steps between checkpoints.
         keep: how many there are: last.ckpt and keep - 1 older ones, step-<n>.ckpt.
+
+    Attributes:
+        asked: the signal that asks this process to stop; None if none came.
+        interrupted: does training end because some device was asked to stop?
     """
 
     def __init__(self, every: int = 50, keep: int = 1):
@@ -69,11 +73,12 @@ class Checkpoint(L.Callback):
             raise ValueError(f"callbacks.checkpoint.every={every} and callbacks.checkpoint.keep={keep} must be at least 1.")
         self.every, self.keep = every, keep
         self.asked: int | None = None
+        self.interrupted = False
         self.handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Listen for signals; Lightning's own handlers would save in the middle of a step."""
-        self.asked = None
+        self.asked, self.interrupted = None, False
         self.listen()
         trainer.strategy.checkpoint_io = InPlace()
 
@@ -97,8 +102,7 @@ class Checkpoint(L.Callback):
         # One device may have been asked a step before the others; all must stop, and save, at the same one.
         asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
         if asked:
-            trainer.should_stop = True
-            module.stopped_by, module.signal = module.stopped_by or "signal", self.asked
+            trainer.should_stop, self.interrupted = True, True
         # The last step is saved when its evaluation is complete (on_train_end): a run that dies before takes it again.
         due = asked or trainer.global_step - self.saved >= self.every
         if due and trainer.global_step != trainer.max_steps:
@@ -111,7 +115,6 @@ class Checkpoint(L.Callback):
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Hand signals back to whoever had them; one that came after the last step is still to be honoured."""
-        module.signal = module.signal or self.asked
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}

@@ -1,7 +1,6 @@
 """ledger.json, and rows of earlier attempts dropped from the run's files."""
 
 import json
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,8 @@ def forget_peak() -> None:
 def peak_memory() -> dict[str, float]:
     """Peak memory of this process in MiB: resident, and on the GPU if there is one."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
+    import resource  # there is none on Windows
+
     peak = {"resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
     with suppress(OSError, StopIteration):
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
@@ -33,7 +34,7 @@ def peak_memory() -> dict[str, float]:
     return peak
 
 
-class Bookkeeping(L.Callback):
+class CostLedger(L.Callback):
     """Writes what the run has cost.
 
     Args:
@@ -83,8 +84,8 @@ class Bookkeeping(L.Callback):
         if trainer.is_global_zero:
             ledger: dict[str, Any] = module.ledger.state_dict()
             ledger |= {"steps": trainer.global_step, "peak_memory": self.highest()}
-            teacher = module.scorers.get("teacher")
+            teacher = module.teachers.get("teacher")
             if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
-                source = teacher.weights.source
-                ledger["teacher_training"] = 0 if source is None else source.training_flops()
+                made = [0 if part.source is None else part.source.training_flops() for part in teacher.parts]
+                ledger["teacher_training"] = None if None in made else sum(made)
             replace_text(self.folder / "ledger.json", json.dumps(ledger, indent=1) + "\n")

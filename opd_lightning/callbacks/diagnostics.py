@@ -7,17 +7,17 @@ from typing import Any
 import lightning as L
 
 NGRAM = 4
-"""Tokens of a stretch that counts as repeated, and words of one that counts as leaked."""
+"""Length of the n-grams: of tokens that count as repeated, and of words that count as leaked."""
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The share of stretches of four tokens that stood there before; 0 for completions too short to have two."""
+    """The share of 4-grams of tokens that stood there before; 0 for completions too short to have two."""
     stretches = [tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1)]
     return 1 - len(set(stretches)) / len(stretches) if stretches else 0.0
 
 
-def stretches(text: str) -> set[tuple[str, ...]]:
-    """Every stretch of four words of a text, line by line, case and punctuation apart."""
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    """Every 4-gram of words of a text, line by line, case and punctuation apart."""
     found = set()
     for line in text.splitlines():
         words = re.findall(r"\w+", line.lower())
@@ -40,19 +40,24 @@ class Diagnostics(L.Callback):
             raise ValueError(f"callbacks.diagnostics.every={every} must be at least 1.")
         self.every = every
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
         """Look at this device's part of the rollout that was just learned from."""
-        if trainer.global_step % self.every or module.latest is None:
+        if trainer.global_step % self.every:
             return
-        rollout = module.latest
-        rows = [ids[:n] for ids, n in zip(rollout.ids.tolist(), rollout.lengths.tolist(), strict=True)]
-        numbers = {"rollout/repetition": sum(map(repetition, rows)) / len(rows)}
-        teacher = module.scorers.get("teacher")
-        wording = set() if teacher is None else stretches(teacher.context.wording())
+        samples = outputs["samples"]
+        numbers = {"rollout/repetition": sum(repetition(sample.completion_ids) for sample in samples) / len(samples)}
+        parts = [part for teacher in module.teachers.values() for part in teacher.parts]
+        wording = {words for part in parts for words in ngrams(part.context.wording())}
         if wording:
-            texts = rollout.texts(module.tokenizer)
-            asked = [stretches("\n".join(m["content"] for m in e.messages)) for e in rollout.prompts.examples]
-            leaked = [bool(stretches(text) & wording - known) for text, known in zip(texts, asked, strict=True)]
+            texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
+            asked = [ngrams("\n".join(text_of(m) for m in sample.example.messages)) for sample in samples]
+            leaked = [bool(ngrams(text) & wording - known) for text, known in zip(texts, asked, strict=True)]
             numbers["rollout/leakage"] = sum(leaked) / len(leaked)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """A message's text; content parts that are no text say nothing."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(str(part.get("text", "")) for part in content)

@@ -1,4 +1,4 @@
-"""Evaluation at the start, on a schedule and at the end; the walk knows nothing of it."""
+"""Evaluation at the start, on a schedule and at the end; the training step knows nothing of it."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ class Evaluation(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """The last step, unless it has just been measured; a run that was interrupted will measure it when it ends."""
-        if module.stopped_by == "signal" and trainer.global_step != trainer.max_steps:
+        if interrupted(trainer) and trainer.global_step != trainer.max_steps:
             return
         measured = self.history[-1]["step"] == trainer.global_step
         rare = [e for e in self.suite.values() if e not in self.frequent]
@@ -77,7 +77,7 @@ class Evaluation(L.Callback):
     def run(self, trainer: L.Trainer, module: Any, suite: Sequence[Any]) -> None:
         """Every device evaluates, so that all stay in step; one writes. A step that has a row has it completed."""
         with module.ledger.timing("evaluation"):
-            found = {k: v for e in suite for k, v in e(module.student, module.scorers).items()}
+            found = {k: v for e in suite for k, v in e(module.student, module.teachers, module.generator).items()}
         numbers = {name: estimate.value for name, estimate in found.items()}
         told = {k: {"prompts": e.prompts, "low": e.low, "high": e.high} for k, e in found.items() if e.low is not None}
         if self.history and self.history[-1]["step"] == trainer.global_step:
@@ -101,7 +101,7 @@ class Evaluation(L.Callback):
         if self.answers is None:
             return
         with module.ledger.timing("evaluation"):
-            texts = self.answers(module.student)
+            texts = self.answers(module.generator)
         path = self.folder / "answers.json"
         if trainer.is_global_zero:
             known = read_object(path) if when == "end" else {}
@@ -119,3 +119,9 @@ class Evaluation(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history, self.costs = state["history"], state["costs"]
         self.intervals, self.measured = state["intervals"], state["measured"]
+
+
+def interrupted(trainer: L.Trainer) -> bool:
+    """Does training end because it was asked to, and not because a budget was reached?"""
+    asked = any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return asked and not any(getattr(callback, "reached", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -7,9 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from opd_lightning.data.batching import Batch
 from opd_lightning.losses.head import head_loss
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
-from opd_lightning.types import Batch, Tokens
+from opd_lightning.types import Tokens
 from opd_lightning.utils.seeds import derive_seed, seeded
 
 
@@ -35,35 +36,39 @@ class Estimators(L.Callback):
             )
         self.every, self.ks, self.draws, self.rows = every, ks, draws, rows
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
         """Compare on the batch that was just learned from, at the weights of now."""
-        batch = module.batch
-        if trainer.global_step % self.every or batch is None or batch.silent or "teacher" not in batch.sources:
+        batch = outputs["batch"]
+        if trainer.global_step % self.every or batch.skip_update or "full" not in self.known(module, batch):
             return
         numbers = self.compare(module, batch, derive_seed(module.seed, "estimators", trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics({f"estimators/{name}": value for name, value in numbers.items()}, step=trainer.global_step)
 
+    @staticmethod
+    def known(module: Any, batch: Batch) -> frozenset[str]:
+        """What the batch's teacher provides; nothing without one."""
+        return module.teachers["teacher"].provides if "teacher" in batch.scores else frozenset()
+
     def compare(self, module: Any, batch: Batch, seed: int) -> dict[str, float]:
         """The panel's numbers by name."""
-        sequences, tokens, sources = batch.micro(batch.rows[: self.rows], module.tokenizer.pad_token_id)
+        sequences, tokens, scores = batch.micro(batch.active[: self.rows], module.renderer.tokenizer.pad_token_id)
         with module.student.evaluating():
             hidden = module.student.hidden(sequences)
-        divergence, temperature = module.objective.divergence, module.objective.temperature
-        vocabulary = min(source.vocabulary for source in sources.values())
+        divergence, temperature = module.objective.divergence.divergence, module.objective.temperature
+        vocabulary = min(score.vocabulary for score in scores.values())
 
         def gradient(support: Any, draw: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
             """The gradient [N, H] by one estimator, and what the support tells of itself."""
 
-            def loss(logits: Mapping[str, Tensor], some: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-                log_p = {name: (x / temperature).log_softmax(-1) for name, x in logits.items()}
-                log_s, log_t = log_p["student"], log_p["teacher"]
+            def loss(logits: Tensor, targets: Mapping[str, Any], some: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+                log_s, target = (logits / temperature).log_softmax(-1), targets["teacher"].log_probs(temperature)
                 if draw:
                     some = Tokens(torch.multinomial(log_s.detach().exp(), 1).squeeze(1), some.position, some.weight)
-                return support(divergence, log_s, log_t, some), support.describe(log_s, log_t)
+                return support(divergence, log_s, target, some), support.describe(log_s, target)
 
             leaf = hidden.detach().requires_grad_()
-            total, stats = head_loss(leaf, module.student.head, tokens, {"teacher": sources["teacher"]}, loss, module.chunk)
+            total, stats = head_loss(leaf, module.student.head, tokens, {"teacher": scores["teacher"]}, loss, module.chunk)
             (slope,) = torch.autograd.grad(total, leaf)
             return slope, stats
 

@@ -24,14 +24,14 @@ REMEDIES = {
 class Guards(L.Callback):
     """Warns, or stops, when a number has been out of bounds for some updates in a row.
 
-    A loss or gradient that is not finite needs no guard: the walk itself stops before the weights are touched.
+    A loss or gradient that is not finite needs no guard: the training step itself stops before the weights are touched.
 
     Args:
         kl: largest KL(student || teacher), nats per token.
         length: largest mean length, in those of the run's first rollout.
         entropy: least entropy of the student, nats per token; only where completions are sampled from it.
         dead_groups: largest share of prompts whose samples score alike.
-        repetition: largest share of repeated stretches of four tokens.
+        repetition: largest share of repeated 4-grams of tokens.
         truncated: largest share of completions that ran into the token limit.
         patience: rollouts in a row, one update each unless rollout.updates_per_rollout says more.
         stop: end the run with an error instead of a warning. Null as a bound switches a guard off.
@@ -59,13 +59,13 @@ class Guards(L.Callback):
         self.beyond = dict.fromkeys(REMEDIES, 0)
         self.first_length: float | None = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
         """Look at the step that was just taken.
 
         Raises:
             ValueError: a guard stops the run.
         """
-        for name, value in self.watched(trainer, module).items():
+        for name, value in self.watched(trainer, module, outputs).items():
             bound = self.bounds[name]
             if bound is None:
                 continue
@@ -79,9 +79,11 @@ class Guards(L.Callback):
                     raise ValueError(f"{sentence}: {REMEDIES[name]}. callbacks.guards.stop=false goes on all the same.")
                 log.warning(f"warning: {sentence}: {REMEDIES[name]}.")
 
-    def watched(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+    def watched(self, trainer: L.Trainer, module: Any, outputs: Any) -> dict[str, float]:
         """The numbers of this step that there are."""
-        seen = module.row
+        seen = outputs["metrics"]
+        if module.rollout.sampling.n < 2:  # a group of one always scores alike
+            seen = {name: value for name, value in seen.items() if name != "rollout/dead_groups"}
         told = {"dead_groups": "rollout/dead_groups", "truncated": "rollout/truncated", "kl": "train/reverse_kl"}
         sampled = module.rollout.student_writes
         found = {name: seen[key] for name, key in told.items() if key in seen and (sampled or name == "kl")}
@@ -90,8 +92,7 @@ class Guards(L.Callback):
         if "train/student_entropy" in seen:
             found["entropy"] = seen["train/student_entropy"]
         self.first_length = self.first_length or seen["rollout/length"]
-        rows = zip(module.latest.ids.tolist(), module.latest.lengths.tolist(), strict=True)
-        repeated = [repetition(ids[:n]) for ids, n in rows]
+        repeated = [repetition(sample.completion_ids) for sample in outputs["samples"]]
         share = sum(repeated) / len(repeated)
         if trainer.world_size > 1:  # the other numbers are means over devices already; all must stop at the same step
             share = float(trainer.strategy.reduce(torch.tensor(share, device=module.device), reduce_op="mean"))

@@ -9,6 +9,7 @@ import rich
 from lightning.pytorch.loggers import WandbLogger
 from rich.markup import escape
 
+from opd_lightning.callbacks.diagnostics import text_of
 from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
@@ -33,16 +34,22 @@ class Samples(L.Callback):
             replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
             self.last = rows[-1]["step"] if rows else -self.every
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """Write the first completions of the rollout that was just learned from."""
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
+        """Write the first samples of the rollout that was just learned from."""
         if trainer.global_step - self.last < self.every or not trainer.is_global_zero:
             return
         self.last = trainer.global_step
-        rollout, tokenizer = module.latest, module.tokenizer
-        prompts = [e.messages[-1]["content"] for e in rollout.prompts.examples[: self.n]]
+        samples = outputs["samples"][: self.n]
+        texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
         rows = [
-            {"step": trainer.global_step, "prompt": prompt, "completion": text, "writer": writer}
-            for prompt, text, writer in zip(prompts, rollout.texts(tokenizer), rollout.writers, strict=False)
+            {
+                "step": trainer.global_step,
+                "prompt": text_of(sample.example.messages[-1]),
+                "completion": text,
+                "writer": sample.source,
+                "reward": None if sample.verdict is None else sample.verdict.content,
+            }
+            for sample, text in zip(samples, texts, strict=True)
         ]
         with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

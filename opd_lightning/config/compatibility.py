@@ -1,9 +1,9 @@
 """Checks that need no model: do the choices of a configuration make sense together, and does every node bind to its target?"""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig
 from transformers import SchedulerType
 
@@ -30,97 +30,121 @@ def check(cfg: DictConfig) -> list[str]:
     return check_choices(resolved)
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The objects of a configuration that say of themselves what goes with what; none of them has loaded anything.
+
+    Attributes:
+        rollout, teacher, context, support: teacher and support are None where there is none.
+    """
+
+    rollout: Any
+    teacher: Any
+    context: Any
+    support: Any
+
+    @classmethod
+    def of(cls, cfg: dict[str, Any]) -> "Choices":
+        """Those of a resolved configuration."""
+        offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment"))
+        context = build(cfg["context"])
+        return cls(
+            rollout=build(cfg["rollout"], **offers),
+            teacher=build(cfg["teacher"], context=context),
+            context=context,
+            support=build(cfg["loss"]["support"]) if cfg["loss"]["divergence"] else None,
+        )
+
+
 def check_choices(cfg: dict[str, Any]) -> list[str]:
-    """Choices that contradict each other, told from what the chosen classes say of themselves."""
+    """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
     check_numbers(cfg)
-    check_teacher(cfg)
-    check_rollout(cfg)
+    chosen = Choices.of(cfg)
+    check_teacher(cfg, chosen)
+    check_rollout(cfg, chosen)
     warnings = []
-    loss, policies = cfg["loss"], parts(cfg["rollout"])
-    if cfg["teacher"] and not loss["divergence"] and not any("teacher" in part.sources for part in policies):
+    loss, teacher = cfg["loss"], chosen.teacher
+    if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
         warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
-    if cfg["teacher"] and (caution := get_object(cfg["teacher"]["_target_"]).caution):
-        warnings.append(caution)
-    sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    if teacher is not None and teacher.warning:
+        warnings.append(teacher.warning)
     for name, value in loss["coefficients"].items():
         if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
-    sampled = loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples
+    return warnings + check_sampling(cfg, chosen)
+
+
+def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
+    """A gradient that is read off samples needs samples of the distribution that the loss takes them for."""
+    loss = cfg["loss"]
+    sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    sampled = chosen.support is not None and chosen.support.needs_own_samples
     estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]
-    if any(term["sampler_cap"] is None for term in estimates) and sampling not in (
-        {"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0},
-        dict.fromkeys(sampling),
-    ):
-        warnings.append(
-            f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
-            f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. A sampler_cap "
-            "(2.0, say) in loss.policy_gradient or loss.support corrects for it."
-        )
-    return warnings
+    same = ({"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0}, dict.fromkeys(sampling))
+    if all(term.get("sampler_cap") is not None for term in estimates) or sampling in same:
+        return []
+    return [
+        f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
+        f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. A sampler_cap "
+        "(2.0, say) in loss.policy_gradient or loss.support corrects for it."
+    ]
 
 
-def parts(node: dict[str, Any]) -> list[Any]:
-    """The classes of a node and of the nodes inside it, such as a mixture's two writers."""
-    return [get_object(inner["_target_"]) for _, inner in targets(node)]
-
-
-def check_teacher(cfg: dict[str, Any]) -> None:
+def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     """A divergence has a teacher, and the teacher knows something that the student does not."""
-    loss, writes = cfg["loss"], any("teacher" in part.sources for part in parts(cfg["rollout"]))
-    if not cfg["teacher"] and writes:
+    loss, teacher, writes = cfg["loss"], chosen.teacher, "teacher" in chosen.rollout.teachers
+    if teacher is None and writes:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
-    context = get_object(cfg["context"]["_target_"])
-    if writes and not get_object(cfg["teacher"]["_target_"]).writes:
+    if writes and not teacher.writes:
         raise ValueError(
-            "rollout lets the teacher write, and teacher=trust_region can only score; choose teacher=frozen or teacher=ema."
+            "rollout lets the teacher write, and teacher=trust_region, routed, mixed and topk can only score; choose "
+            "teacher=frozen or teacher=ema."
         )
-    if writes and context.reads_attempts:
+    if writes and teacher.context.reads_attempts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
             "or context=demonstration."
         )
     if not loss["divergence"]:
         return
-    if not cfg["teacher"]:
+    if teacher is None:
         raise ValueError(
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
-    informed = context.informs
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
-    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed and not other_signal:
+    informed = other_signal or any(part.context.informs for part in teacher.parts)
+    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed:
         raise ValueError(
             f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "
             "construction; choose another teacher.path, or context=demonstration."
         )
-    if get_object(cfg["teacher"]["_target_"]).self_teacher and not informed and not other_signal:
+    if teacher.self_teacher and not informed:
         raise ValueError(
             "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
             "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
         )
 
 
-def check_rollout(cfg: dict[str, Any]) -> None:
+def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     """The completions are such that the loss's terms can learn from them."""
-    loss, samples = cfg["loss"], cfg["rollout"]["samples_per_prompt"]
-    policies = parts(cfg["rollout"])
-    own = policies[0].on_policy
-    chosen = cfg["rollout"]["_target_"].rsplit(".", 1)[-1]
+    loss, rollout = cfg["loss"], chosen.rollout
+    own, name = rollout.on_policy, type(rollout).__name__
     if loss["policy_gradient"] and not own:
         raise ValueError(
-            f"rollout={chosen} has no samples of the student's own to reward; choose rollout=student_group with "
+            f"rollout={name} has no samples of the student's own to reward; choose rollout=student_group with "
             "loss/policy_gradient."
         )
-    if loss["policy_gradient"] and samples >= 1:
-        build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], samples))
+    if loss["policy_gradient"]:
+        build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], rollout.sampling.n))
     if loss["cross_entropy"] and own and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if loss["divergence"] and get_object(loss["support"]["_target_"]).needs_own_samples and not own:
+    if chosen.support is not None and chosen.support.needs_own_samples and not own:
         raise ValueError(
-            f"loss/support=sampled estimates from the student's own samples, and rollout={chosen} has others; choose "
+            f"loss/support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
             "rollout=student or loss/support=full."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
-    writes = any(part.student_writes for part in policies) and cfg["rollout"].get("share") != 0
+    writes = rollout.student_writes and cfg["rollout"].get("share") != 0
     others = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
     if budget is not None and not writes and not others and (steps is None or steps < 1):
         raise ValueError(
@@ -133,7 +157,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     """Numbers that no constructor sees."""
     precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
     if precision.startswith("16"):
-        raise ValueError(f"trainer.precision={precision} needs loss scaling, which the walk does not do; use bf16-mixed.")
+        raise ValueError(f"trainer.precision={precision} needs loss scaling, which there is none of; use bf16-mixed.")
     check_type("trainer.max_steps", steps, int)
     budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
     endless = bool(budgets) and steps == -1

@@ -15,10 +15,12 @@ from opd_lightning.config import CONF_DIR
 from opd_lightning.config.names import find, nearest
 
 EXTRAS = {
-    "rollout": {"tokenizer", "folder"},
-    "teacher": {"tokenizer"},
-    "reference": {"tokenizer"},
-    "evaluation": {"task", "tokenizer", "model"},
+    "generator": {"tokenizer", "renderer"},
+    "environment": {"task"},
+    "rollout": {"renderer", "folder", "environment"},
+    "teacher": {"context"},
+    "reference": {"context"},
+    "evaluation": {"task", "tokenizer", "renderer", "model"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }
@@ -34,12 +36,12 @@ KEYS = {
 MAPPINGS = ("data", "study", "loss.coefficients", "evaluation", "evaluation.suite", "callbacks")
 """Nodes that the program reads key by key."""
 
-OBJECTS: tuple[str, ...] = ("budget", "model", "task", "rollout", "context", "optim", "trainer", "loss")
+OBJECTS: tuple[str, ...] = ("budget", "model", "task", "generator", "rollout", "context", "optim", "trainer", "loss")
 OBJECTS += ("loss.support", "loss.weight", "loss.aggregate")
 """Nodes that no run does without."""
 
-OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "logger", "evaluation.answers")
-OPTIONAL += tuple(f"loss.{term}" for term in ("divergence", "policy_gradient", "cross_entropy", "reference", "clip"))
+OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "environment", "logger", "evaluation.answers")
+OPTIONAL += tuple(f"loss.{term}" for term in ("divergence", "policy_gradient", "cross_entropy", "reference", "clip", "gate"))
 """Nodes that null switches off."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -6,9 +6,8 @@ from functools import lru_cache
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Renderer
 from opd_lightning.types import Example, Prompts
 from opd_lightning.utils.seeds import derive_seed
 
@@ -54,25 +53,18 @@ class PromptData(L.LightningDataModule):
 
     Args:
         examples: the task's training examples.
-        tokenizer: the student's; its chat template renders the prompts.
+        renderer: the student's.
         batch_size: prompts per rollout over all devices.
         seed: of the order of prompts.
         updates_per_rollout: optimizer steps per batch; tells how many batches a restored run has consumed.
-        template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
     """
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        tokenizer: PreTrainedTokenizerBase,
-        batch_size: int,
-        seed: int,
-        updates_per_rollout: int = 1,
-        template_options: dict | None = None,
+        self, examples: Sequence[Example], renderer: Renderer, batch_size: int, seed: int, updates_per_rollout: int = 1
     ):
         super().__init__()
-        self.examples, self.tokenizer, self.batch_size, self.seed = examples, tokenizer, batch_size, seed
-        self.updates_per_rollout, self.template_options = updates_per_rollout, template_options or {}
+        self.examples, self.renderer, self.batch_size, self.seed = examples, renderer, batch_size, seed
+        self.updates_per_rollout = updates_per_rollout
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -90,4 +82,4 @@ class PromptData(L.LightningDataModule):
     def collate(self, indices: list[int]) -> Prompts:
         """Render and tokenize the examples of one batch."""
         examples = [self.examples[i] for i in indices]
-        return Prompts(examples, [encode_chat(self.tokenizer, e.messages, **self.template_options) for e in examples])
+        return Prompts(examples, [self.renderer.render(example.messages) for example in examples])

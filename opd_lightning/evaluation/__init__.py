@@ -1,4 +1,4 @@
-"""Evaluations: each is called as evaluation(student, scorers) and returns an `Estimate` by name.
+"""Evaluations: each is called as evaluation(student, teachers, generator) and returns an `Estimate` by name.
 
 `examples` are those that it measures: only evaluations of equal examples can be compared. One with `ends_only` is run before
 and after training alone.

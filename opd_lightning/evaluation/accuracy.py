@@ -9,13 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Generator, Task
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation.estimate import Estimate, average, pass_at, proportion
-from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Example, Task, Verdict
-from opd_lightning.utils.seeds import derive_seed, seeded
+from opd_lightning.types import Example, SamplingParams, Verdict
+from opd_lightning.utils.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,17 @@ class GreedyAccuracy:
     ):
         self.prefix = prefix
         self.outcomes: dict[str, dict[str, Any]] = {}
-        self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
-        self.examples, self.template_options = task.examples(split), template_options or {}
-        self.sampling = Sampling(max_new_tokens, temperature=0.0)
+        self.task, self.batch_size, self.examples = task, batch_size, task.examples(split)
+        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated.
 
         Accuracy is the share that is right; where a task gives partial scores, `score` is their mean. Without a verifier there
         is neither.
         """
-        answers = ask(student, self, samples=1, seed=0)
+        answers = ask(generator, self, samples=1, seed=0)
         told = zip(self.examples, answers, strict=True)
         self.outcomes = {e.id: {"skill": e.skill, "content": some[0].verdict.content} for e, some in told}
         found = by_skill(self.examples, answers, partial(summarise, self.task))
@@ -85,7 +84,7 @@ class SampledAccuracy:
         task, tokenizer, max_new_tokens, split, batch_size, template_options: as for `GreedyAccuracy`.
         samples: completions per prompt.
         passes: the k of pass@k; each at most `samples`.
-        temperature, top_p, top_k: see `Sampling`.
+        temperature, top_p, top_k: see `SamplingParams`.
         seed: of the draws, the same at every evaluation of a run.
         solved: the least content that counts as right; verifiers with partial scores make it matter.
 
@@ -116,14 +115,14 @@ class SampledAccuracy:
                 )
         if temperature == 0:
             raise ValueError("evaluation.suite.sampled.temperature=0 makes all samples equal; GreedyAccuracy measures that.")
-        self.task, self.tokenizer, self.batch_size = task, tokenizer, batch_size
-        self.examples, self.template_options = task.examples(split), template_options or {}
-        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
+        self.task, self.batch_size, self.examples = task, batch_size, task.examples(split)
+        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k)
         self.samples, self.passes, self.seed, self.solved = samples, passes, seed, solved
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """For each skill and group of skills: `avg@<samples>`, each `pass@<k>`, and how the samples are written."""
-        return by_skill(self.examples, ask(student, self, self.samples, self.seed), self.passing)
+        return by_skill(self.examples, ask(generator, self, self.samples, self.seed), self.passing)
 
     def passing(self, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
         """The numbers of one skill."""
@@ -134,18 +133,18 @@ class SampledAccuracy:
         return mean | passes | {f"sampled_{name}": e for name, e in describe(prompts).items()}
 
 
-def ask(student: Student, what: GreedyAccuracy | SampledAccuracy, samples: int, seed: int) -> list[list[Answer]]:
+def ask(generator: Generator, what: GreedyAccuracy | SampledAccuracy, samples: int, seed: int) -> list[list[Answer]]:
     """`samples` completions of each example, judged."""
     rows = [(i, example) for i, example in enumerate(what.examples) for _ in range(samples)]
     answers: list[list[Answer]] = [[] for _ in what.examples]
     for start in range(0, len(rows), what.batch_size):
         some = rows[start : start + what.batch_size]
-        prompts = [encode_chat(what.tokenizer, e.messages, **what.template_options) for _, e in some]
-        with student.evaluating() as lm, seeded(derive_seed(seed, "evaluation", start), lm.device):
-            done = complete(lm, prompts, what.sampling, what.tokenizer)
-        told = zip(some, done.texts(what.tokenizer), done.lengths.tolist(), done.truncated.tolist(), strict=True)
-        for (i, example), text, length, truncated in told:
-            answers[i].append(Answer(what.task.verify(example, text), length, truncated))
+        prompts = [what.renderer.render(example.messages) for _, example in some]
+        done = generator.generate(prompts, what.sampling, derive_seed(seed, "evaluation", start))
+        texts = what.renderer.decode_all([completion.token_ids for completion in done])
+        for (i, example), text, completion in zip(some, texts, done, strict=True):
+            verdict = what.task.verify(example, text)
+            answers[i].append(Answer(verdict, len(completion.token_ids), completion.finish_reason == "length"))
     return answers
 
 

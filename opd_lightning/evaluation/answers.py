@@ -2,10 +2,9 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
-from opd_lightning.generation.transformers import Sampling, complete
-from opd_lightning.models import Student
-from opd_lightning.types import Task
+from opd_lightning.contracts import Generator, Task
+from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.types import SamplingParams
 
 
 class GreedyAnswers:
@@ -29,10 +28,11 @@ class GreedyAnswers:
     ):
         examples = list(task.examples(split))[:n]
         self.prompts = [e.messages[-1]["content"] for e in examples]
-        self.ids = [encode_chat(tokenizer, e.messages, **(template_options or {})) for e in examples]
-        self.tokenizer, self.sampling = tokenizer, Sampling(max_new_tokens, temperature=0.0)
+        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.rendered = [self.renderer.render(example.messages) for example in examples]
+        self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
 
-    def __call__(self, student: Student) -> list[str]:
+    def __call__(self, generator: Generator) -> list[str]:
         """One answer per prompt."""
-        with student.evaluating() as lm:
-            return complete(lm, self.ids, self.sampling, self.tokenizer).texts(self.tokenizer)
+        done = generator.generate(self.rendered, self.sampling, seed=0)
+        return self.renderer.decode_all([completion.token_ids for completion in done])

@@ -1,19 +1,22 @@
 """Evaluations of free text, where no verifier exists: distance to the teacher, and likelihood of ordinary answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Generator, Task
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation.estimate import Estimate
-from opd_lightning.losses.objective import diagnose
+from opd_lightning.losses.diagnostics import diagnose
+from opd_lightning.losses.targets import FullLogProbs
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, StudentRollout
-from opd_lightning.teachers import FrozenStart, Live, Scorer
+from opd_lightning.teachers import external, live
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.types import Example, Prompts, Rollout, Task
+from opd_lightning.types import Example, Prompts, Sample
 from opd_lightning.utils.seeds import derive_seed
 
 
@@ -40,27 +43,27 @@ class TeacherDivergence:
         template_options: dict | None = None,
     ):
         self.examples = list(task.examples(split))[:n]
-        self.rollout = StudentRollout(tokenizer, max_new_tokens)
-        self.tokenizer, self.seed, self.batch_size = tokenizer, seed, batch_size
-        self.template_options = template_options or {}
+        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.rollout = StudentRollout(self.renderer, max_new_tokens)
+        self.seed, self.batch_size = seed, batch_size
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher that knows what to read."""
-        teacher = scorers.get("teacher")
-        if teacher is None or teacher.context.reads_attempts:
+        teacher = teachers.get("teacher")
+        if teacher is None or "full" not in teacher.provides or any(part.context.reads_attempts for part in teacher.parts):
             return {}
-        return self.measure(student, teacher, "heldout")
+        return self.measure(student, teacher, generator, "heldout")
 
-    def measure(self, student: Student, other: Scorer, group: str) -> dict[str, Estimate]:
+    def measure(self, student: Student, other: Any, generator: Generator, group: str) -> dict[str, Estimate]:
         """Both KLs to another model, under names that begin with a group's."""
-        itself = Scorer(Live(), NoContext(self.template_options), self.tokenizer)
+        itself = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
-        for i, prompts in enumerate(batches(self.examples, self.tokenizer, self.batch_size, self.template_options)):
-            rollout = self.rollout(student, prompts, derive_seed(self.seed, "evaluation", i))
-            for logits in chunks({"student": itself, "teacher": other}, student, rollout):
-                stats = diagnose({name: x.log_softmax(-1) for name, x in logits.items()})
+        for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
+            samples = self.rollout(prompts, derive_seed(self.seed, "evaluation", i), generator, {}).samples
+            for log_p in chunks({"student": itself, "teacher": other}, samples):
+                stats = diagnose(log_p["student"], {"teacher": FullLogProbs(log_p["teacher"])})
                 sums = {name: total + stats[name].sum().item() for name, total in sums.items()}
-            count += int(rollout.lengths.sum())
+            count += sum(sample.trainable for sample in samples)
         return {f"{group}/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
 
 
@@ -91,15 +94,16 @@ class StartDivergence(TeacherDivergence):
         if not mine:
             raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
         self.examples, self.model, self.group = mine[:n], model, f"start/{skill or 'all'}"
-        self.start: Scorer | None = None
+        self.start: Any = None
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`start/<skill>/reverse_kl` and `start/<skill>/forward_kl`, nats per token."""
         if self.start is None:
-            weights = FrozenStart()
-            weights.model = Student(self.model.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
-            self.start = Scorer(weights, NoContext(self.template_options), self.tokenizer)
-        return self.measure(student, self.start, self.group)
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            context = NoContext(self.renderer.template_options)
+            self.start = external(self.model.path, dtype, self.model.attention, context, self.model.field)
+            self.start.setup(student, self.renderer)
+        return self.measure(student, self.start, generator, self.group)
 
 
 class ReferenceLikelihood:
@@ -120,46 +124,51 @@ class ReferenceLikelihood:
         self.examples = [e for e in task.examples(split) if e.completion is not None][:n]
         if not self.examples:
             raise ValueError(f"evaluation: no example of the {split} split has a completion to measure; leave it out.")
-        self.rollout = DatasetRollout(tokenizer, max_new_tokens=10**6)
-        self.tokenizer, self.batch_size = tokenizer, batch_size
-        self.template_options = template_options or {}
+        self.renderer, self.batch_size = ChatRenderer(tokenizer, template_options), batch_size
+        self.rollout = DatasetRollout(self.renderer, max_new_tokens=10**6)
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
-        """`heldout/log_likelihood` of the student, and of the teacher if there is one; nats per token."""
-        itself = Scorer(Live(), NoContext(self.template_options), self.tokenizer)
-        readers = {"log_likelihood": itself}
-        if "teacher" in scorers:
-            readers["teacher_log_likelihood"] = Scorer(scorers["teacher"].weights, itself.context, self.tokenizer)
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
+        """`heldout/log_likelihood` of the student, and of the teacher if it is a local model; nats per token."""
+        readers = {"log_likelihood": reader(student, self.renderer)}
+        weights = getattr(teachers.get("teacher"), "weights", None)
+        if weights is not None:
+            readers["teacher_log_likelihood"] = reader(student, self.renderer, weights)
         sums, count = dict.fromkeys(readers, 0.0), 0
-        for prompts in batches(self.examples, self.tokenizer, self.batch_size, self.template_options):
-            rollout = self.rollout(student, prompts, 0)
-            targets = rollout.ids[rollout.mask].split(CHUNK)
-            for logits, target in zip(chunks(readers, student, rollout), targets, strict=True):
-                for name, x in logits.items():
-                    sums[name] += x.log_softmax(-1).gather(1, target[:, None]).sum().item()
-            count += int(rollout.lengths.sum())
+        for prompts in batches(self.examples, self.renderer, self.batch_size):
+            samples = self.rollout(prompts).samples
+            targets = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples]).to(student.lm.device).split(CHUNK)
+            for log_p, target in zip(chunks(readers, samples), targets, strict=True):
+                for name, x in log_p.items():
+                    sums[name] += x.gather(1, target[:, None]).sum().item()
+            count += sum(sample.trainable for sample in samples)
         return {f"heldout/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
 
 
 CHUNK = 256
 
 
-def batches(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, size: int, template_options: dict
-) -> Iterator[Prompts]:
+def reader(student: Student, renderer: ChatRenderer, weights: Any = None) -> Any:
+    """The student, or the weights of a teacher that is set up, as a teacher behind the student's own prompt."""
+    itself = live(NoContext(renderer.template_options))
+    itself.setup(student, renderer)
+    if weights is not None:
+        itself.weights, itself.source = weights, weights.source
+    return itself
+
+
+def batches(examples: Sequence[Example], renderer: ChatRenderer, size: int) -> Iterator[Prompts]:
     """The examples' prompts, `size` at a time."""
     for start in range(0, len(examples), size):
         some = list(examples[start : start + size])
-        yield Prompts(some, [encode_chat(tokenizer, e.messages, **template_options) for e in some])
+        yield Prompts(some, [renderer.render(example.messages) for example in some])
 
 
 @torch.no_grad()
-def chunks(readers: Mapping[str, Scorer], student: Student, rollout: Rollout) -> Iterator[dict[str, Tensor]]:
-    """Logits of each reader on the rollout's packed tokens, CHUNK rows [n, V] at a time."""
-    scores = {name: reader.score(student, rollout, None) for name, reader in readers.items()}
-    assert all(bool(score.told.all()) for score in scores.values()), "a reader that is told nothing has nothing to compare"
-    sources = {name: score.source for name, score in scores.items()}
-    for start in range(0, int(rollout.lengths.sum()), CHUNK):
+def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, Tensor]]:
+    """Log-probabilities of each reader on the samples' packed tokens, CHUNK rows [n, V] at a time."""
+    scores = {name: one.score(samples) for name, one in readers.items()}
+    assert all(score.valid is None or bool(score.valid.all()) for score in scores.values()), "every token needs a target"
+    shared = min(score.vocabulary for score in scores.values())
+    for start in range(0, sum(sample.trainable for sample in samples), CHUNK):
         rows = slice(start, start + CHUNK)
-        shared = min(s.vocabulary for s in sources.values())
-        yield {name: s.project(s.hidden[rows])[:, :shared] for name, s in sources.items()}
+        yield {name: score.chunk(rows).logits[:, :shared].log_softmax(-1) for name, score in scores.items()}

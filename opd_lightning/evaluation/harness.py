@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.evaluation.estimate import Z95, Estimate
 from opd_lightning.models import Student
-from opd_lightning.teachers.local import Scorer
 
 
 class HarnessTasks:
@@ -43,7 +42,7 @@ class HarnessTasks:
         self.tasks, self.tokenizer, self.limit = list(tasks), tokenizer, limit
         self.batch_size, self.chat, self.include_path = batch_size, chat, include_path
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Any) -> dict[str, Estimate]:
         """`harness/<task>.<metric>` of each task, with its standard error's interval where the harness gives one."""
         import lm_eval
         from lm_eval.models.huggingface import HFLM

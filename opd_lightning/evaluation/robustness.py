@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Generator, Task
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation.estimate import Estimate, proportion
-from opd_lightning.generation.transformers import Completions, Sampling, complete
 from opd_lightning.models import Student
 from opd_lightning.models.adapters import substituted
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Example, Task
-from opd_lightning.utils.seeds import derive_seed, seeded
+from opd_lightning.types import Example, Rendered, SamplingParams
+from opd_lightning.utils.seeds import derive_seed
 
 
 class Robustness:
@@ -73,65 +73,65 @@ class Robustness:
             )
         if any(k < 0 for k in corrupted) or any(x <= 0 for x in [*temperatures, *noises]):
             raise ValueError("evaluation.suite.robustness: positions must not be negative, temperatures and noises positive.")
-        self.task, self.tokenizer, self.examples, self.seed = task, tokenizer, mine[:n], seed
+        self.task, self.renderer, self.examples, self.seed = task, ChatRenderer(tokenizer, template_options), mine[:n], seed
         self.openings, self.corrupted, self.distractors = openings, corrupted, distractors
         self.temperatures, self.noises = temperatures, noises
-        self.sampling, self.batch_size = Sampling(max_new_tokens, temperature=0.0), batch_size
-        self.template_options = template_options or {}
-        self.prompts = [encode_chat(tokenizer, e.messages, **self.template_options) for e in self.examples]
+        self.sampling, self.batch_size = SamplingParams(max_new_tokens, temperature=0.0), batch_size
+        self.prompts = [self.renderer.render(e.messages).token_ids for e in self.examples]
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
-        rows = self.write(student, self.prompts, self.sampling)
-        found = {f"opening_{name(text)}": self.forced(student, text) for text in self.openings}
-        found |= {f"corrupted_{k}": some for k in self.corrupted if (some := self.recovered(student, rows, k)) is not None}
-        found |= {f"distracted_{name(text)}": self.distracted(student, text) for text in self.distractors}
+        rows = self.write(generator, self.prompts, self.sampling)
+        found = {f"opening_{name(text)}": self.forced(generator, text) for text in self.openings}
+        found |= {f"corrupted_{k}": some for k in self.corrupted if (some := self.recovered(generator, rows, k)) is not None}
+        found |= {f"distracted_{name(text)}": self.distracted(generator, text) for text in self.distractors}
         for t in self.temperatures:
-            found[f"temperature_{t}"] = self.judged(self.write(student, self.prompts, replace(self.sampling, temperature=t)))
+            found[f"temperature_{t}"] = self.judged(self.write(generator, self.prompts, replace(self.sampling, temperature=t)))
         for sigma in self.noises:
             with noisy(student, sigma, derive_seed(self.seed, "noise")):
-                found[f"noise_{sigma}"] = self.judged(self.write(student, self.prompts, self.sampling))
+                generator.update_weights(student, -1)
+                found[f"noise_{sigma}"] = self.judged(self.write(generator, self.prompts, self.sampling))
+            generator.update_weights(student, -1)
         values = [estimate.value for estimate in found.values()]
         found |= {"mean": Estimate(fmean(values)), "worst": Estimate(min(values)), "none": self.judged(rows)}
         return {f"robust/{name}": estimate for name, estimate in found.items()}
 
-    def forced(self, student: Student, opening: str) -> Estimate:
+    def forced(self, generator: Generator, opening: str) -> Estimate:
         """Answers that had to begin with a text."""
-        forced = self.tokenizer(opening, add_special_tokens=False).input_ids
+        forced = self.renderer.tokenizer(opening, add_special_tokens=False).input_ids
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - len(forced)))
-        rows = self.write(student, [[*ids, *forced] for ids in self.prompts], rest)
+        rows = self.write(generator, [[*ids, *forced] for ids in self.prompts], rest)
         return self.judged([[*forced, *row] for row in rows])
 
-    def recovered(self, student: Student, rows: Sequence[Sequence[int]], k: int) -> Estimate | None:
+    def recovered(self, generator: Generator, rows: Sequence[Sequence[int]], k: int) -> Estimate | None:
         """What followed a foreign token at position k; None where no answer is that long."""
         foreign = {b: t for b in range(len(rows)) if (t := foreign_token(rows, b, k)) is not None}
         if not foreign:
             return None
         prompts = [[*self.prompts[b], *rows[b][:k], token] for b, token in foreign.items()]
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - k - 1))
-        ends = self.write(student, prompts, rest)
+        ends = self.write(generator, prompts, rest)
         mended = [[*rows[b][: k + 1], *end] for b, end in zip(foreign, ends, strict=True)]
         return self.judged(mended, [self.examples[b] for b in foreign])
 
-    def distracted(self, student: Student, text: str) -> Estimate:
+    def distracted(self, generator: Generator, text: str) -> Estimate:
         """Answers to prompts with something else before them."""
         chats = [[*e.messages[:-1], e.messages[-1] | {"content": f"{text} {e.messages[-1]['content']}"}] for e in self.examples]
-        prompts = [encode_chat(self.tokenizer, chat, **self.template_options) for chat in chats]
-        return self.judged(self.write(student, prompts, self.sampling))
+        prompts = [self.renderer.render(chat).token_ids for chat in chats]
+        return self.judged(self.write(generator, prompts, self.sampling))
 
-    def write(self, student: Student, prompts: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+    def write(self, generator: Generator, prompts: Sequence[list[int]], sampling: SamplingParams) -> list[list[int]]:
         """A completion of each prompt, as ids."""
         rows = []
         for start in range(0, len(prompts), self.batch_size):
             some = prompts[start : start + self.batch_size]
-            with student.evaluating() as lm, seeded(derive_seed(self.seed, "robustness", start), lm.device):
-                done: Completions = complete(lm, some, sampling, self.tokenizer)
-            rows += done.rows()
+            done = generator.generate([Rendered(ids) for ids in some], sampling, derive_seed(self.seed, "robustness", start))
+            rows += [completion.token_ids for completion in done]
         return rows
 
     def judged(self, rows: Sequence[Sequence[int]], examples: Sequence[Example] | None = None) -> Estimate:
         """The share of right answers."""
-        texts = self.tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True)
+        texts = self.renderer.decode_all(rows)
         asked = self.examples if examples is None else examples
         return proportion([float(self.task.verify(e, t).content >= 1) for e, t in zip(asked, texts, strict=True)])
 

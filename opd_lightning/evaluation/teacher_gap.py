@@ -1,15 +1,15 @@
 """Is the teacher worth listening to? What it can do behind what it is shown, beside the student on the same prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Generator, Task
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation.estimate import Estimate, proportion
-from opd_lightning.generation.transformers import Completions, Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Example, Prompts, Task
+from opd_lightning.types import Completion, Example, SamplingParams
 
 
 class TeacherAccuracy:
@@ -31,30 +31,29 @@ class TeacherAccuracy:
         n: int = 64,
         template_options: dict | None = None,
     ):
-        self.task, self.tokenizer = task, tokenizer
-        self.examples, self.template_options = list(task.examples(split))[:n], template_options or {}
-        self.sampling = Sampling(max_new_tokens, temperature=0.0)
+        self.task, self.examples = task, list(task.examples(split))[:n]
+        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
         self.known: Estimate | None = None
 
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`teacher/shown/accuracy` and `teacher/shown/student_accuracy`; nothing where no teacher can write or be judged."""
-        scorer = scorers.get("teacher")
-        if scorer is None or not self.task.verifies or not scorer.weights.writes or scorer.context.reads_attempts:
+        teacher = teachers.get("teacher")
+        if teacher is None or not self.task.verifies or not teacher.writes or teacher.context.reads_attempts:
             return {}
-        examples = [e for e in self.examples if tellable(scorer, e)]
+        examples = [example for example in self.examples if tellable(teacher, example)]
         if not examples:
             return {}
-        ids = [encode_chat(self.tokenizer, e.messages, **self.template_options) for e in examples]
-        if self.known is None or not scorer.weights.fixed:
-            done, *_ = scorer.write(student, Prompts(examples, ids), self.sampling, seed=0)
+        if self.known is None or not teacher.frozen:
+            done, _ = teacher.write(teacher.prompts(examples), self.sampling, 0, generator)
             self.known = self.judge(examples, done)
-        with student.evaluating() as lm:
-            own = self.judge(examples, complete(lm, ids, self.sampling, self.tokenizer))
+        prompts = [self.renderer.render(example.messages) for example in examples]
+        own = self.judge(examples, generator.generate(prompts, self.sampling, 0))
         return {"teacher/shown/accuracy": self.known, "teacher/shown/student_accuracy": own}
 
-    def judge(self, examples: list[Example], done: Completions) -> Estimate:
+    def judge(self, examples: list[Example], done: Sequence[Completion]) -> Estimate:
         """The share of right completions."""
-        texts = done.texts(self.tokenizer)
+        texts = self.renderer.decode_all([completion.token_ids for completion in done])
         right = [self.task.verify(e, text).content >= 1.0 for e, text in zip(examples, texts, strict=True)]
         return proportion([float(r) for r in right])
 
@@ -70,9 +69,9 @@ class TeacherAccuracy:
         ]
 
 
-def tellable(scorer: Scorer, example: Example) -> bool:
+def tellable(teacher: Any, example: Example) -> bool:
     """Has the example what the context quotes? Held-out rows often lack it."""
     try:
-        return scorer.context(example) is not None
+        return teacher.context(example) is not None
     except ValueError:
         return False

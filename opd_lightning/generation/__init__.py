@@ -1,1 +1,5 @@
-"""Generation: token ids in, token ids out."""
+"""Generation: engines that write completions; `contracts.Generator` is what they offer."""
+
+from opd_lightning.generation.transformers import TransformersGenerator
+
+__all__ = ["TransformersGenerator"]

@@ -1,7 +1,7 @@
-"""Decoding with transformers: token ids in, token ids out, nothing sampled from a distribution nobody asked for."""
+"""The transformers engine, which is the reference: token ids in, token ids out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,39 +16,42 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from opd_lightning.types import Completion, Rendered, SamplingParams
+from opd_lightning.utils.seeds import seeded
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
 
-    Attributes:
-        max_new_tokens: completions end there if EOS has not come.
-        temperature: divides the logits; 0 is greedy.
-        top_p, top_k: 1.0 and 0 leave the distribution whole.
+class TransformersGenerator:
+    """transformers' `generate` on the student in memory; it needs no copy of the weights.
+
+    Args:
+        tokenizer: the student's.
     """
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.student: Any = None
 
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"rollout.max_new_tokens={self.max_new_tokens} must be at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"rollout.temperature={self.temperature} must not be negative; 0 is greedy.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"rollout.top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution whole.")
-        if self.top_k < 0:
-            raise ValueError(f"rollout.top_k={self.top_k} must not be negative; 0 leaves the distribution whole.")
+    def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
+        """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
+        ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
+        with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
+            return decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
 
-    def warpers(self) -> list[LogitsProcessor]:
-        """The logits processors that make the sampling distribution, in transformers' order."""
-        if self.temperature == 0:
-            return []
-        chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
-        chosen += [TopKLogitsWarper(self.top_k)] if self.top_k else []
-        return chosen + ([TopPLogitsWarper(self.top_p)] if self.top_p < 1 else [])
+    def update_weights(self, student: Any, version: int) -> None:
+        """Remember the student, whose weights are read in place."""
+        self.student = student
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
+    """The logits processors that make the sampling distribution, in transformers' order."""
+    if sampling.temperature == 0:
+        return []
+    chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
+    chosen += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    return chosen + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
 
 
 class _Recorder(LogitsProcessor):
@@ -79,30 +82,6 @@ class _Recorder(LogitsProcessor):
         self.columns.append(chosen - self.scores.logsumexp(-1))
 
 
-@dataclass(frozen=True)
-class Completions:
-    """What was written behind a batch of prompts.
-
-    Attributes:
-        ids [B, T]: right-padded, EOS included; lengths [B].
-        truncated [B]: True where EOS did not come within the limit.
-        logprobs [B, T]: under the sampling distribution, 0 beyond the lengths; None when greedy.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    truncated: Tensor
-    logprobs: Tensor | None
-
-    def rows(self) -> list[list[int]]:
-        """The B completions as lists of ids, without padding."""
-        return [row[:n] for row, n in zip(self.ids.tolist(), self.lengths.tolist(), strict=True)]
-
-    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The B completions as text without special tokens."""
-        return tokenizer.batch_decode(self.rows(), skip_special_tokens=True)
-
-
 def eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
     own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
@@ -111,10 +90,10 @@ def eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 
 @torch.no_grad()
-def generate(
-    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, eos: Sequence[int], pad: int
-) -> Completions:
-    """Completions of a batch of prompts, drawn from torch's current random state.
+def decode(
+    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, eos: Sequence[int], pad: int
+) -> list[Completion]:
+    """One completion of each prompt, drawn from torch's current random state.
 
     The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
     """
@@ -129,7 +108,7 @@ def generate(
     greedy = sampling.temperature == 0
     recorder = _Recorder(longest)
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if greedy else [*sampling.warpers(), recorder])
+    processors = LogitsProcessorList([] if greedy else [*warpers(sampling), recorder])
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
@@ -148,19 +127,13 @@ def generate(
         )
     finally:
         lm.generation_config = restore
-    ids = out[:, longest:]
-    is_eos = torch.isin(ids, torch.tensor(list(eos), device=device))
-    ended = is_eos.any(1)
-    lengths = torch.where(ended, is_eos.int().argmax(1) + 1, ids.shape[1])
-    if greedy:
-        return Completions(ids, lengths, ~ended, None)
-    recorder.record(out[:, -1])
-    inside = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-    return Completions(ids, lengths, ~ended, torch.stack(recorder.columns, 1).masked_fill(~inside, 0.0))
-
-
-def complete(
-    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, tokenizer: PreTrainedTokenizerBase
-) -> Completions:
-    """`generate` with the ids that end and pad completions of this model and tokenizer."""
-    return generate(lm, prompt_ids, sampling, eos_ids(lm, tokenizer), tokenizer.pad_token_id)
+    if not greedy:
+        recorder.record(out[:, -1])
+    columns = None if greedy else torch.stack(recorder.columns, 1).tolist()
+    ends, completions = set(eos), []
+    for b, row in enumerate(out[:, longest:].tolist()):
+        stop = next((i for i, token in enumerate(row) if token in ends), None)
+        length = len(row) if stop is None else stop + 1
+        logprobs = None if columns is None else columns[b][:length]
+        completions.append(Completion(row[:length], "length" if stop is None else "stop", logprobs))
+    return completions

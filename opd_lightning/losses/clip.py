@@ -1,7 +1,9 @@
 """Clips: bounds on a divergence, for the few tokens where student and teacher are far apart. Off unless asked for.
 
-Each is called as clip(support, divergence, log_s, log_t, tokens) and returns the bounded divergence [n] and how often it bit.
+Each is called as clip(support, divergence, log_s, target, tokens) and returns the bounded divergence [n] and how often it bit.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ class ClipEntries:
         _check(limit)
         self.limit = limit
 
-    def __call__(self, support, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, support, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The statistic is the share of tokens with a clipped entry."""
         bitten: list[Tensor] = []
 
@@ -37,7 +39,7 @@ class ClipEntries:
             bitten.append((entries.detach() > self.limit).any(-1))
             return entries.clamp(max=self.limit)
 
-        value = support(limited, log_s, log_t, tokens)
+        value = support(limited, log_s, target, tokens)
         return value, {"entry_clip_fraction": bitten[0].to(value.dtype)}
 
 
@@ -52,9 +54,9 @@ class ClipPositions:
         _check(limit)
         self.limit = limit
 
-    def __call__(self, support, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, support, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The statistic is the share of clipped positions."""
-        value = support(divergence, log_s, log_t, tokens)
+        value = support(divergence, log_s, target, tokens)
         large = value.detach() > self.limit
         scale = torch.where(large, self.limit / value.detach(), 1.0)
         return value * scale, {"position_clip_fraction": large.to(value.dtype)}

@@ -6,23 +6,24 @@ hand; backward only scales it. A custom function is needed because plain autogra
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.closed_form import Scratch
-from opd_lightning.types import LogitSource, Tokens
+from opd_lightning.types import Tokens
 
 BLOCK = 8 * 2**20
 """Bytes of logits that a CPU treats at a time; temporaries of more than about 32 MiB are new pages at every use."""
 
 
 class TokenLoss(Protocol):
-    """A loss per token: called as loss(logits by source, each [n, V]; the n tokens) -> (loss [n], statistics [n] by name)."""
+    """A loss per token of the student's logits [n, V], targets by name and n tokens: (loss [n], statistics [n] by name)."""
 
-    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens, /) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def __call__(self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, /) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 class NotFinite(ValueError):
@@ -95,7 +96,7 @@ def widen(logits: Tensor) -> Tensor:
 
 
 def head_loss(
-    hidden: Tensor, head: Head, tokens: Tokens, sources: Mapping[str, LogitSource], loss: TokenLoss, chunk: int = 256
+    hidden: Tensor, head: Head, tokens: Tokens, scores: Mapping[str, TeacherScores], loss: TokenLoss, chunk: int = 256
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """sum(tokens.weight x loss) over N tokens, differentiable in the hidden states and the head.
 
@@ -105,7 +106,7 @@ def head_loss(
         hidden [N, H]: the student's hidden states that predict the tokens.
         head: the student's output layer.
         tokens: the N tokens with their weights.
-        sources: the other distributions that `loss` reads, N rows each.
+        scores: of the teachers that `loss` reads, N rows each.
         chunk: rows whose logits exist at the same time. 256 suits a CPU, 1024 and more a GPU.
 
     Returns:
@@ -118,9 +119,9 @@ def head_loss(
     if hidden.shape[0] == 0:
         return hidden.sum() + 0.0 * head.weight.sum(), {}
     stats: dict[str, Tensor] = {}
-    shared = head.first(min([head.weight.shape[0], *(source.vocabulary for source in sources.values())]))
+    shared = head.first(min([head.weight.shape[0], *(score.vocabulary for score in scores.values())]))
     # Statistics leave through a dict: as outputs of the autograd function they would be tracked as differentiable.
-    total = _HeadLoss.apply(hidden, shared.weight, shared.bias, shared, tokens, sources, loss, chunk, stats)
+    total = _HeadLoss.apply(hidden, shared.weight, shared.bias, shared, tokens, scores, loss, chunk, stats)
     if not torch.isfinite(total):
         wrong = int((~torch.isfinite(stats["loss"])).sum())
         raise NotFinite(
@@ -133,7 +134,7 @@ def head_loss(
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, head, tokens, sources, loss, chunk, stats):
+    def forward(ctx, hidden, weight, bias, head, tokens, scores, loss, chunk, stats):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         dtype = head.compute_dtype(hidden)
@@ -148,11 +149,12 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 part = hidden[rows].detach().to(dtype)
-                logits = {"student": layer.project(part, scratch.like("student", part, vocabulary)).to(wide)}
-                for name, source in sources.items():
-                    buffer = scratch.like(name, part, source.vocabulary)
-                    logits[name] = source.project(source.hidden[rows], buffer).to(wide)[:, :vocabulary]
-                slope = _slope(loss, logits, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
+                logits = layer.project(part, scratch.like("student", part, vocabulary)).to(wide)
+                targets = {
+                    name: score.chunk(rows, scratch.like(name, part, score.vocabulary)).narrow(vocabulary, wide)
+                    for name, score in scores.items()
+                }
+                slope = _slope(loss, logits, targets, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
                 if slope is not None:
                     # The weights enter beside the products, where H numbers a row are multiplied instead of V.
                     slope, share = slope.to(dtype), tokens.weight[rows, None].to(wide)
@@ -178,7 +180,8 @@ class _HeadLoss(torch.autograd.Function):
 
 def _slope(
     loss: TokenLoss,
-    logits: dict[str, Tensor],
+    logits: Tensor,
+    targets: Mapping[str, Any],
     tokens: Tokens,
     start: int,
     layer: Head,
@@ -191,26 +194,25 @@ def _slope(
     A CPU takes the chunk in blocks: its products are best on many rows, what follows them best on buffers that its allocator
     keeps. The loss and the statistics of tokens `start` to `start + n` are written into `stats`.
     """
-    student = logits["student"]
-    rows = student.shape[0] if student.is_cuda else max(1, BLOCK // student[0].nbytes)
-    for begin in range(0, student.shape[0], rows):
-        at = slice(start + begin, start + min(begin + rows, student.shape[0]))
-        block = {name: value[begin : begin + rows] for name, value in logits.items()}
-        some = tokens.take(at)
-        chain = layer.shape_slope(block["student"])  # before a closed form overwrites the logits
-        value, slope, extra = graded(loss, block, some, scratch, needed)
+    rows = logits.shape[0] if logits.is_cuda else max(1, BLOCK // logits[0].nbytes)
+    for begin in range(0, logits.shape[0], rows):
+        at = slice(start + begin, start + min(begin + rows, logits.shape[0]))
+        block = logits[begin : begin + rows]
+        some = {name: target.take(slice(begin, begin + rows)) for name, target in targets.items()}
+        chain = layer.shape_slope(block)  # before a closed form overwrites the logits
+        value, slope, extra = graded(loss, block, some, tokens.take(at), scratch, needed)
         for name, column in (extra | {"loss": value}).items():
             # Kept in one tensor each: small ones between a CPU's large ones would fragment its memory.
             if name not in stats:
                 stats[name] = column.new_empty(tokens.ids.shape[0])
             stats[name][at] = column
         if slope is not None:
-            block["student"].copy_(slope if isinstance(chain, float) and chain == 1.0 else slope * chain)
-    return student if needed else None
+            block.copy_(slope if isinstance(chain, float) and chain == 1.0 else slope * chain)
+    return logits if needed else None
 
 
 def graded(
-    loss: TokenLoss, logits: dict[str, Tensor], tokens: Tokens, scratch: Scratch, needed: bool
+    loss: TokenLoss, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, scratch: Scratch, needed: bool
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """The loss [n] of some tokens, its slope [n, V] with respect to the student's logits (None if not needed), its statistics.
 
@@ -218,15 +220,15 @@ def graded(
     """
     if not needed:
         with torch.no_grad():
-            value, extra = loss(logits, tokens)
+            value, extra = loss(logits, targets, tokens)
         return value, None, extra
     closed_form = getattr(loss, "closed_form", None)
-    found = None if closed_form is None else closed_form(logits, tokens, scratch)
+    found = None if closed_form is None else closed_form(logits, targets, tokens, scratch)
     if found is not None:
         return found
     with torch.enable_grad():
-        leaf = logits["student"].detach().requires_grad_()
-        value, extra = loss({**logits, "student": leaf}, tokens)
+        leaf = logits.detach().requires_grad_()
+        value, extra = loss(leaf, targets, tokens)
         (slope,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), slope, extra
 

@@ -1,29 +1,33 @@
 """The objective: a sum of per-token terms on chunks of logits, with its token weights and its normaliser."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd, top_agreement
-from opd_lightning.losses.importance import update_ratio
+from opd_lightning.contracts import Provides
+from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd
+from opd_lightning.losses.diagnostics import diagnose
+from opd_lightning.losses.divergence_term import DivergenceTerm, Entries
 from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.targets import FullLogits
 from opd_lightning.losses.vocab_support import FullVocabulary
-from opd_lightning.types import Rollout, Tokens
+from opd_lightning.types import Tokens
 
-Entries = Callable[[Tensor, Tensor], Tensor]
-"""A divergence of `divergence.py`: log-probabilities of the student and of another model to entries, all [n, V]."""
+Gate = Callable[[Tensor, Mapping[str, Any], Tokens], Tensor]
+"""A factor [n] of each token's loss, from the student's log-probabilities [n, V], the targets and the tokens; no gradient."""
 
 
 class Objective:
     """What a method minimises: sum over tokens of weight x (sum over terms of coefficient x term) / Z.
 
     Args:
-        weight: which tokens count; see `weight.py`.
-        aggregate: what the sum is divided by; see `weight.py`.
+        weight: which tokens count; see `token_weights.py`.
+        aggregate: what the sum is divided by; see `token_weights.py`.
         divergence: a divergence from the teacher. None: no teacher is needed.
-        support: over which tokens that divergence is taken; see `support.py`.
+        support: over which tokens that divergence is taken; see `vocab_support.py`.
         policy_gradient: a term on rewarded completions. None: no verifier is needed.
         cross_entropy: a term on the written tokens.
         reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
@@ -36,6 +40,8 @@ class Objective:
             unless you mean otherwise.
         temperature_squared: multiply the divergence by temperature^2, so that its gradients keep their size (Hinton et al.
             2015, arXiv 1503.02531, section 2).
+        gate: multiplies each token's loss by what student, teacher, verdict and advantage say of it; None does not. It does not
+            enter Z.
 
     Raises:
         ValueError: no term at all, a coefficient of no term or a negative one, a temperature that is not positive, a clip or
@@ -46,8 +52,8 @@ class Objective:
 
     def __init__(
         self,
-        weight: Callable[[Rollout], Tensor],
-        aggregate: Callable[[Tensor], tuple[Tensor, Tensor]],
+        weight: Callable[[Tokens], Tensor],
+        aggregate: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
         divergence: Entries | None = None,
         support: Any = None,
         policy_gradient: PolicyGradient | None = None,
@@ -58,6 +64,7 @@ class Objective:
         coefficients: Mapping[str, float] | None = None,
         temperature: float = 1.0,
         temperature_squared: bool = False,
+        gate: Gate | None = None,
     ):
         for name, value in (coefficients or {}).items():
             if name not in self.TERMS:
@@ -71,37 +78,25 @@ class Objective:
         reference = None if "reference" in off else reference
         if divergence is None and policy_gradient is None and cross_entropy is None:
             raise ValueError("the loss has no term: choose loss/divergence=, loss/policy_gradient= or loss/cross_entropy=.")
-        if divergence is not None and support is None:
-            raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
-        if divergence is not None and support.needs_own_samples and (clip is not None or ratio_cap is not None):
-            raise ValueError(
-                "loss/support=sampled takes neither loss/clip nor loss.ratio_cap; it has sampler_cap and its own ratio."
-            )
-        if divergence is not None and support.needs_own_samples and not getattr(divergence, "elementwise", True):
-            raise ValueError(
-                "loss/support=sampled needs a divergence whose entries follow from one token each; choose reverse_kl, or "
-                "loss/support=full."
-            )
-        if ratio_cap is not None and not ratio_cap >= 1:
-            raise ValueError(f"loss.ratio_cap={ratio_cap} must be at least 1; 2.0 is SDPO's, null leaves the ratio out.")
         if not temperature > 0:
             raise ValueError(f"loss.temperature={temperature} must be positive; 1.0 is the models' own distribution.")
-        self.weight, self.aggregate, self.temperature = weight, aggregate, temperature
-        self.divergence, self.support, self.reference = divergence, support, reference
-        self.policy_gradient, self.cross_entropy = policy_gradient, cross_entropy
-        self.clip, self.ratio_cap = clip, ratio_cap
-        self.stretch = temperature**2 if temperature_squared else 1.0
+        self.weight, self.aggregate, self.temperature, self.gate = weight, aggregate, temperature, gate
+        scale = temperature**2 if temperature_squared else 1.0
+        self.divergence = None if divergence is None else DivergenceTerm(divergence, support, clip, ratio_cap, scale)
+        self.policy_gradient, self.cross_entropy, self.reference = policy_gradient, cross_entropy, reference
         self.coefficients = dict.fromkeys(self.TERMS, 1.0) | dict(coefficients or {})
 
     @property
-    def sources(self) -> frozenset[str]:
-        """Names of the distributions beside the student's that the terms read."""
+    def teachers(self) -> frozenset[str]:
+        """Names of the teachers that the terms read."""
         read = {"teacher": self.divergence, "reference": self.reference}
         return frozenset(name for name, term in read.items() if term is not None)
 
-    def weights(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Token weights [B, T] and this device's share of the normaliser Z."""
-        return self.aggregate(self.weight(rollout))
+    @property
+    def requires(self) -> dict[str, Provides]:
+        """What each of these teachers has to provide."""
+        needs: dict[str, Provides] = {} if self.reference is None else {"reference": "full"}
+        return needs if self.divergence is None else needs | {"teacher": self.divergence.support.requires}
 
     @property
     def terms(self) -> set[str]:
@@ -116,47 +111,59 @@ class Objective:
     @property
     def compares_updates(self) -> bool:
         """Does a term read log-probabilities of before the first update on a rollout?"""
-        own = self.divergence is not None and (self.support.needs_own_samples or self.ratio_cap is not None)
-        return self.rewarded or own
+        own = self.divergence
+        return self.rewarded or (own is not None and (own.support.needs_own_samples or own.ratio_cap is not None))
+
+    def weights(self, tokens: Tokens, samples: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Token weights [N] and this device's share of the normaliser Z.
+
+        Args:
+            tokens: with weight 1 where a token may count.
+            samples: B.
+            valid [N]: where the teacher has a target; without one, a token counts nothing if the divergence is all there is.
+        """
+        if valid is not None and self.terms == {"divergence"}:
+            tokens = replace(tokens, weight=tokens.weight * valid)
+        assert tokens.sample is not None
+        return self.aggregate(self.weight(tokens), tokens.sample, samples)
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages [P, G] from the rewards [P, G] of the whole batch: P prompts, G samples each."""
         assert self.policy_gradient is not None
         return self.policy_gradient.advantage(rewards)
 
-    def active(self, weight: Tensor, advantages: Tensor | None, told: Tensor | None = None) -> Tensor:
-        """Number of tokens that can have a gradient, of weights [B, T]: not by an advantage of 0, nor by an untold teacher.
-
-        Args:
-            advantages [B], told [B]: of the completions; None has none, and tells all.
-        """
-        signal = torch.full_like(weight[:, 0], bool(self.terms & {"cross_entropy", "reference"})).bool()
+    def active(self, tokens: Tokens, valid: Tensor | None) -> Tensor:
+        """Number of tokens that can have a gradient: not by an advantage of 0, nor where the teacher has no target [N]."""
+        signal = torch.full_like(tokens.weight, bool(self.terms & {"cross_entropy", "reference"})).bool()
         if self.divergence is not None:
-            signal = signal | (torch.ones_like(signal) if told is None else told)
-        if advantages is not None:
-            signal = signal | (advantages != 0)
-        return ((weight > 0) & signal[:, None]).sum()
+            signal = signal | (torch.ones_like(signal) if valid is None else valid)
+        if tokens.advantage is not None:
+            signal = signal | (tokens.advantage != 0)
+        return ((tokens.weight > 0) & signal).sum()
 
-    def __call__(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The per-token loss of a chunk.
 
         Args:
-            logits: "student" and each of `sources`, [n, V] in at least float32.
+            logits: the student's, [n, V] in at least float32.
+            targets: of each of `teachers`.
             tokens: the chunk's n tokens.
 
         Returns:
             The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement, and
             each term where there are several.
         """
-        log_p = {name: torch.log_softmax(self.cooled(value), -1) for name, value in logits.items()}
-        log_s, stats = log_p["student"], diagnose(log_p)
+        log_s = torch.log_softmax(self.apply_temperature(logits), -1)
+        known = {name: target.log_probs(self.temperature) for name, target in targets.items()}
+        stats = diagnose(log_s, known, tokens.ids)
         terms: dict[str, Tensor] = {}
         if self.divergence is not None:
-            terms["divergence"], extra = self.distance(log_s, log_p["teacher"], tokens)
+            target = known["teacher"]
+            terms["divergence"], extra = self.divergence(log_s, target, tokens)
             stats |= extra
-            if tokens.told is not None:  # what an untold teacher seems to say is no number at all
-                of_teacher = {"forward_kl", "reverse_kl", "teacher_entropy", "top1_agreement", *extra}
-                stats |= {name: torch.where(tokens.told, stats[name], torch.nan) for name in of_teacher}
+            if target.valid is not None:  # what an invalid target seems to say is no number at all
+                own = {"student_entropy", "reference_kl"}
+                stats |= {name: torch.where(target.valid, x, torch.nan) for name, x in stats.items() if name not in own}
         if self.policy_gradient is not None:
             terms["policy_gradient"], extra = self.policy_gradient(log_s, tokens)
             stats |= extra
@@ -164,76 +171,48 @@ class Objective:
             terms["cross_entropy"], extra = self.cross_entropy(log_s, tokens)
             stats |= extra
         if self.reference is not None:
-            terms["reference"] = self.reference(log_s, log_p["reference"]).sum(-1)
+            terms["reference"] = self.reference(log_s, known["reference"].log_p).sum(-1)
         if len(terms) > 1:
             stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
-        return torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0), stats
+        loss = torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0)
+        if self.gate is None:
+            return loss, stats
+        with torch.no_grad():
+            gate = self.gate(log_s.detach(), known, tokens)
+        return gate * loss, stats | {"gate": gate}
 
-    def cooled(self, logits: Tensor) -> Tensor:
+    def apply_temperature(self, logits: Tensor) -> Tensor:
         """Divided by the temperature, without a copy where that is 1."""
         return logits if self.temperature == 1.0 else logits / self.temperature
 
-    def distance(self, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """The divergence term [n] and what clip and ratio did to it."""
-        stats: dict[str, Tensor] = {}
-        if self.clip is None:
-            value = self.support(self.divergence, log_s, log_t, tokens)
-        else:
-            value, stats = self.clip(self.support, self.divergence, log_s, log_t, tokens)
-        if self.ratio_cap is not None:
-            logprob = log_s.detach().gather(-1, tokens.ids[:, None]).squeeze(-1)
-            stats["ratio"] = update_ratio(logprob, tokens).clamp(max=self.ratio_cap)
-            value = value * stats["ratio"]
-        if tokens.told is not None:
-            value = torch.where(tokens.told, value, 0.0)
-        return self.stretch * value, stats | self.support.describe(log_s, log_t)
-
     def closed_form(
-        self, logits: Mapping[str, Tensor], tokens: Tokens, scratch: Scratch
+        self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, scratch: Scratch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
         """The loss [n], its slope [n, V] and the statistics without autograd, where this objective has a closed form.
 
         That is one exact divergence of the three common ones and nothing else. The logits are overwritten.
         """
-        others = (self.policy_gradient, self.cross_entropy, self.reference, self.clip, self.ratio_cap)
-        beta = beta_of(self.divergence)
-        if beta is None or not isinstance(self.support, FullVocabulary) or any(part is not None for part in others):
+        term = self.divergence
+        if (
+            term is None
+            or self.terms != {"divergence"}
+            or self.gate is not None
+            or not isinstance(targets["teacher"], FullLogits)
+        ):
             return None
-        s, t = logits["student"], logits["teacher"]
+        beta = beta_of(term.divergence)
+        if beta is None or not isinstance(term.support, FullVocabulary) or term.clip is not None or term.ratio_cap is not None:
+            return None
+        s, t = logits, targets["teacher"].logits
         if self.temperature != 1.0:
             s, t = s.div_(self.temperature), t.div_(self.temperature)
         value, slope, stats = generalised_jsd(s, t, beta, scratch)
-        factor = self.coefficients["divergence"] * self.stretch
+        factor = self.coefficients["divergence"] * term.scale
         if factor / self.temperature != 1.0:
             slope.mul_(factor / self.temperature)
         return factor * value, slope, stats
 
-    def log_prob(self, logits: Mapping[str, Tensor], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def log_prob(self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
-        log_s = torch.log_softmax(self.cooled(logits["student"]), -1)
+        log_s = torch.log_softmax(self.apply_temperature(logits), -1)
         return log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}
-
-
-@torch.no_grad()
-def diagnose(log_p: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is worth knowing whatever is optimised, in nats [n]; `log_p` maps "student" and others to [n, V]."""
-    log_s = log_p["student"].detach()
-    p_s = log_s.exp()
-    stats = {"student_entropy": -expect(p_s, log_s)}
-    if "teacher" in log_p:
-        log_t = log_p["teacher"]
-        p_t, gap = log_t.exp(), log_s - log_t
-        stats["forward_kl"], stats["reverse_kl"] = -expect(p_t, gap), expect(p_s, gap)
-        stats["teacher_entropy"] = -expect(p_t, log_t)
-        stats["top1_agreement"] = top_agreement(log_s, log_t)
-    if "reference" in log_p:
-        stats["reference_kl"] = expect(p_s, log_s - log_p["reference"])
-    return stats
-
-
-def expect(p: Tensor, x: Tensor) -> Tensor:
-    """sum_v p_v x_v, [n, V] each, where a token of probability 0 adds nothing even if its x is infinite."""
-    value = torch.linalg.vecdot(p, x)
-    if value.isnan().any():
-        value = torch.where(p == 0, 0.0, p * x).sum(-1)
-    return value

@@ -1,14 +1,19 @@
-"""Supports: over which tokens of the vocabulary a divergence is taken.
+"""Vocabulary supports: over which tokens of the vocabulary a divergence is taken.
 
-Each is called as support(divergence, log_s, log_t, tokens) with log-probabilities [n, V] and returns a loss [n]; a
-divergence maps log-probabilities of student and teacher to entries of the same shape, see `divergence.py`. `describe` gives
-what is worth knowing of the choice of tokens, [n] by name.
+Each is called as support(divergence, log_s, target, tokens) with the student's log-probabilities [n, V] and the teacher's
+target as log-probabilities (`targets.py`), and returns a loss [n]; a divergence maps log-probabilities of student and teacher
+to entries of the same shape, see `divergences.py`. `requires` is what the teacher has to provide, `describe` gives what is
+worth knowing of the choice of tokens, [n] by name.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from opd_lightning.contracts import Provides
 from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
+from opd_lightning.losses.targets import FullLogProbs
 from opd_lightning.types import Tokens
 
 
@@ -16,12 +21,13 @@ class FullVocabulary:
     """The exact divergence: the sum of its entries over the whole vocabulary."""
 
     needs_own_samples = False
+    requires: Provides = "full"
 
-    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+    def __call__(self, divergence, log_s: Tensor, target: FullLogProbs, tokens: Tokens) -> Tensor:
         """Returns the divergence [n]."""
-        return divergence(log_s, log_t).sum(-1)
+        return divergence(log_s, target.log_p).sum(-1)
 
-    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+    def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
         """Nothing is left out."""
         return {}
 
@@ -56,34 +62,38 @@ class TopK:
             )
         self.k, self.of, self.rest = k, of, rest
 
-    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+    @property
+    def requires(self) -> Provides:
+        """The teacher's top k; all of its vocabulary where the student chooses the tokens."""
+        return "topk" if self.of == "teacher" else "full"
+
+    def __call__(self, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> Tensor:
         """Returns the divergence [n] over k tokens, or k and the tail."""
         vocabulary = log_s.shape[-1]
         if self.k > vocabulary:
             raise ValueError(f"loss.support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/support=full.")
-        if self.k == vocabulary:
-            return divergence(log_s, log_t).sum(-1)
-        top = self.top(log_s, log_t)
-        return divergence(self.narrow(log_s, top), self.narrow(log_t, top)).sum(-1)
+        if self.k == vocabulary and isinstance(target, FullLogProbs):
+            return divergence(log_s, target.log_p).sum(-1)
+        top, of_teacher = self.top(log_s, target)
+        mine, theirs = log_s.gather(-1, top), of_teacher
+        if self.rest == "renormalise":
+            return divergence(mine.log_softmax(-1), theirs.log_softmax(-1)).sum(-1)
+        tail = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+        return divergence(torch.cat([mine, tail], -1), torch.cat([theirs, target.rest(top)], -1)).sum(-1)
 
-    def top(self, log_s: Tensor, log_t: Tensor) -> Tensor:
-        """Indices [n, k] of the tokens."""
-        return (log_t if self.of == "teacher" else log_s).detach().topk(self.k, -1).indices
+    def top(self, log_s: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+        """The tokens [n, k], and the teacher's log-probabilities [n, k] of them."""
+        if self.of == "teacher":
+            return target.top(self.k)
+        top = log_s.detach().topk(self.k, -1).indices
+        return top, target.at(top)
 
     @torch.no_grad()
-    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+    def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
         """Probability outside of the k tokens, of either side."""
-        top = self.top(log_s, log_t)
-        inside = {"student": log_s.gather(-1, top), "teacher": log_t.gather(-1, top)}
+        top, of_teacher = self.top(log_s, target)
+        inside = {"student": log_s.gather(-1, top), "teacher": of_teacher}
         return {f"{name}_tail_mass": (1 - chosen.exp().sum(-1)).clamp_min(0.0) for name, chosen in inside.items()}
-
-    def narrow(self, log_p: Tensor, top: Tensor) -> Tensor:
-        """Log-probabilities [n, k] or [n, k + 1] that sum to one, from [n, V] and the indices `top` [n, k]."""
-        chosen = log_p.gather(-1, top)
-        if self.rest == "renormalise":
-            return chosen.log_softmax(-1)
-        tail = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-        return torch.cat([chosen, tail], -1)
 
 
 class SampledToken:
@@ -107,18 +117,22 @@ class SampledToken:
         check_cap("loss.support", sampler_cap)
         self.sampler_cap, self.baseline = sampler_cap, baseline
 
-    def __call__(self, divergence, log_s: Tensor, log_t: Tensor, tokens: Tokens) -> Tensor:
+    @property
+    def requires(self) -> Provides:
+        """The written token's log-probability; all of the vocabulary for the baseline."""
+        return "full" if self.baseline else "sampled"
+
+    def __call__(self, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> Tensor:
         """Returns the surrogate [n], whose gradient is the estimate's."""
-        token = tokens.ids[:, None]
-        expected = self.expected_cost(divergence, log_s.detach(), log_t) if self.baseline else 0.0
-        log_s, log_t = log_s.gather(-1, token).squeeze(-1), log_t.gather(-1, token).squeeze(-1)
+        expected = self.expected_cost(divergence, log_s.detach(), target.log_p) if self.baseline else 0.0
+        log_s, log_t = log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), target.of(tokens.ids)
         cost = self.cost(divergence, log_s, log_t) - expected
         ratio = update_ratio(log_s, tokens).detach()
         if self.sampler_cap is not None:
             ratio = ratio * sampler_ratio(log_s, tokens, self.sampler_cap)
         return ratio * cost * log_s
 
-    def describe(self, log_s: Tensor, log_t: Tensor) -> dict[str, Tensor]:
+    def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
         """Nothing but the sampled token is looked at."""
         return {}
 

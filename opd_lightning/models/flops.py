@@ -1,4 +1,4 @@
-"""Floating-point operations of the walk, from a model's sizes and the lengths of what it read and wrote.
+"""Floating-point operations of a training step, from a model's sizes and the lengths of what it read and wrote.
 
 Counted is what the matrix products of a dense transformer need, a multiplication and its addition being two operations: "model
 FLOPs" as in PaLM (arXiv 2204.02311, appendix B), which a smaller micro-batch, recomputed activations or padding do not change.
@@ -15,13 +15,13 @@ embedding is frozen, as with an adapter, the first layer's input gradient is cou
 backward pass of a model of three layers, less in deeper ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from opd_lightning.types import Batch, Rollout
+from opd_lightning.types import Sample
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,17 @@ class Sizes:
         return layers + 2 * (self.head + self.trained_head) * positions
 
 
-def rollout_flops(student: Sizes, rollout: Rollout) -> int:
-    """Writing a rollout, by whoever wrote it."""
-    told = zip(rollout.prompts.ids, rollout.lengths.tolist(), rollout.writers, strict=True)
-    return student.write([(len(ids), n) for ids, n, writer in told if writer == "student"]) + rollout.teacher_flops
+def rollout_flops(student: Sizes, samples: Sequence[Sample]) -> int:
+    """What the student took to write its samples."""
+    return student.write(
+        [(sample.prompt_length, len(sample.completion_ids)) for sample in samples if sample.source == "student"]
+    )
 
 
-def update_flops(student: Sizes, batch: Batch, others: Iterable[Sizes]) -> dict[str, int]:
-    """One update on a batch: the student forward and backward, and the logits of the models it is compared with."""
-    lengths = [len(batch.rollout.prompts.ids[b]) + int(batch.rollout.lengths[b]) for b in batch.rows]
-    positions = int(batch.rollout.lengths[batch.rows].sum())
+def update_flops(student: Sizes, samples: Sequence[Sample]) -> dict[str, int]:
+    """One update on these samples: the student forward and backward."""
+    lengths, positions = [len(sample.token_ids) for sample in samples], sum(sample.trainable for sample in samples)
     return {
         "forward": student.read(lengths) + student.logits(positions),
         "backward": student.backward(lengths, positions),
-        "teacher": sum(other.logits(positions) for other in others),
     }

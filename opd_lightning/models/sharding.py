@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from opd_lightning.losses.objective import Objective
-from opd_lightning.types import Tokens, join
+from opd_lightning.types import Sequences, Tokens
 
 
 def shard(student: nn.Module, mesh: DeviceMesh, objective: Objective) -> None:
@@ -24,7 +24,8 @@ def shard(student: nn.Module, mesh: DeviceMesh, objective: Objective) -> None:
     zero = torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type)
     tokens = Tokens(zero[0], zero[0], torch.ones(1, device=zero.device))
     with torch.no_grad():
-        student(join([[0]], zero, zero[0] + 1, 0), tokens, {}, objective.log_prob)
+        sequences = Sequences(zero.expand(1, 2), torch.ones_like(zero).expand(1, 2), zero[0], zero[0])
+        student(sequences, tokens, {}, objective.log_prob)
 
 
 @contextmanager

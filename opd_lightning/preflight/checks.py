@@ -7,10 +7,10 @@ from statistics import quantiles
 import torch
 from omegaconf import DictConfig
 
-from opd_lightning.data.renderer import encode_chat
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
-from opd_lightning.preflight.components import Nouns
+from opd_lightning.preflight.components import Components
+from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
 
@@ -42,9 +42,9 @@ def settled(found: Iterable[Finding]) -> list[str]:
     return [text for state, text in told if state == "warn"]
 
 
-def models(nouns: Nouns) -> Iterator[Finding]:
+def models(parts: Components) -> Iterator[Finding]:
     """Do student and teacher mean the same by a token, and end where the other would?"""
-    mine, tokenizer = nouns.model, nouns.tokenizer
+    mine, tokenizer = parts.model, parts.tokenizer
     words, size = len(tokenizer), mine.words()
     state = "fail" if size < words else "pass"
     padded = f", padded to {size}" if size > words else f", and the model knows {size}" if size < words else ""
@@ -54,8 +54,8 @@ def models(nouns: Nouns) -> Iterator[Finding]:
         state,
         f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}{remedy}",
     )
-    for name, scorer in nouns.scorers.items():
-        source = scorer.weights.source
+    for name, teacher in all_parts(parts.teachers):
+        source = teacher.source
         if source is None:
             yield Finding(f"{name}'s tokenizer", "pass", "the student's own")
             continue
@@ -87,15 +87,16 @@ def models(nouns: Nouns) -> Iterator[Finding]:
         yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if unlike else "pass", text)
 
 
-def lengths(examples: list[Example], nouns: Nouns, context: NoContext) -> list[int]:
+def lengths(examples: list[Example], parts: Components, context: NoContext) -> list[int]:
     """Tokens of up to 512 prompts."""
     chats = [context(example) for example in examples[:512]]
-    return [len(encode_chat(nouns.tokenizer, chat, **context.template_options)) for chat in chats if chat is not None]
+    words = parts.renderer.with_options(context.template_options)
+    return [len(words.render(chat).token_ids) for chat in chats if chat is not None]
 
 
-def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
+def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     """What training would check itself; percentiles of lengths against the windows; and the arithmetic of a batch."""
-    found = nouns.preflight()
+    found = parts.preflight()
     near = found["near_duplicates"]
     text = f"{found['train']} training and {found['heldout']} held-out examples, none on both sides"
     text += f", {found['dropped']} dropped for their length" if found.get("dropped") else ""
@@ -103,22 +104,20 @@ def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
     if near:
         first = found["near_duplicates_first"][0]
         yield Finding("data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them.")
-    readers = {"student": (nouns.model, NoContext(nouns.model.template_options))}
-    readers |= {name: (scorer.weights.source or nouns.model, scorer.context) for name, scorer in nouns.scorers.items()}
-    for name, (model, context) in readers.items():
-        tokens = lengths(list(nouns.examples), nouns, context)
+    for name, (model, context) in parts.readers().items():
+        tokens = lengths(list(parts.examples), parts, context)
         if not tokens:
             yield Finding(f"{name}'s prompts", "pass", "are worded from attempts, so their length is known in training only")
             continue
         cut = quantiles(tokens, n=20) if len(tokens) > 1 else tokens * 19
-        need, window = max(tokens) + nouns.rollout.max_new_tokens, model.window()
+        need, window = max(tokens) + parts.rollout.sampling.max_new_tokens, model.window()
         text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
         yield Finding(f"{name}'s prompts", "pass" if need <= window else "fail", text)
-    samples, updates = getattr(nouns.rollout, "samples", 1), nouns.rollout.updates_per_rollout
+    samples, updates = parts.rollout.sampling.n, parts.rollout.updates_per_rollout
     batch, devices = cfg.data.batch_size, cfg.trainer.devices
     text = f"{batch} prompts x {samples} completions per rollout, {updates} update{'s' * (updates > 1)} on each"
     if cfg.trainer.max_steps > 0:
-        epochs = batch * cfg.trainer.max_steps / updates / len(nouns.examples)
+        epochs = batch * cfg.trainer.max_steps / updates / len(parts.examples)
         text += f"; {cfg.trainer.max_steps} updates read the data {epochs:.2g} times"
     if isinstance(devices, int) and devices > 1:
         text += f"; {batch / devices:g} prompts per device"
@@ -128,14 +127,14 @@ def data(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
     yield Finding("batch", "pass", text)
 
 
-def verifier(nouns: Nouns, n: int = 64) -> Iterator[Finding]:
+def verifier(parts: Components, n: int = 64) -> Iterator[Finding]:
     """A reference must be right and an empty completion wrong, of the first `n` examples."""
-    if not nouns.task.verifies:
+    if not parts.task.verifies:
         yield Finding("verifier", "pass", "none; nothing is judged")
         return
-    written = [(e, e.completion) for e in nouns.examples if e.completion is not None][:n]
-    wrong = [e.id for e, text in written if nouns.task.verify(e, text).content < 1]
-    empty = [e.id for e in nouns.examples[:n] if nouns.task.verify(e, "").content > 0]
+    written = [(e, e.completion) for e in parts.examples if e.completion is not None][:n]
+    wrong = [e.id for e, text in written if parts.task.verify(e, text).content < 1]
+    empty = [e.id for e in parts.examples[:n] if parts.task.verify(e, "").content > 0]
     if empty:
         yield Finding("verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier.")
     elif wrong and len(wrong) == len(written):
@@ -150,38 +149,37 @@ def verifier(nouns: Nouns, n: int = 64) -> Iterator[Finding]:
         yield Finding("verifier", "pass", f"{told}empty completions score 0")
 
 
-def prompts(nouns: Nouns) -> Iterator[Finding]:
+def prompts(parts: Components) -> Iterator[Finding]:
     """The first example as student and teacher would read it."""
-    example = nouns.examples[0]
-    readers = {"student": NoContext(nouns.model.template_options)}
-    readers |= {name: scorer.context for name, scorer in nouns.scorers.items()}
-    for name, context in readers.items():
+    example = parts.examples[0]
+    for name, (_, context) in parts.readers().items():
         chat = context(example)
         if chat is None:
             yield Finding(f"{name} reads", "pass", "what attempts tell, worded in training")
             continue
-        ids = encode_chat(nouns.tokenizer, chat, **context.template_options)
-        yield Finding(f"{name} reads", "pass", str(nouns.tokenizer.decode(ids)))
+        ids = parts.renderer.with_options(context.template_options).render(chat).token_ids
+        yield Finding(f"{name} reads", "pass", str(parts.tokenizer.decode(ids)))
 
 
-def probe(nouns: Nouns, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
+def probe(parts: Components, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
     """Ten held-out prompts: is the teacher, with what it is shown, better than the student?"""
-    scorer = nouns.scorers.get("teacher")
-    if scorer is None or not nouns.task.verifies or not scorer.weights.writes or scorer.context.reads_attempts:
+    teacher = parts.teachers.get("teacher")
+    if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.reads_attempts:
         yield Finding("teacher", "pass", "not probed: there is none that could write and be judged before training")
         return
     device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
-    student = Student(nouns.model.model(), cfg.chunk).to(device)
-    student.verify_head(f"model.path={nouns.model.path}")
-    scorer.weights.attach(student)
-    options = nouns.model.template_options
-    asked = TeacherAccuracy(nouns.task, nouns.tokenizer, nouns.task.max_new_tokens, "validation", n, options)
-    found = asked(student, {"teacher": scorer})
+    student = Student(parts.model.model(), cfg.chunk).to(device)
+    student.verify_head(f"model.path={parts.model.path}")
+    parts.generator.update_weights(student, 0)
+    teacher.setup(student, parts.renderer)
+    options = parts.model.template_options
+    asked = TeacherAccuracy(parts.task, parts.tokenizer, parts.task.max_new_tokens, "validation", n, options)
+    found = asked(student, {"teacher": teacher}, parts.generator)
     if not found:
         yield Finding("teacher", "pass", "not probed: its context cannot be worded for held-out prompts")
         return
-    teacher, own = found["teacher/shown/accuracy"].value, found["teacher/shown/student_accuracy"].value
-    state = "pass" if teacher > own else "warn"
+    told, own = found["teacher/shown/accuracy"].value, found["teacher/shown/student_accuracy"].value
+    state = "pass" if told > own else "warn"
     more = "" if state == "pass" else "; it has little to teach: choose another teacher, or show it more (context)"
     asked_n = found["teacher/shown/accuracy"].prompts
-    yield Finding("teacher", state, f"right on {teacher:.2f} of {asked_n} held-out prompts, the student on {own:.2f}{more}")
+    yield Finding("teacher", state, f"right on {told:.2f} of {asked_n} held-out prompts, the student on {own:.2f}{more}")

@@ -1,4 +1,4 @@
-"""The nouns of a run, from its configuration: what training, and the check before it, both need."""
+"""The components of a run, from its configuration: what training, and the check before it, both need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,56 +9,58 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
+from opd_lightning.contracts import Generator, RolloutPolicy, Task
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
-from opd_lightning.teachers import Scorer
+from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.types import Example, RolloutPolicy, Task
+from opd_lightning.types import Example
 
 
 @dataclass(frozen=True)
-class Nouns:
+class Components:
     """What a run is made of; no weights are loaded yet.
 
     Attributes:
-        model, tokenizer: the student's.
+        model, tokenizer, renderer: the student's.
+        generator: the engine that writes.
         task, given, examples: the task, its training examples, and those that are not dropped for their length.
         rollout, objective: who writes, and what is minimised.
-        scorers: the models beside the student that one of these two asks.
+        teachers: those that one of these two needs.
         suite: evaluations by name.
         max_prompt_tokens: the student's limit.
     """
 
     model: Pretrained
     tokenizer: PreTrainedTokenizerBase
+    renderer: ChatRenderer
+    generator: Generator
     task: Task
     given: Sequence[Example]
     examples: Sequence[Example]
     rollout: RolloutPolicy
     objective: Objective
-    scorers: dict[str, Scorer]
+    teachers: dict[str, Any]
     suite: dict[str, Any]
     max_prompt_tokens: int | None
 
     def preflight(self) -> dict[str, Any]:
-        """See `preflight.preflight`; what was dropped is counted too."""
-        found = preflight(
-            self.model,
-            self.tokenizer,
-            self.task,
-            self.examples,
-            self.rollout,
-            self.objective,
-            self.scorers,
-            self.suite,
-            self.max_prompt_tokens,
-        )
+        """See `preflight.data.preflight`; what was dropped is counted too."""
+        found = preflight(self)
         dropped = len(self.given) - len(self.examples)
         return found | ({"dropped": dropped} if dropped else {})
 
+    def readers(self) -> dict[str, tuple[Pretrained, Any]]:
+        """Who reads prompts, with the model that bounds their length and the context that words them."""
+        found: dict[str, tuple[Pretrained, Any]] = {
+            "student": (self.model, NoContext(self.model.template_options, self.max_prompt_tokens))
+        }
+        return found | {name: (part.source or self.model, part.context) for name, part in all_parts(self.teachers)}
 
-def assemble(cfg: DictConfig, folder: Path | None) -> Nouns:
+
+def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     """Instantiate them.
 
     Args:
@@ -69,17 +71,62 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Nouns:
     """
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
-    offers = {"task": task, "tokenizer": tokenizer, "folder": folder}
-    rollout, objective = build(cfg.rollout, **offers), build(cfg.loss)
-    # Models that neither the loss nor the rollout asks are not even looked for.
+    renderer = ChatRenderer(tokenizer, model.template_options)
+    offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
+    environment = build(cfg.get("environment"), task=task)
+    rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)
+    teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
+    for name, need in objective.requires.items():
+        check_provides(name, teachers[name], need, objective)
+    for teacher in teachers.values():
+        teacher.check_tokenizer(tokenizer)
+    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items() if node is not None}
+    given = task.examples("train")
+    parts = Components(
+        model=model,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        generator=build(cfg.generator, **offers),
+        task=task,
+        given=given,
+        examples=given,
+        rollout=rollout,
+        objective=objective,
+        teachers=teachers,
+        suite=suite,
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+    )
+    if cfg.data.overlong != "drop":
+        return parts
+    kept = drop_overlong(given, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
+    return Components(**{**vars(parts), "examples": kept})
+
+
+def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
+    """The teachers of these names; the others are not even looked for."""
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
-    needed = sorted(objective.sources | rollout.sources)
-    scorers = {name: Scorer(build(cfg[name], **offers), contexts[name], tokenizer) for name in needed}
-    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items()}
-    given = examples = task.examples("train")
-    limit = cfg.data.max_prompt_tokens
-    if cfg.data.overlong == "drop":
-        readers = [(scorer.weights.source or model, scorer.context) for scorer in scorers.values()]
-        readers.append((model, NoContext(model.template_options, limit)))
-        examples = drop_overlong(given, tokenizer, readers, rollout.max_new_tokens)
-    return Nouns(model, tokenizer, task, given, examples, rollout, objective, scorers, suite, limit)
+    return {name: build(cfg[name], context=contexts[name]) for name in sorted(names)}
+
+
+def check_provides(name: str, teacher: Any, need: str, objective: Objective) -> None:
+    """A teacher gives what the loss reads.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if need not in teacher.provides:
+        raise ValueError(
+            f"loss/support={type(objective.divergence.support).__name__ if objective.divergence else name} reads "
+            f"{WORDS[need]}, and {name} gives {', '.join(WORDS[kind] for kind in sorted(teacher.provides))}; choose another "
+            "loss/support, or another teacher."
+        )
+    k = getattr(getattr(objective.divergence, "support", None), "k", None)
+    if need == "topk" and teacher.top_k is not None and k is not None and k > teacher.top_k:
+        raise ValueError(f"loss.support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives; lower it.")
+
+
+WORDS = {
+    "full": "the whole vocabulary",
+    "topk": "the teacher's most probable tokens",
+    "sampled": "the written token's log-probability",
+}

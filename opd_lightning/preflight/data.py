@@ -1,37 +1,27 @@
-"""Looks at the data with the models' own eyes before anything long begins: what is missing, too long, or seen twice."""
+"""Checks of the data before anything long begins: what is missing, too long, or on both sides of a split."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
+from opd_lightning.losses.targets import FullLogits
 from opd_lightning.models import Pretrained
 from opd_lightning.tasks.splits import key_of, near_duplicates
-from opd_lightning.teachers import Scorer
+from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.types import Example, RolloutPolicy, Task, Tokens
+from opd_lightning.types import Example, Tokens
 
 
-def preflight(
-    model: Pretrained,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    examples: Sequence[Example],
-    rollout: RolloutPolicy,
-    objective: Objective,
-    scorers: Mapping[str, Scorer],
-    suite: Mapping[str, Any],
-    max_prompt_tokens: int | None = None,
-) -> dict[str, Any]:
+def preflight(parts: Any) -> dict[str, Any]:
     """Make sure that training and evaluation have what they need.
 
     Args:
-        max_prompt_tokens: the longest prompt of the student; None is what its window leaves.
+        parts: the run's `Components`.
 
     Returns:
         How many examples there are on each side, and how many training prompts nearly repeat a held-out one.
@@ -39,6 +29,7 @@ def preflight(
     Raises:
         ValueError: the first thing that is missing, too long or on both sides, and the remedy.
     """
+    examples, task, rollout, objective = parts.examples, parts.task, parts.rollout, parts.objective
     if not examples:
         raise ValueError("task has no training examples; check task.path and the task's other options.")
     if objective.rewarded and not task.verifies:
@@ -46,34 +37,43 @@ def preflight(
             f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
             "(task/verifier=numeric, say) or choose a method without rewards."
         )
-    for name, scorer in scorers.items():
-        if scorer.context.needs_siblings and getattr(rollout, "samples", 1) < 2:
-            raise ValueError(
-                f"rollout.samples_per_prompt=1 leaves a completion without siblings for the {name} to read; choose "
-                "rollout=student_group, or context=feedback."
-            )
-        if scorer.context.reads_attempts and not task.verifies:
-            raise ValueError(
-                f"task={type(task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
-                "(task/verifier=numeric, say) or choose context=demonstration."
-            )
-    check_objective(objective, model)
+    check_contexts(parts)
+    check_objective(objective, parts.model)
     if rollout.reads_references:
         check_references(examples)
-    held = list({e.id: e for evaluation in suite.values() for e in evaluation.examples}.values())
+    held = list({e.id: e for evaluation in parts.suite.values() for e in evaluation.examples}.values())
     check_disjoint(examples, held)
-    longest = rollout.max_new_tokens
-    plain = NoContext(model.template_options, max_prompt_tokens)
-    check_lengths("rollout", examples, model, tokenizer, plain, longest, "data")
-    check_lengths("task", held, model, tokenizer, NoContext(model.template_options), task.max_new_tokens, "data")
-    check_heard("student", examples[0], tokenizer, plain)
-    for name, scorer in scorers.items():
-        check_heard(name, examples[0], tokenizer, scorer.context)
-        check_lengths("rollout", examples, scorer.weights.source or model, tokenizer, scorer.context, longest, "context")
+    for teacher in parts.teachers.values():
+        getattr(teacher, "check_examples", lambda _: None)(examples)
+    longest = rollout.sampling.max_new_tokens
+    readers = parts.readers()
+    model, context = readers["student"]
+    check_lengths("rollout", examples, parts.renderer, model, context, longest, "data")
+    plain = NoContext(parts.model.template_options)
+    check_lengths("task", held, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
+    for name, (model, context) in readers.items():
+        check_heard(name, examples[0], parts.renderer, context)
+        if name != "student":
+            check_lengths("rollout", examples, parts.renderer, model, context, longest, "context")
     pairs = near_duplicates(examples, held)
     found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs), "digest": digest(examples)}
     found |= getattr(task, "notes", {})
     return found | ({"near_duplicates_first": pairs[:5]} if pairs else {})
+
+
+def check_contexts(parts: Any) -> None:
+    """Contexts that take attempts have a verifier, and those that take siblings have siblings."""
+    for name, part in all_parts(parts.teachers):
+        if part.context.needs_siblings and parts.rollout.sampling.n < 2:
+            raise ValueError(
+                f"rollout.samples_per_prompt=1 leaves a completion without siblings for the {name} to read; choose "
+                "rollout=student_group, or context=feedback."
+            )
+        if part.context.reads_attempts and not parts.task.verifies:
+            raise ValueError(
+                f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
+                "(task/verifier=numeric, say) or choose context=demonstration."
+            )
 
 
 def digest(examples: Sequence[Example]) -> str:
@@ -85,8 +85,8 @@ def digest(examples: Sequence[Example]) -> str:
 def check_objective(objective: Objective, model: Pretrained) -> None:
     """The loss takes a token of this vocabulary; its parts say themselves what they cannot take."""
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
-    logits = {name: torch.zeros(1, model.words()) for name in ("student", *objective.sources)}
-    objective(logits, Tokens(zero, zero, one, one))
+    logits = torch.zeros(1, model.words())
+    objective(logits, {name: FullLogits(logits) for name in objective.teachers}, Tokens(zero, zero, one, zero, one, one))
 
 
 def check_references(examples: Sequence[Example]) -> None:
@@ -111,7 +111,7 @@ def check_disjoint(examples: Sequence[Example], held: Sequence[Example]) -> None
         )
 
 
-def check_heard(side: str, example: Example, tokenizer: PreTrainedTokenizerBase, context: NoContext) -> None:
+def check_heard(side: str, example: Example, renderer: ChatRenderer, context: NoContext) -> None:
     """System turns, and turns that the context adds, are in the prompt: some chat templates leave out what they do not know.
 
     Args:
@@ -126,9 +126,8 @@ def check_heard(side: str, example: Example, tokenizer: PreTrainedTokenizerBase,
             continue
         without = [*chat[:i], *chat[i + 1 :]]
         try:
-            same = encode_chat(tokenizer, without, **context.template_options) == encode_chat(
-                tokenizer, chat, **context.template_options
-            )
+            words = renderer.with_options(context.template_options)
+            same = words.render(without) == words.render(chat)
         except ValueError:  # a template that minds the missing turn has seen it
             continue
         if same:
@@ -141,8 +140,8 @@ def check_heard(side: str, example: Example, tokenizer: PreTrainedTokenizerBase,
 def check_lengths(
     place: str,
     examples: Sequence[Example],
+    renderer: ChatRenderer,
     model: Pretrained,
-    tokenizer: PreTrainedTokenizerBase,
     context: NoContext,
     max_new_tokens: int,
     side: str,
@@ -154,7 +153,7 @@ def check_lengths(
         side: of max_prompt_tokens in the configuration: "data" for the student, "context" for a teacher.
     """
     window, limit = model.window(), context.max_prompt_tokens
-    for example, tokens in long_prompts(examples, tokenizer, context, min(window - max_new_tokens, limit or window)):
+    for example, tokens in long_prompts(examples, renderer, context, min(window - max_new_tokens, limit or window)):
         if limit is not None and tokens > limit:
             raise ValueError(
                 f"example {example.id} has a prompt of {tokens} tokens, which exceeds {side}.max_prompt_tokens={limit}; raise "
@@ -168,27 +167,27 @@ def check_lengths(
 
 
 def long_prompts(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, context: NoContext, limit: int
+    examples: Sequence[Example], renderer: ChatRenderer, context: NoContext, limit: int
 ) -> Iterator[tuple[Example, int]]:
     """The examples whose prompt exceeds a limit, and its tokens."""
-    options, wording = context.template_options, None
+    words, longest_wording = renderer.with_options(context.template_options), None
     for example in examples:
         chat = context(example)
         if chat is None:  # it waits for attempts
             continue
         # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
-        if wording is None:
-            wording = len(encode_chat(tokenizer, chat, **options)) + 64
-        if wording * len(chat) + sum(len(m["content"].encode()) for m in chat) <= limit:
+        if longest_wording is None:
+            longest_wording = len(words.render(chat).token_ids) + 64
+        if longest_wording * len(chat) + sum(len(m["content"].encode()) for m in chat) <= limit:
             continue
-        tokens = len(encode_chat(tokenizer, chat, **options))
+        tokens = len(words.render(chat).token_ids)
         if tokens > limit:
             yield example, tokens
 
 
 def drop_overlong(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: ChatRenderer,
     readers: Sequence[tuple[Pretrained, NoContext]],
     max_new_tokens: int,
 ) -> list[Example]:
@@ -201,7 +200,7 @@ def drop_overlong(
     for model, context in readers:
         window = model.window()
         limit = min(window - max_new_tokens, context.max_prompt_tokens or window)
-        long |= {example.id for example, _ in long_prompts(examples, tokenizer, context, limit)}
+        long |= {example.id for example, _ in long_prompts(examples, renderer, context, limit)}
     kept = [example for example in examples if example.id not in long]
     if examples and not kept:
         raise ValueError(

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import Sizes
 from opd_lightning.preflight.checks import Finding, lengths
-from opd_lightning.preflight.components import Nouns
+from opd_lightning.preflight.components import Components
+from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.teachers.weights import Weights
+from opd_lightning.teachers.weights import Parameters
 
 GIB = 2**30
 
@@ -27,13 +28,13 @@ def blank(model: Pretrained) -> tuple[Sizes, int, PretrainedConfig]:
     return Sizes.of(empty), sum(p.numel() for p in empty.parameters()), config
 
 
-def student(nouns: Nouns, cfg: DictConfig) -> tuple[Weights, PretrainedConfig]:
+def student(parts: Components, cfg: DictConfig) -> tuple[Parameters, PretrainedConfig]:
     """The student's weights, and those of them that train."""
-    sizes, parameters, config = blank(nouns.model)
-    width, adapted = torch.finfo(nouns.model.dtype).bits // 8, cfg.adapter is not None
+    sizes, parameters, config = blank(parts.model)
+    width, adapted = torch.finfo(parts.model.dtype).bits // 8, cfg.adapter is not None
     # A low-rank adapter has two thin factors for each matrix; matrices are taken as square.
     thin = int(2 * cfg.adapter.get("r", 8) * (sizes.layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
-    return Weights(parameters, sizes.layers, thin, width, adapted), config
+    return Parameters(parameters, sizes.layers, thin, width, adapted), config
 
 
 def device(cfg: DictConfig) -> tuple[str, int]:
@@ -43,38 +44,38 @@ def device(cfg: DictConfig) -> tuple[str, int]:
     return "machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def memory(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
-    """Weights, optimizer, teachers, activations and rollout cache of one device, roughly, against what it has."""
-    weights, config = student(nouns, cfg)
-    width, devices = torch.finfo(nouns.model.dtype).bits // 8, cfg.trainer.devices
+def memory(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    """Parameters, optimizer, teachers, activations and rollout cache of one device, roughly, against what it has."""
+    weights, config = student(parts, cfg)
+    width, devices = torch.finfo(parts.model.dtype).bits // 8, cfg.trainer.devices
     spread = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
-    parts = {"weights": weights.all * width / spread, "gradients and AdamW": weights.trained * (width + 8) / spread}
+    sizes = {"weights": weights.all * width / spread, "gradients and AdamW": weights.trained * (width + 8) / spread}
     name, room = device(cfg)
-    if (least := sum(parts.values())) > room:
+    if (least := sum(sizes.values())) > room:
         text = f"weights, gradients and AdamW alone take {least / GIB:.2g} GiB of the {name}'s {room / GIB:.2g}"
         yield Finding("memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices.")
         return
-    for scorer_name, scorer in nouns.scorers.items():
-        source = scorer.weights.source
+    for part_name, part in all_parts(parts.teachers):
+        source = part.source
         other = 0 if source is None else blank(source)[1] * torch.finfo(source.dtype).bits // 8
-        parts[scorer_name] = other + scorer.weights.footprint(weights)
-    parts |= passing(nouns, cfg, config, width)
-    total = sum(parts.values())
-    told = ", ".join(f"{part} {size / GIB:.2g}" for part, size in parts.items() if size)
+        sizes[part_name] = other + part.footprint(weights)
+    sizes |= passing(parts, cfg, config, width)
+    total = sum(sizes.values())
+    told = ", ".join(f"{part} {size / GIB:.2g}" for part, size in sizes.items() if size)
     state = "pass" if total < 0.7 * room else "warn"
     remedy = "" if state == "pass" else "; lower micro_tokens or data.batch_size, or try model.checkpointing=true, adapter=lora"
     yield Finding("memory", state, f"about {total / GIB:.2g} GiB ({told}) of the {name}'s {room / GIB:.3g}{remedy}")
 
 
-def passing(nouns: Nouns, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
+def passing(parts: Components, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
     """Bytes that come and go within a step.
 
     Activations are counted as 16 hidden-sized values per token and layer and the feed-forward's width twice (with checkpointing
     2 and none); the head holds `chunk` rows of logits a few times over.
     """
-    longest = max(lengths(list(nouns.examples), nouns, NoContext(nouns.model.template_options)), default=0)
-    length, light = longest + nouns.rollout.max_new_tokens, nouns.model.checkpointing
-    rows = cfg.data.batch_size * getattr(nouns.rollout, "samples", 1)
+    longest = max(lengths(list(parts.examples), parts, NoContext(parts.model.template_options)), default=0)
+    length, light = longest + parts.rollout.sampling.max_new_tokens, parts.model.checkpointing
+    rows = cfg.data.batch_size * parts.rollout.sampling.n
     tokens = min(rows * length, max(cfg.micro_tokens or rows * length, length))
     wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     values = 2 * config.hidden_size if light else 16 * config.hidden_size + 2 * wide
@@ -84,14 +85,14 @@ def passing(nouns: Nouns, cfg: DictConfig, config: PretrainedConfig, width: int)
     return {
         "activations": tokens * config.num_hidden_layers * values * 4,
         "logits": 4 * cfg.chunk * config.vocab_size * 4,
-        "rollout cache": cached if nouns.rollout.student_writes else 0,
+        "rollout cache": cached if parts.rollout.student_writes else 0,
     }
 
 
-def disk(nouns: Nouns, cfg: DictConfig) -> Iterator[Finding]:
+def disk(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     """Room for two checkpoints, for one is written beside the last, and only then takes its place."""
-    weights, _ = student(nouns, cfg)
-    width = torch.finfo(nouns.model.dtype).bits // 8
+    weights, _ = student(parts, cfg)
+    width = torch.finfo(parts.model.dtype).bits // 8
     need = 2 * weights.trained * 3 * width  # AdamW keeps two more values of a weight's own type
     place = Path(str(cfg.output_dir)).absolute()
     while not place.is_dir():

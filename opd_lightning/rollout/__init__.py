@@ -1,4 +1,4 @@
-"""Rollouts: who writes the completions. Each is called as rollout(student, prompts, seed, scorers) and returns a `Rollout`."""
+"""Rollouts: who writes the completions. `contracts.RolloutPolicy` is what each offers."""
 
 from opd_lightning.rollout.dataset import DatasetRollout
 from opd_lightning.rollout.mixture import MixtureRollout

@@ -1,22 +1,18 @@
 """The data set writes: reference completions, as SFT and offline distillation take them."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
-
-from opd_lightning.models import Student
-from opd_lightning.rollout.reuse import NOBODY, check_reuse, counted
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Prompts, Rollout
+from opd_lightning.contracts import Generator, Renderer
+from opd_lightning.rollout.base import check_options, single_turn
+from opd_lightning.types import Completion, Prompts, Rollout, SamplingParams
 
 
 class DatasetRollout:
-    """Each prompt's reference completion, closed with EOS.
+    """Each prompt's reference completion, closed with the end token.
 
     Args:
-        tokenizer: the student's.
+        renderer: the student's.
         max_new_tokens: longer completions are cut there and count as truncated.
         samples_per_prompt: must be 1; more would be copies.
         updates_per_rollout, truncated: as for the student's rollouts.
@@ -25,11 +21,11 @@ class DatasetRollout:
     on_policy = False
     student_writes = False
     reads_references = True
-    sources: frozenset[str] = frozenset()
+    teachers: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
         samples_per_prompt: int = 1,
         updates_per_rollout: int = 1,
@@ -39,25 +35,23 @@ class DatasetRollout:
             raise ValueError(
                 f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference; use 1, or rollout=student."
             )
-        check_reuse(updates_per_rollout, truncated)
-        self.tokenizer, self.max_new_tokens, self.samples = tokenizer, max_new_tokens, samples_per_prompt
+        check_options(updates_per_rollout, truncated)
+        self.renderer, self.sampling = renderer, SamplingParams(max_new_tokens)
         self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
 
-    def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer] = NOBODY) -> Rollout:
-        """The reference completions; `seed` is not used.
+    def __call__(
+        self, prompts: Prompts, seed: int = 0, generator: Generator | None = None, teachers: Mapping[str, Any] | None = None
+    ) -> Rollout:
+        """The reference completions; nothing is drawn, and nobody is asked.
 
         Raises:
             ValueError: an example has no completion.
         """
-        device = student.lm.device
-        rows, truncated = [], []
-        for example in prompts.examples:
+        samples = []
+        for i, (example, prompt) in enumerate(zip(prompts.examples, prompts.rendered, strict=True)):
             if example.completion is None:
                 raise ValueError(f"example {example.id} has no completion to imitate; rollout=dataset needs one for each.")
-            row = [*self.tokenizer(example.completion, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-            rows.append(torch.tensor(row[: self.max_new_tokens]))
-            truncated.append(len(row) > self.max_new_tokens)
-        lengths = torch.tensor([len(r) for r in rows], device=device)
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device)
-        cut = torch.tensor(truncated, device=device)
-        return Rollout(prompts, ids, lengths, cut, counted(cut, self.truncated), ["dataset"] * len(rows))
+            ids, limit = self.renderer.reply(example.completion), self.sampling.max_new_tokens
+            completion = Completion(ids[:limit], "length" if len(ids) > limit else "stop")
+            samples.append(single_turn(example, i, prompt, completion, "dataset", self.truncated))
+        return Rollout(samples)

@@ -1,16 +1,14 @@
 """A mixture: the student writes some completions, the data set or the teacher the others."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.models import Student
+from opd_lightning.contracts import Generator, RolloutPolicy
 from opd_lightning.rollout.student import StudentRollout
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Prompts, Rollout, RolloutPolicy
+from opd_lightning.types import Cost, Prompts, Rollout, Sample
 from opd_lightning.utils.seeds import derive_seed
 
 
@@ -22,18 +20,18 @@ class MixtureRollout:
     Args:
         other: the other writer; its completions per prompt must be as many.
         share: of the prompts that the student answers.
-        tokenizer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated: as for
+        renderer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated: as for
             `StudentRollout`.
     """
 
     on_policy = False
     student_writes = True
     reads_references = False  # these two follow the other writer's
-    sources: frozenset[str] = frozenset()
+    teachers: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Any,
         other: RolloutPolicy,
         share: float,
         max_new_tokens: int,
@@ -46,54 +44,32 @@ class MixtureRollout:
     ):
         if not 0 <= share <= 1:
             raise ValueError(f"rollout.share={share} must lie in [0, 1]: 1 leaves every prompt to the student.")
-        theirs = getattr(other, "samples", samples_per_prompt)
-        if theirs != samples_per_prompt:
+        if other.sampling.n != samples_per_prompt:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt}, but the other writer makes {theirs}; use {theirs}."
+                f"rollout.samples_per_prompt={samples_per_prompt}, but the other writer makes {other.sampling.n}; use "
+                f"{other.sampling.n}."
             )
         self.student = StudentRollout(
-            tokenizer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated
+            renderer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated
         )
-        self.other, self.share, self.pad = other, share, tokenizer.pad_token_id
-        self.reads_references, self.sources = other.reads_references, other.sources
-        self.updates_per_rollout, self.max_new_tokens = updates_per_rollout, max_new_tokens
+        self.other, self.share, self.sampling = other, share, self.student.sampling
+        self.reads_references, self.teachers = other.reads_references, other.teachers
+        self.updates_per_rollout = updates_per_rollout
 
-    def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer]) -> Rollout:
-        """One completion per prompt and sample, in the order of the prompts."""
-        draw = torch.rand(len(prompts.ids), generator=torch.Generator().manual_seed(derive_seed(seed, "mixture")))
+    def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
+        """One sample per prompt and completion, in the order of the prompts."""
+        draw = torch.rand(len(prompts.examples), generator=torch.Generator().manual_seed(derive_seed(seed, "mixture")))
         own = (draw < self.share).tolist()
-        parts, order = [], []
+        groups: dict[int, list[Sample]] = {}
+        cost = Cost()
         for writer, mine in ((self.student, True), (self.other, False)):
             chosen = [i for i, is_own in enumerate(own) if is_own == mine]
-            if chosen:
-                some = Prompts([prompts.examples[i] for i in chosen], [prompts.ids[i] for i in chosen])
-                parts.append(writer(student, some, seed, scorers))
-                order += chosen
-        return interleave(parts, order, self.pad)
-
-
-def interleave(parts: list[Rollout], order: list[int], pad: int) -> Rollout:
-    """One rollout of several, whose prompts, read one part after the other, stood at `order` in the batch."""
-    samples = parts[0].samples
-    assert all(part.samples == samples for part in parts), "parts of a mixture need equally many completions per prompt"
-    place = {prompt: i for i, prompt in enumerate(order)}
-    rows = [place[prompt] * samples + s for prompt in range(len(order)) for s in range(samples)]
-    longest = max(part.ids.shape[1] for part in parts)
-
-    def joined(columns: list[Tensor]) -> Tensor:
-        return torch.cat(columns)[rows]
-
-    examples = [example for part in parts for example in part.prompts.examples]
-    ids = [prompt for part in parts for prompt in part.prompts.ids]
-    writers = [writer for part in parts for writer in part.writers]
-    return Rollout(
-        prompts=Prompts([examples[r] for r in rows], [ids[r] for r in rows]),
-        ids=joined([F.pad(part.ids, (0, longest - part.ids.shape[1]), value=pad) for part in parts]),
-        lengths=joined([part.lengths for part in parts]),
-        truncated=joined([part.truncated for part in parts]),
-        counts=joined([part.counts for part in parts]),
-        writers=[writers[r] for r in rows],
-        samples=samples,
-        teacher_tokens=sum(part.teacher_tokens for part in parts),
-        teacher_flops=sum(part.teacher_flops for part in parts),
-    )
+            if not chosen:
+                continue
+            part = writer(prompts.take(chosen), seed, generator, teachers)
+            cost += part.teacher_cost
+            for sample in part.samples:
+                # A mixture's samples are not all the student's, so none says what its distribution was.
+                group = chosen[sample.group]
+                groups.setdefault(group, []).append(replace(sample, group=group, logprobs=None))
+        return Rollout([sample for group in sorted(groups) for sample in groups[group]], cost)

@@ -3,18 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.generation.transformers import Sampling
-from opd_lightning.models import Student
-from opd_lightning.rollout.reuse import check_reuse, counted
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.types import Prompts, Rollout
+from opd_lightning.contracts import Generator
+from opd_lightning.rollout.base import check_options, single_turn
+from opd_lightning.types import Completion, Cost, Prompts, Rollout, SamplingParams
 from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
@@ -22,10 +19,9 @@ class TeacherRollout:
     """The teacher answers each prompt as it reads it, with whatever context it is shown (SeqKD, arXiv 1606.07947).
 
     Args:
-        tokenizer: the student's, which is the teacher's too.
         folder: what the teacher wrote is kept there, so that later epochs and a resumed run read it again; None keeps it
             in memory. A teacher that moves writes anew every time.
-        max_new_tokens, temperature, top_p, top_k: see `Sampling`; temperature 0 takes the teacher's greedy answer.
+        max_new_tokens, temperature, top_p, top_k: see `SamplingParams`; temperature 0 takes the teacher's greedy answer.
         samples_per_prompt: completions per prompt.
         updates_per_rollout, truncated: as for the student's rollouts.
     """
@@ -33,11 +29,10 @@ class TeacherRollout:
     on_policy = False
     student_writes = False
     reads_references = False
-    sources = frozenset({"teacher"})
+    teachers = frozenset({"teacher"})
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int,
         folder: Path | None = None,
         temperature: float = 1.0,
@@ -47,40 +42,38 @@ class TeacherRollout:
         updates_per_rollout: int = 1,
         truncated: str = "keep",
     ):
-        if samples_per_prompt < 1:
-            raise ValueError(f"rollout.samples_per_prompt={samples_per_prompt} must be at least 1.")
-        check_reuse(updates_per_rollout, truncated)
-        self.sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-        self.tokenizer, self.folder, self.samples = tokenizer, folder, samples_per_prompt
-        self.updates_per_rollout, self.truncated, self.max_new_tokens = updates_per_rollout, truncated, max_new_tokens
+        check_options(updates_per_rollout, truncated)
+        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, samples_per_prompt)
+        self.folder, self.updates_per_rollout, self.truncated = folder, updates_per_rollout, truncated
         self.written: dict[str, tuple[list[int], bool]] | None = None
         self.costs: dict[int, tuple[int, int]] = {}
 
-    def __call__(self, student: Student, prompts: Prompts, seed: int, scorers: Mapping[str, Scorer]) -> Rollout:
-        """One completion per prompt and sample; those that are not known yet are drawn from `seed`."""
-        teacher, prompts = scorers["teacher"], prompts.repeat(self.samples)
+    def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
+        """One sample per prompt and completion; those that are not known yet are drawn from `seed`."""
+        teacher, n = teachers["teacher"], self.sampling.n
+        read = teacher.prompts(prompts.examples)
+        assert all(prompt is not None for prompt in read), (
+            "a context that waits for attempts cannot word a prompt to write behind"
+        )
         # By what the teacher reads, not by the example's id: data may change behind an id.
-        read = [hashlib.blake2b(json.dumps(ids).encode(), digest_size=16).hexdigest() for ids in teacher.prompt_ids(prompts)]
-        names = [f"{digest}#{b % self.samples}" for b, digest in enumerate(read)]
-        known = self.remembered() if teacher.weights.fixed else {}
+        digests = [hashlib.blake2b(json.dumps(p.token_ids).encode(), digest_size=16).hexdigest() for p in read]
+        names = [f"{digests[b // n]}#{b % n}" for b in range(n * len(read))]
+        known = self.remembered() if teacher.frozen else {}
         # A prompt that stands twice in a batch is answered once.
         new = list({name: b for b, name in enumerate(names) if name not in known}.values())
-        tokens, flops = self.costs.get(seed, (0, 0))  # of a step that is taken again after a crash: the ledger has forgotten it
+        cost = Cost(*self.costs.get(seed, (0, 0)))  # of a step that is taken again after a crash: the ledger has forgotten it
         if new:
-            asked = Prompts([prompts.examples[b] for b in new], [prompts.ids[b] for b in new])
-            done, tokens, flops = teacher.write(student, asked, self.sampling, seed)
-            answers = zip(done.rows(), done.truncated.tolist(), strict=True)
-            fresh = {names[b]: answer for b, answer in zip(new, answers, strict=True)}
+            done, cost = teacher.write([read[b // n] for b in new], replace(self.sampling, n=1), seed, generator)
+            fresh = {names[b]: (c.token_ids, c.finish_reason == "length") for b, c in zip(new, done, strict=True)}
             known.update(fresh)
-            if teacher.weights.fixed:
-                self.keep({"seed": seed, "tokens": tokens, "flops": flops, "rows": fresh})
-        rows = [torch.tensor(known[name][0]) for name in names]
-        cut = torch.tensor([known[name][1] for name in names])
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        lengths = torch.tensor([len(row) for row in rows])
-        ids, lengths, cut = (x.to(student.lm.device) for x in (ids, lengths, cut))
-        counts, writers = counted(cut, self.truncated), ["teacher"] * len(rows)
-        return Rollout(prompts, ids, lengths, cut, counts, writers, self.samples, None, tokens, flops)
+            if teacher.frozen:
+                self.keep({"seed": seed, "tokens": cost.tokens, "flops": cost.flops, "rows": fresh})
+        completions = [Completion(known[name][0], "length" if known[name][1] else "stop") for name in names]
+        samples = [
+            single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "teacher", self.truncated)
+            for b, completion in enumerate(completions)
+        ]
+        return Rollout(samples, cost)
 
     @property
     def path(self) -> Path | None:

@@ -14,6 +14,7 @@ HASHED = (
     "model",
     "adapter",
     "task",
+    "environment",
     "rollout",
     "teacher",
     "context",

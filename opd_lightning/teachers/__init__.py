@@ -1,6 +1,21 @@
-"""Teachers: whose weights score the student's completions (`weights.py`), and behind which prompt (`scorer.py`)."""
+"""Teachers: whoever scores the student's tokens; `contracts.Teacher` is what they offer."""
 
-from opd_lightning.teachers.local import Scorer
-from opd_lightning.teachers.weights import Average, External, FrozenStart, Live, TrustRegion
+from opd_lightning.teachers.base import BaseTeacher, Composite
+from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region
+from opd_lightning.teachers.mixed import MixedTeacher
+from opd_lightning.teachers.routed import RoutedTeacher
+from opd_lightning.teachers.topk import TopKTeacher
 
-__all__ = ["Average", "External", "FrozenStart", "Live", "Scorer", "TrustRegion"]
+__all__ = [
+    "BaseTeacher",
+    "Composite",
+    "LocalTeacher",
+    "MixedTeacher",
+    "RoutedTeacher",
+    "TopKTeacher",
+    "average",
+    "external",
+    "frozen",
+    "live",
+    "trust_region",
+]

@@ -1,155 +1,169 @@
-"""The scorer: a teacher's weights behind a teacher's prompt, reading the very token ids that the student wrote."""
+"""A local teacher: a language model in this process, behind a prompt of its own, reading the tokens that the student wrote."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.batching import packed_index, plan_micro_batches
-from opd_lightning.data.renderer import encode_chat
-from opd_lightning.generation.transformers import Completions, Sampling, complete
-from opd_lightning.models import Student
-from opd_lightning.types import Attempt, LogitSource, Prompts, Rollout, join
-from opd_lightning.utils.metrics import StepMetrics
-from opd_lightning.utils.seeds import seeded
+from opd_lightning.contracts import Generator, Renderer
+from opd_lightning.data.batching import collate, packed_index, plan_micro_batches
+from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.teachers.base import BaseTeacher
+from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.weights import Average, External, FrozenStart, Live, Parameters, TrustRegion, Weights
+from opd_lightning.types import Attempt, Completion, Cost, Rendered, Sample, SamplingParams
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a teacher says of a rollout.
-
-    Attributes:
-        source: its distributions on the N packed completion tokens; zeros where it was told nothing.
-        told [B]: False where its context had nothing to tell, or the prompt with it was too long; nothing was read there.
-        overlong [B]: True where it was too long.
-        tokens, flops: what it read, and what that took without logits.
-    """
-
-    source: LogitSource
-    told: Tensor
-    overlong: Tensor
-    tokens: int
-    flops: int
-
-
-class Scorer:
-    """A source of next-token distributions on completions, and of completions.
+class LocalTeacher(BaseTeacher):
+    """A weights policy behind a context.
 
     Args:
-        weights: a weights policy; see `weights.py`.
-        context: what it is shown; see `opd_lightning.teachers.contexts`.
-        tokenizer: the student's.
+        weights: whose weights, and how they follow the student's; see `teachers.weights`.
+        context: what the teacher is shown; see `teachers.contexts`. None shows it the student's prompt.
     """
 
-    def __init__(self, weights, context, tokenizer: PreTrainedTokenizerBase):
-        self.weights, self.context, self.tokenizer = weights, context, tokenizer
+    def __init__(self, weights: Weights, context: NoContext | None = None):
+        super().__init__(context)
+        self.weights = weights
+        self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
+        self.source, self.warning = weights.source, weights.warning
 
-    def score(
-        self, student: Student, rollout: Rollout, micro_tokens: int | None, attempts: Sequence[Attempt] | None = None
-    ) -> Scores:
-        """Read the completions of a rollout.
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The weights' own check, if they have one."""
+        if isinstance(self.weights, External):
+            self.weights.check_tokenizer(tokenizer)
 
-        Args:
-            student: for policies whose weights are the student's.
-            micro_tokens: padded tokens per forward pass; None reads everything at once.
-            attempts: the B judged completions, for contexts that take them.
-        """
-        prompts = self.prompt_ids(rollout.prompts, attempts, rollout.samples)
-        lengths = rollout.lengths.tolist()
-        window = student.window if self.weights.source is None else self.weights.source.window()
+    def setup(self, student: Any, renderer: Renderer) -> None:
+        """Load or copy the weights."""
+        super().setup(student, renderer)
+        self.weights.setup(student)
+
+    def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
+        """Read the samples; where the context has nothing to tell, or the prompt is too long, tokens are not valid."""
+        prompts = self.prompts_of(samples)
+        behind = [len(sample.token_ids) - sample.prompt_length for sample in samples]
+        window = self.student.window if self.source is None else self.source.window()
         limit = self.context.max_prompt_tokens or window
         # What never changes was measured before training; what attempts say may be too long for the teacher.
-        room = [min(window - n, limit) for n in lengths]
-        fits = [p is not None and (attempts is None or len(p) <= room[b]) for b, p in enumerate(prompts)]
+        waits = self.context.reads_attempts
+        fits = [p is not None and (not waits or len(p) <= min(window - n, limit)) for p, n in zip(prompts, behind, strict=True)]
         long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
-        # With nothing to read, one row is read all the same: other devices may wait for this one's share of the weights.
+        # With nothing to read, one sample is read all the same: other devices may wait for this one's share of the weights.
         rows = [b for b, fit in enumerate(fits) if fit] or [0]
-        asked = {b: (prompts[b] if fits[b] else None) or rollout.prompts.ids[b] for b in rows}
-        totals = [len(asked[b]) + lengths[b] for b in rows]
-        plan = [[rows[i] for i in part] for part in plan_micro_batches(totals, micro_tokens)]
-        pad = self.tokenizer.pad_token_id
-        batches = [join([asked[b] for b in part], rollout.ids[part], rollout.lengths[part], pad) for part in plan]
-        read = self.weights.read(student, batches)
-        hidden = read.hidden.new_zeros(sum(lengths), read.hidden.shape[-1])
-        hidden[torch.cat([packed_index(part, rollout.lengths) for part in plan])] = read.hidden
-        told, overlong = (torch.tensor(column, device=rollout.ids.device) for column in (fits, long))
-        source, flops = LogitSource(hidden, read.project, read.vocabulary), self.weights.sizes(student).read(totals)
-        return Scores(source, told, overlong, sum(totals), flops)
+        ids = {b: (prompts[b] if fits[b] else None) or samples[b].token_ids[: samples[b].prompt_length].tolist() for b in rows}
+        totals = [len(ids[b]) + behind[b] for b in rows]
+        plan = [[rows[i] for i in part] for part in plan_micro_batches(totals, max_tokens)]
+        pad, device = self.renderer.tokenizer.pad_token_id, self.student.lm.device  # type: ignore[attr-defined]
+        read = self.weights.read([collate([samples[b] for b in part], pad, device, [ids[b] for b in part]) for part in plan])
+        counts = [sample.trainable for sample in samples]
+        hidden = read.hidden.new_zeros(sum(counts), read.hidden.shape[-1])
+        hidden[torch.cat([packed_index(part, counts) for part in plan]).to(device)] = read.hidden
+        cost = Cost(sum(totals), self.weights.sizes().read(totals))
+        if not waits:
+            return replace(read, hidden=hidden, cost=cost)
+        told, overlong = torch.tensor(fits, device=device), torch.tensor(long, device=device)
+        if overlong.any() and not told.any():
+            log.warning(
+                "warning: every prompt of the teacher in this rollout is too long with what its context tells, so nothing is "
+                "learned from it; raise context.max_prompt_tokens, or lower rollout.max_new_tokens."
+            )
+        valid = torch.repeat_interleave(told, torch.tensor(counts, device=device))
+        metrics = {"valid": told.float(), "overlong": overlong.float()}
+        return replace(read, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
 
-    def write(self, student: Student, prompts: Prompts, sampling: Sampling, seed: int) -> tuple[Completions, int, int]:
-        """Answer the prompts as this teacher reads them.
-
-        Returns:
-            One completion per prompt, drawn from `seed`, the tokens that passed through the teacher, and its FLOPs.
-        """
-        prompt_ids = [ids for ids in self.prompt_ids(prompts) if ids is not None]
-        assert len(prompt_ids) == len(prompts.ids), "a context that waits for attempts cannot word a prompt to write behind"
-        with self.weights.lend(student) as lm, seeded(seed, lm.device):
-            done = complete(lm, prompt_ids, sampling, self.tokenizer)
-        pairs = [(len(ids), n) for ids, n in zip(prompt_ids, done.lengths.tolist(), strict=True)]
-        return done, sum(map(sum, pairs)), self.weights.sizes(student).write(pairs)
-
-    def prompt_ids(
-        self, prompts: Prompts, attempts: Sequence[Attempt] | None = None, samples: int = 1
-    ) -> list[list[int] | None]:
-        """The teacher's prompt of each row, None where there is nothing to tell; rows of one prompt are adjacent.
-
-        Args:
-            attempts: the judged completion of each row; the siblings of row b are the other rows of its prompt.
-        """
-        ids: list[list[int] | None] = []
+    def prompts_of(self, samples: Sequence[Sample]) -> list[list[int] | None]:
+        """The teacher's prompt for each sample, None where there is nothing to tell."""
+        attempts = self.attempts(samples) if self.context.reads_attempts else [None] * len(samples)
         known: dict[str, list[int]] = {}
-        for b, example in enumerate(prompts.examples):
-            first = b - b % samples
-            own = None if attempts is None else attempts[b]
-            others = [] if attempts is None else [attempts[i] for i in range(first, first + samples) if i != b]
-            chat = self.context(example, own, others)
+        ids: list[list[int] | None] = []
+        for b, sample in enumerate(samples):
+            own = attempts[b]
+            others = (
+                []
+                if own is None
+                else [a for i, a in enumerate(attempts) if i != b and a is not None and samples[i].group == sample.group]
+            )
+            chat = self.context(sample.example, own, others)
             if chat is None:
                 ids.append(None)
                 continue
             key = repr(chat)
             if key not in known:
-                known[key] = encode_chat(self.tokenizer, chat, **self.context.template_options)
+                known[key] = self.rendering(chat).token_ids
             ids.append(known[key])
         return ids
 
+    def attempts(self, samples: Sequence[Sample]) -> list[Attempt | None]:
+        """The judged completions."""
+        texts = self.renderer.decode_all([sample.completion_ids for sample in samples])  # type: ignore[attr-defined]
+        return [
+            None if sample.verdict is None else Attempt(text, sample.verdict)
+            for sample, text in zip(samples, texts, strict=True)
+        ]
 
-def ask(
-    scorers: Mapping[str, Scorer],
-    student: Student,
-    rollout: Rollout,
-    micro_tokens: int | None,
-    attempts: Sequence[Attempt] | None,
-    metrics: StepMetrics,
-) -> tuple[dict[str, LogitSource], Tensor | None]:
-    """What several scorers say of a rollout, and which rows [B] all of them know; None where they know all for certain.
+    def write(
+        self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, generator: Generator
+    ) -> tuple[list[Completion], Cost]:
+        """Completions of prompts as the teacher reads them, and what they cost."""
+        if not self.writes:
+            return super().write(prompts, sampling, seed, generator)
+        done = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
+        n = sampling.n
+        pairs = [(len(prompts[i // n].token_ids), len(completion.token_ids)) for i, completion in enumerate(done)]
+        return done, Cost(sum(map(sum, pairs)), self.weights.sizes().write(pairs))
 
-    Raises:
-        ValueError: a completion holds an id that one of them does not have.
-    """
-    sources, told = {}, None
-    for name, scorer in scorers.items():
-        scores = scorer.score(student, rollout, micro_tokens, attempts)
-        sources[name] = scores.source
-        metrics.total(f"{name}_tokens", torch.tensor(scores.tokens, device=rollout.ids.device))
-        metrics.total("flops/teacher", torch.tensor(scores.flops, device=rollout.ids.device))
-        if int(rollout.ids.max()) >= scores.source.vocabulary:
-            raise ValueError(
-                f"a completion holds the id {int(rollout.ids.max())}, which {name} does not have (its vocabulary is "
-                f"{scores.source.vocabulary}); choose models of one family."
-            )
-        if scorer.context.reads_attempts:
-            told = scores.told if told is None else told & scores.told
-            metrics.mean(f"rollout/{name}_told", scores.told.float())
-            metrics.mean(f"rollout/{name}_overlong", scores.overlong.float())
-            if scores.overlong.any() and not scores.told.any():
-                log.warning(
-                    f"warning: every prompt of the {name} in this rollout is too long with what its context tells, so nothing "
-                    "is learned from it; raise context.max_prompt_tokens, or lower rollout.max_new_tokens."
-                )
-    return sources, told
+    def logit_flops(self, positions: int) -> int:
+        """Of the model's output layer."""
+        return self.weights.sizes().logits(positions)
+
+    def footprint(self, start: Parameters) -> int:
+        """The weights'."""
+        return self.weights.footprint(start)
+
+    def after_update(self) -> None:
+        """The weights follow."""
+        self.weights.after_update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights'."""
+        return self.weights.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The weights'."""
+        self.weights.load_state_dict(state)
+
+
+def external(
+    path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    context: NoContext | None = None,
+    field: str = "teacher.path",
+) -> LocalTeacher:
+    """Another model with the same tokenizer."""
+    return LocalTeacher(External(path, dtype, attention, field), context)
+
+
+def frozen(context: NoContext | None = None) -> LocalTeacher:
+    """The student as it was when training began."""
+    return LocalTeacher(FrozenStart(), context)
+
+
+def average(rate: float, every: int = 1, of: str = "effective", context: NoContext | None = None) -> LocalTeacher:
+    """A moving average of the student; see `weights.Average`."""
+    return LocalTeacher(Average(rate, every, of), context)
+
+
+def trust_region(share: float, context: NoContext | None = None) -> LocalTeacher:
+    """Between the start and the student; see `weights.TrustRegion`."""
+    return LocalTeacher(TrustRegion(share), context)
+
+
+def live(context: NoContext | None = None) -> LocalTeacher:
+    """The student as it is now."""
+    return LocalTeacher(Live(), context)

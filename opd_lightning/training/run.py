@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from opd_lightning.callbacks import Bookkeeping, Checkpoint, Evaluation
+from opd_lightning.callbacks import Checkpoint, CostLedger, Evaluation
 from opd_lightning.callbacks.checkpoint import check_checkpoint
+from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.schema import leaves
@@ -102,16 +103,16 @@ def make(cfg: DictConfig, folder: Path) -> Path:
         if told is not None and not isinstance(error, ValueError):
             raise ValueError(told) from error
         raise
-    module: Any = trainer.lightning_module
-    stopped_by = module.stopped_by
-    if stopped_by == "signal" and trainer.global_step != cfg.trainer.max_steps:
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    budget = next((found for c in callbacks if (found := getattr(c, "reached", None))), None)
+    asked = next((found for c in callbacks if (found := getattr(c, "asked", None)) is not None), None)
+    if interrupted(trainer) and trainer.global_step != cfg.trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
-        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", module.signal)
-    budget = stopped_by if stopped_by != "signal" else None
+        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", asked)
     write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
     show(folder)
-    if module.signal is not None:  # it came while the finished run was measured: nothing else is begun
-        raise Stopped(f"stopped, after finishing {folder}", module.signal)
+    if asked is not None:  # it came while the finished run was measured: nothing else is begun
+        raise Stopped(f"stopped, after finishing {folder}", asked)
     return folder
 
 
@@ -124,15 +125,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
-    """Instantiate the nouns and train."""
+    """Instantiate the components and train."""
     quiet()
-    nouns = assemble(cfg, folder)
-    model, tokenizer, task, rollout, objective = nouns.model, nouns.tokenizer, nouns.task, nouns.rollout, nouns.objective
+    parts = assemble(cfg, folder)
+    model, task, rollout = parts.model, parts.task, parts.rollout
     write_status(folder, "running", start_model=model.lineage())
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
-    found = nouns.preflight()
-    for warning in settled(chain(models(nouns), verifier(nouns, 16), memory(nouns, cfg))):
+    found = parts.preflight()
+    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
@@ -158,10 +159,11 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
     module = DistillationModule(
         model=model,
-        tokenizer=tokenizer,
+        renderer=parts.renderer,
+        generator=parts.generator,
         rollout=rollout,
-        objective=objective,
-        scorers=nouns.scorers,
+        objective=parts.objective,
+        teachers=parts.teachers,
         optim=build(cfg.optim),
         seed=cfg.seed,
         verify=task.verify,
@@ -170,16 +172,15 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         adapter=build(cfg.adapter),
     )
     data = PromptData(
-        nouns.examples,
-        tokenizer,
+        parts.examples,
+        parts.renderer,
         batch_size=cfg.data.batch_size,
         seed=cfg.seed,
         updates_per_rollout=rollout.updates_per_rollout,
-        template_options=model.template_options,
     )
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=tokenizer, folder=folder)
-    around = [Evaluation(nouns.suite, cfg.evaluation.every, folder, answers), Bookkeeping(folder), build(cfg.budget)]
+    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, folder=folder)
+    around = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
     trainer: L.Trainer = build(
@@ -198,6 +199,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     except SystemExit as stop:  # what Lightning makes of a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
+        parts.generator.close()
         try:
             for logger in trainer.loggers:
                 logger.finalize("finished")

@@ -17,21 +17,23 @@ def _wide(values: Tensor) -> Tensor:
 class StepMetrics:
     """Means over tokens or completions, and totals, by name. Every device must add the same names in the same order."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.totals: dict[str, Tensor] = {}
 
     def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
         """Add values of any shape to a mean; `where` (same shape, boolean) says which ones."""
-        values = _wide(values)
+        values = _wide(values.to(self.device))
         where = torch.ones_like(values) if where is None else _wide(where)
         self.sums[name] = self.sums.get(name, 0.0) + torch.where(where > 0, values, 0.0).sum()
         self.counts[name] = self.counts.get(name, 0.0) + where.sum()
 
-    def total(self, name: str, value: Tensor) -> None:
+    def total(self, name: str, value: Tensor | float) -> None:
         """Add to a sum over micro-batches and devices."""
-        self.totals[name] = self.totals.get(name, 0.0) + _wide(value).sum()
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+        self.totals[name] = self.totals.get(name, 0.0) + _wide(tensor).sum()
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, float]]:
         """(means, totals) over all devices, through one call of `all_sum`; a mean over nothing is left out."""
@@ -43,7 +45,7 @@ class StepMetrics:
 
 
 class Ledger:
-    """What a run has cost so far: tokens and FLOPs over all devices, and this process's seconds by part of the walk."""
+    """What a run has cost so far: tokens and FLOPs over all devices, and this process's seconds by part of a step."""
 
     def __init__(self) -> None:
         self.tokens: Counter[str] = Counter()
@@ -68,12 +70,12 @@ class Ledger:
         self.flops.update(flops)
 
     def so_far(self) -> dict[str, float]:
-        """The costs until now: prompt, student and teacher tokens, FLOPs and seconds of the walk, both also by part."""
+        """The costs until now: prompt, student and teacher tokens, FLOPs and seconds of training steps, both also by part."""
         tokens = {name: float(self.tokens[name]) for name in ("prompt_tokens", "student_tokens", "teacher_tokens")}
-        walk = sum(s for part, s in self.seconds.items() if part != "evaluation")
+        training = sum(s for part, s in self.seconds.items() if part != "evaluation")
         parts = {f"flops_{part}": float(n) for part, n in self.flops.items()}
         parts |= {f"seconds_{part}": seconds for part, seconds in self.seconds.items()}
-        return tokens | {"flops": float(sum(self.flops.values())), "seconds": walk} | parts
+        return tokens | {"flops": float(sum(self.flops.values())), "seconds": training} | parts
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """For the checkpoint and for ledger.json."""

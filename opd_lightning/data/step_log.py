@@ -1,0 +1,46 @@
+"""What a training step logs of its samples and tokens."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from opd_lightning.types import Rollout, Sample, Tokens
+from opd_lightning.utils.metrics import StepMetrics
+
+POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
+"""Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""
+
+
+def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
+    """Lengths, truncation, tokens and FLOPs of a rollout; `flops` is what the student took to write its samples."""
+    samples = rollout.samples
+    lengths = torch.tensor([sample.trainable for sample in samples])
+    own = torch.tensor([sample.source == "student" for sample in samples])
+    metrics.mean("rollout/length", lengths)
+    metrics.mean("rollout/truncated", torch.tensor([sample.finish_reason == "length" for sample in samples]))
+    metrics.total("prompt_tokens", sum(sample.prompt_length for sample in samples))
+    metrics.total("completion_tokens", int(lengths.sum()))
+    metrics.total("student_tokens", int((lengths * own).sum()))
+    metrics.total("teacher_tokens", rollout.teacher_cost.tokens)
+    metrics.total("flops/rollout", flops + rollout.teacher_cost.flops)
+
+
+def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], tokens: Tokens, live: bool) -> None:
+    """The loss and the statistics [N] of a micro-batch, over tokens that count; KLs also by position."""
+    metrics.total("train/loss", loss)
+    counted = (tokens.weight > 0) & live
+    for name, values in stats.items():
+        metrics.mean(f"train/{name}", values, where=counted & ~values.isnan())
+    for low, high in pairwise(POSITIONS):
+        for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
+            inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
+            metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
+
+
+def rewards_by_group(samples: Sequence[Sample], n: int) -> Tensor:
+    """Rewards [P, n] of judged samples; those of one prompt are adjacent."""
+    groups = [sample.group for sample in samples]
+    assert all(len(set(groups[i : i + n])) == 1 for i in range(0, len(groups), n)), "samples of one prompt are adjacent"
+    return torch.tensor([sample.verdict.content for sample in samples if sample.verdict is not None]).view(-1, n)

@@ -1,0 +1,76 @@
+"""Diagnostics: what is worth knowing of student and teacher on each token, whatever is optimised."""
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.closed_form import top_agreement
+from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs
+
+
+@torch.no_grad()
+def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = None) -> dict[str, Tensor]:
+    """Statistics in nats [n] from the student's log-probabilities [n, V] and the targets; `ids` [n] are the written tokens."""
+    log_s = log_s.detach()
+    p_s = log_s.exp()
+    stats = {"student_entropy": -expect(p_s, log_s)}
+    if "teacher" in targets:
+        stats |= compare(targets["teacher"], log_s, p_s, ids)
+    if "reference" in targets:
+        stats["reference_kl"] = expect(p_s, log_s - targets["reference"].log_p)
+    return stats
+
+
+@singledispatch
+def compare(target: Any, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    """What can be said of student and teacher from this kind of target; nothing of kinds that are not known."""
+    return {}
+
+
+@compare.register
+def _(target: FullLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    log_t = target.log_p
+    p_t, gap = log_t.exp(), log_s - log_t
+    return {
+        "forward_kl": -expect(p_t, gap),
+        "reverse_kl": expect(p_s, gap),
+        "teacher_entropy": -expect(p_t, log_t),
+        "top1_agreement": top_agreement(log_s, log_t),
+    }
+
+
+@compare.register
+def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    """KLs of the distributions over the teacher's top k and the rest: never above those over the vocabulary."""
+    top, chosen = target.ids, target.logprobs
+    mine = log_s.gather(-1, top)
+    log_t = torch.cat([chosen, target.rest(top)], -1)
+    rest = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    coarse = torch.cat([mine, rest], -1)
+    found = {
+        "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
+        "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),
+        "top1_agreement": (mine[:, 0] == log_s.amax(-1)).to(log_s.dtype),
+    }
+    return found | _log_ratio(target.sampled, log_s, ids)
+
+
+@compare.register
+def _(target: SampledLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    return _log_ratio(target.sampled, log_s, ids)
+
+
+def _log_ratio(sampled: Tensor, log_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    """log S(y) - log T(y) of the written token: on the student's own samples its mean estimates KL(S || T)."""
+    return {} if ids is None else {"log_ratio": log_s.gather(-1, ids[:, None]).squeeze(-1) - sampled}
+
+
+def expect(p: Tensor, x: Tensor) -> Tensor:
+    """sum_v p_v x_v, [n, V] each, where a token of probability 0 adds nothing even if its x is infinite."""
+    value = torch.linalg.vecdot(p, x)
+    if value.isnan().any():
+        value = torch.where(p == 0, 0.0, p * x).sum(-1)
+    return value

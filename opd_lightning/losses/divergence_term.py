@@ -1,0 +1,65 @@
+"""The divergence term: a divergence from the teacher, over a vocabulary support, bounded and corrected as asked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.importance import update_ratio
+from opd_lightning.types import Tokens
+
+Entries = Callable[[Tensor, Tensor], Tensor]
+"""A divergence of `divergences.py`: log-probabilities of the student and of another model to entries, all [n, V]."""
+
+
+class DivergenceTerm:
+    """A divergence of the student from the teacher on each token.
+
+    Args:
+        divergence: entries of the vocabulary.
+        support: over which tokens of the vocabulary they are summed; see `vocab_support.py`.
+        clip: bounds the divergence, see `clip.py`; None does not.
+        ratio_cap: multiply by min(S / S_old, cap) of the written token from the second update on one rollout on (SDPO, arXiv
+            2601.20802); None does not. A sampled token has its own ratio.
+        scale: multiplies the value, such as the square of a temperature.
+
+    Raises:
+        ValueError: a clip, a cap or a divergence that the support cannot take.
+    """
+
+    def __init__(self, divergence: Entries, support: Any, clip: Any, ratio_cap: float | None, scale: float):
+        if support is None:
+            raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
+        if support.needs_own_samples and (clip is not None or ratio_cap is not None):
+            raise ValueError(
+                "loss/support=sampled takes neither loss/clip nor loss.ratio_cap; it has sampler_cap and its own ratio."
+            )
+        if support.needs_own_samples and not is_elementwise(divergence):
+            raise ValueError(
+                "loss/support=sampled needs a divergence whose entries follow from one token each; choose reverse_kl, or "
+                "loss/support=full."
+            )
+        if ratio_cap is not None and not ratio_cap >= 1:
+            raise ValueError(f"loss.ratio_cap={ratio_cap} must be at least 1; 2.0 is SDPO's, null leaves the ratio out.")
+        self.divergence, self.support, self.clip, self.ratio_cap, self.scale = divergence, support, clip, ratio_cap, scale
+
+    def __call__(self, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """The term [n], zero where the target is not valid, and what clip, ratio and support did."""
+        stats: dict[str, Tensor] = {}
+        if self.clip is None:
+            value = self.support(self.divergence, log_s, target, tokens)
+        else:
+            value, stats = self.clip(self.support, self.divergence, log_s, target, tokens)
+        if self.ratio_cap is not None:
+            logprob = log_s.detach().gather(-1, tokens.ids[:, None]).squeeze(-1)
+            stats["ratio"] = update_ratio(logprob, tokens).clamp(max=self.ratio_cap)
+            value = value * stats["ratio"]
+        if target.valid is not None:
+            value = torch.where(target.valid, value, 0.0)
+        return self.scale * value, stats | self.support.describe(log_s, target)
+
+
+def is_elementwise(divergence: Any) -> bool:
+    """Does entry v follow from log S_v and log T_v alone? What is wrapped in a partial is asked too."""
+    return getattr(divergence, "elementwise", getattr(getattr(divergence, "func", None), "elementwise", True))

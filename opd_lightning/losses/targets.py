@@ -1,0 +1,204 @@
+"""Targets: what a teacher says of each token, from logits of the whole vocabulary down to the written token's log-probability.
+
+A `TeacherScores` keeps N tokens small and gives targets chunk by chunk; a target becomes log-probabilities, on which the
+vocabulary supports work. A kind of target has no method for what it cannot tell: such runs are refused when they are built.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from opd_lightning.types import Cost
+
+
+def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
+    return None if tensor is None else tensor[index]
+
+
+@dataclass(frozen=True)
+class FullLogits:
+    """Logits [n, V] of the whole vocabulary."""
+
+    logits: Tensor
+    valid: Tensor | None = None
+
+    def take(self, index: Tensor | slice) -> "FullLogits":
+        """The rows at an index."""
+        return FullLogits(self.logits[index], _rows(self.valid, index))
+
+    def narrow(self, vocabulary: int, dtype: torch.dtype) -> "FullLogits":
+        """On the first ids of the vocabulary alone, in a dtype."""
+        return replace(self, logits=self.logits.to(dtype)[:, :vocabulary])
+
+    def log_probs(self, temperature: float) -> "FullLogProbs":
+        """Log-probabilities of the logits divided by a temperature."""
+        logits = self.logits if temperature == 1.0 else self.logits / temperature
+        return FullLogProbs(torch.log_softmax(logits, -1), self.valid)
+
+
+@dataclass(frozen=True)
+class FullLogProbs:
+    """Log-probabilities [n, V] of the whole vocabulary."""
+
+    log_p: Tensor
+    valid: Tensor | None = None
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of one token each, ids [n]."""
+        return self.log_p.gather(-1, ids[:, None]).squeeze(-1)
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k most probable tokens: ids [n, k] and log-probabilities [n, k]."""
+        top = self.log_p.topk(k, -1)
+        return top.indices, top.values
+
+    def at(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n, k] of the tokens ids [n, k]."""
+        return self.log_p.gather(-1, ids)
+
+    def rest(self, ids: Tensor) -> Tensor:
+        """Log of the probability [n, 1] outside of the tokens ids [n, k]."""
+        return self.log_p.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class TopKLogProbs:
+    """What a server returns: a token's k most probable continuations, and the written token.
+
+    Attributes:
+        ids [n, k], logprobs [n, k]: the most probable first.
+        sampled [n]: log-probability of the written token.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    sampled: Tensor
+    valid: Tensor | None = None
+
+    def take(self, index: Tensor | slice) -> "TopKLogProbs":
+        """The rows at an index."""
+        return TopKLogProbs(self.ids[index], self.logprobs[index], self.sampled[index], _rows(self.valid, index))
+
+    def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
+        """In a dtype; an id outside of the vocabulary is an error.
+
+        Raises:
+            ValueError: the teacher names a token that the student does not have.
+        """
+        if self.ids.numel() and int(self.ids.max()) >= vocabulary:
+            raise ValueError(
+                f"the teacher names the token {int(self.ids.max())}, and the student has {vocabulary} tokens; choose models "
+                "of one family."
+            )
+        return replace(self, logprobs=self.logprobs.to(dtype), sampled=self.sampled.to(dtype))
+
+    def log_probs(self, temperature: float) -> "TopKLogProbs":
+        """Themselves.
+
+        Raises:
+            ValueError: a temperature other than 1, for which the whole vocabulary would be needed.
+        """
+        if temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature={temperature} needs the teacher's whole vocabulary; this one gives the top k: use 1."
+            )
+        return self
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The first k: ids [n, k] and log-probabilities [n, k].
+
+        Raises:
+            ValueError: k is more than there are.
+        """
+        if k > self.ids.shape[1]:
+            raise ValueError(f"loss.support.k={k} exceeds the {self.ids.shape[1]} tokens that the teacher gives; lower it.")
+        return self.ids[:, :k], self.logprobs[:, :k]
+
+    def rest(self, ids: Tensor) -> Tensor:
+        """Log of the probability [n, 1] outside of the first k tokens, ids [n, k]."""
+        inside = self.logprobs[:, : ids.shape[1]].exp().sum(-1, keepdim=True)
+        return torch.log1p(-inside.clamp(max=1.0 - torch.finfo(inside.dtype).eps))
+
+
+@dataclass(frozen=True)
+class SampledLogProbs:
+    """Log-probabilities [n] of the written tokens alone."""
+
+    sampled: Tensor
+    valid: Tensor | None = None
+
+    def take(self, index: Tensor | slice) -> "SampledLogProbs":
+        """The rows at an index."""
+        return SampledLogProbs(self.sampled[index], _rows(self.valid, index))
+
+    def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
+        """In a dtype."""
+        return replace(self, sampled=self.sampled.to(dtype))
+
+    def log_probs(self, temperature: float) -> "SampledLogProbs":
+        """Themselves; raises ValueError for a temperature other than 1."""
+        if temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature={temperature} needs the teacher's whole vocabulary; this one gives a token: use 1."
+            )
+        return self
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
+
+@dataclass(frozen=True)
+class HiddenScores:
+    """Scores of a local model, kept as hidden states until a chunk of logits is needed.
+
+    Attributes:
+        hidden [N, H]: the hidden state that predicts each token; no gradient flows into it.
+        project: maps hidden rows [n, H] to logits [n, V], into a buffer of that size if one is given.
+        vocabulary: V.
+        valid [N], cost, metrics: see `TeacherScores`.
+    """
+
+    hidden: Tensor
+    project: Callable[..., Tensor]
+    vocabulary: int
+    valid: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def take(self, index: Tensor | slice) -> "HiddenScores":
+        """The rows at an index of the packed axis."""
+        return replace(self, hidden=self.hidden[index], valid=_rows(self.valid, index))
+
+    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
+        """Logits of some rows."""
+        return FullLogits(self.project(self.hidden[rows], out), _rows(self.valid, rows))
+
+
+@dataclass(frozen=True)
+class TopKScores:
+    """Scores as a server gives them: `target` holds all N tokens."""
+
+    target: TopKLogProbs | SampledLogProbs
+    vocabulary: int
+    cost: Cost = field(default_factory=Cost)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """[N], or None."""
+        return self.target.valid
+
+    def take(self, index: Tensor | slice) -> "TopKScores":
+        """The rows at an index of the packed axis."""
+        return replace(self, target=self.target.take(index))
+
+    def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs | SampledLogProbs:
+        """The target of some rows."""
+        return self.target.take(rows)

@@ -1,0 +1,117 @@
+"""Episodes: the student and an environment write in turn, all episodes of a batch side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from opd_lightning.contracts import Environment, Generator
+from opd_lightning.types import Completion, Example, Messages, Rendered, Sample, SamplingParams, Verdict
+from opd_lightning.utils.seeds import derive_seed
+
+MAX_TURNS = 16
+"""An environment that never ends is stopped after so many replies."""
+
+
+@dataclass
+class Episode:
+    """One conversation while it goes on; lists are of tokens behind the prompt."""
+
+    example: Example
+    group: int
+    environment: Environment
+    messages: Messages
+    prompt: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    trainable: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    verdict: Verdict | None = None
+    finish_reason: str | None = None
+
+    def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
+        """Tokens of the student's, with their log-probabilities, or of the environment's."""
+        self.token_ids += token_ids
+        self.trainable += [trainable] * len(token_ids)
+        self.logprobs += [0.0] * len(token_ids) if logprobs is None else list(logprobs)
+
+
+class Episodes:
+    """Plays a batch of episodes.
+
+    Args:
+        environment: makes a new environment for each sample.
+        renderer: the student's.
+        sampling: of each reply; max_new_tokens is the limit of all replies of an episode together.
+        truncated: "keep" episodes that ran into the limit in the loss, or "mask" them.
+    """
+
+    def __init__(self, environment: Callable[[], Environment], renderer: Any, sampling: SamplingParams, truncated: str):
+        self.environment, self.renderer, self.sampling, self.truncated = environment, renderer, sampling, truncated
+
+    def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
+        """`sampling.n` samples of each example, those of one example adjacent."""
+        episodes = [self.begin(e, group) for group, e in enumerate(examples) for _ in range(self.sampling.n)]
+        for turn in range(MAX_TURNS):
+            active = [episode for episode in episodes if episode.finish_reason is None]
+            if not active:
+                break
+            # The episode with the most room decides how long a batch of replies may be; the others are cut to theirs.
+            room = [self.sampling.max_new_tokens - sum(episode.trainable) for episode in active]
+            prompts = [Rendered([*episode.prompt, *episode.token_ids]) for episode in active]
+            sampling = replace(self.sampling, max_new_tokens=max(room), n=1)
+            for episode, limit, reply in zip(
+                active, room, generator.generate(prompts, sampling, derive_seed(seed, "turn", turn)), strict=True
+            ):
+                self.reply(episode, cut(reply, limit))
+        return [self.sample(episode) for episode in episodes]
+
+    def begin(self, example: Example, group: int) -> Episode:
+        """A new episode, as the student first reads it."""
+        environment = self.environment()
+        messages = environment.reset(example)
+        shown = replace(example, messages=messages)  # what teachers add their context to
+        return Episode(shown, group, environment, messages, self.renderer.render(messages).token_ids)
+
+    def reply(self, episode: Episode, completion: Completion) -> None:
+        """The student's reply, and the environment's answer to it."""
+        episode.add(completion.token_ids, True, completion.logprobs)
+        if completion.finish_reason == "length":
+            episode.finish_reason = "length"
+            return
+        text = self.renderer.decode(completion.token_ids)
+        answers, episode.verdict = episode.environment.step(text)
+        if not answers:
+            episode.finish_reason = "stop"
+            return
+        episode.add(self.renderer.between(episode.messages, text, answers), False)
+        episode.messages = [*episode.messages, {"role": "assistant", "content": text}, *answers]
+        if sum(episode.trainable) >= self.sampling.max_new_tokens:
+            episode.finish_reason = "length"
+
+    def sample(self, episode: Episode) -> Sample:
+        """The episode as one sequence; an answer that nobody replied to is left out."""
+        last = max(i for i, own in enumerate(episode.trainable) if own) + 1
+        n = len(episode.prompt)
+        sampled = self.sampling.temperature > 0
+        reason = episode.finish_reason or "environment"
+        return Sample(
+            example=episode.example,
+            group=episode.group,
+            token_ids=torch.tensor([*episode.prompt, *episode.token_ids[:last]], dtype=torch.long),
+            loss_mask=torch.tensor([False] * n + episode.trainable[:last]),
+            prompt_length=n,
+            source="student",
+            finish_reason=reason,  # type: ignore[arg-type]
+            logprobs=torch.tensor([0.0] * n + episode.logprobs[:last]) if sampled else None,
+            verdict=episode.verdict,
+            include_in_loss=self.truncated == "keep" or reason != "length",
+        )
+
+
+def cut(completion: Completion, limit: int) -> Completion:
+    """A completion of at most so many tokens."""
+    if len(completion.token_ids) <= limit:
+        return completion
+    logprobs = None if completion.logprobs is None else completion.logprobs[:limit]
+    return Completion(completion.token_ids[:limit], "length", logprobs)

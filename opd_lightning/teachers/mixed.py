@@ -1,0 +1,92 @@
+"""A mixed teacher: a weighted average of several teachers' distributions on the same tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.losses.targets import FullLogits
+from opd_lightning.teachers.base import Composite
+from opd_lightning.types import Cost, Sample
+
+
+@dataclass(frozen=True)
+class MixedScores:
+    """Scores of several teachers on the same N tokens.
+
+    Attributes:
+        parts: theirs.
+        weights: as many, with sum 1.
+        space: "probability" averages probabilities, "log" log-probabilities, renormalised.
+    """
+
+    parts: Sequence[Any]
+    weights: Sequence[float]
+    space: str
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def vocabulary(self) -> int:
+        """What all of them know."""
+        return min(part.vocabulary for part in self.parts)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Where all of them have a target."""
+        known = [part.valid for part in self.parts if part.valid is not None]
+        return torch.stack(known).all(0) if known else None
+
+    @property
+    def cost(self) -> Cost:
+        """Theirs together."""
+        return sum((part.cost for part in self.parts), Cost())
+
+    def take(self, index: Tensor | slice) -> "MixedScores":
+        """The rows at an index of the packed axis."""
+        return MixedScores([part.take(index) for part in self.parts], self.weights, self.space, self.metrics)
+
+    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
+        """The mixture's log-probabilities [n, V], as logits."""
+        mixed: Tensor | None = None
+        valid = self.valid
+        for part, weight in zip(self.parts, self.weights, strict=True):
+            log_p = part.chunk(rows).log_probs(1.0).log_p[:, : self.vocabulary]
+            if self.space == "log":
+                mixed = weight * log_p if mixed is None else mixed.add_(log_p, alpha=weight)
+            else:
+                scaled = log_p + torch.log(torch.tensor(weight, dtype=log_p.dtype))
+                mixed = scaled if mixed is None else torch.logaddexp(mixed, scaled)
+        assert mixed is not None
+        return FullLogits(mixed, None if valid is None else valid[rows])
+
+
+class MixedTeacher(Composite):
+    """A weighted average of teachers, on every sample.
+
+    Args:
+        teachers: by name; each provides the whole vocabulary.
+        weights: by name, positive; they are scaled to sum to 1. None weighs all alike.
+        space: "probability" averages probabilities (a mixture of experts), "log" log-probabilities (a product of experts).
+
+    Raises:
+        ValueError: a weight is of no teacher or not positive, or a teacher does not know the whole vocabulary.
+    """
+
+    def __init__(self, teachers: dict[str, Any], weights: dict[str, float] | None = None, space: str = "probability"):
+        super().__init__(teachers)
+        given = dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)
+        if set(given) != set(teachers) or not all(weight > 0 for weight in given.values()):
+            raise ValueError(f"teacher.weights={given} must give each of {sorted(teachers)} a positive number.")
+        if space not in ("probability", "log"):
+            raise ValueError(f"teacher.space={space!r} is unknown; choose probability or log.")
+        if "full" not in self.provides:
+            raise ValueError("teacher=mixed needs the whole vocabulary of each of its teachers; choose others.")
+        self.space = space
+        self.weights = {name: given[name] / sum(given.values()) for name in teachers}
+
+    def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> MixedScores:
+        """All read all samples."""
+        parts = [teacher.score(samples, max_tokens) for teacher in self.teachers.values()]
+        return MixedScores(parts, list(self.weights.values()), self.space)

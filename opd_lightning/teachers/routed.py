@@ -1,0 +1,125 @@
+"""A routed teacher: each sample against its own teacher, by the example's skill or a column."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.data.batching import packed_index
+from opd_lightning.losses.targets import FullLogits
+from opd_lightning.teachers.base import Composite
+from opd_lightning.types import Cost, Example, Sample
+
+
+@dataclass(frozen=True)
+class RoutedScores:
+    """Scores of several teachers, each on some of N tokens.
+
+    Attributes:
+        parts: theirs.
+        part [N], row [N]: which of them has a token, and at which of its rows.
+    """
+
+    parts: Sequence[Any]
+    part: Tensor
+    row: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def vocabulary(self) -> int:
+        """What all of them know."""
+        return min(part.vocabulary for part in self.parts)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Theirs, token by token."""
+        if all(part.valid is None for part in self.parts):
+            return None
+        valid = torch.ones_like(self.part, dtype=torch.bool)
+        for i, part in enumerate(self.parts):
+            if part.valid is not None:
+                valid[self.part == i] = part.valid[self.row[self.part == i]]
+        return valid
+
+    @property
+    def cost(self) -> Cost:
+        """Theirs together."""
+        return sum((part.cost for part in self.parts), Cost())
+
+    def take(self, index: Tensor | slice) -> "RoutedScores":
+        """The rows at an index of the packed axis."""
+        return replace(self, part=self.part[index], row=self.row[index])
+
+    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
+        """Logits of some rows, each its own teacher's."""
+        part, row, valid = self.part[rows], self.row[rows], self.valid
+        logits: Tensor | None = None
+        for i, scores in enumerate(self.parts):
+            mine = part == i
+            if not bool(mine.any()):
+                continue
+            own = scores.take(row[mine]).chunk(slice(None)).logits[:, : self.vocabulary]
+            if logits is None:
+                logits = own.new_empty(len(part), self.vocabulary)
+            logits[mine] = own
+        assert logits is not None
+        return FullLogits(logits, None if valid is None else valid[rows])
+
+
+class RoutedTeacher(Composite):
+    """Each sample's own teacher.
+
+    Args:
+        teachers: by the value that they are for; each provides the whole vocabulary.
+        by: "skill", or a column of the example's `extra`.
+        default: the name of the teacher of all other values; None refuses them.
+
+    Raises:
+        ValueError: the default is no teacher, or a teacher does not know the whole vocabulary.
+    """
+
+    def __init__(self, teachers: dict[str, Any], by: str = "skill", default: str | None = None):
+        super().__init__(teachers)
+        if default is not None and default not in teachers:
+            raise ValueError(f"teacher.default={default} is none of teacher.teachers ({', '.join(teachers)}).")
+        if "full" not in self.provides:
+            raise ValueError("teacher=routed needs the whole vocabulary of each of its teachers; choose others.")
+        self.by, self.default = by, default
+
+    def route(self, example: Example) -> str:
+        """The name of an example's teacher.
+
+        Raises:
+            ValueError: there is none.
+        """
+        value = example.skill if self.by == "skill" else example.extra.get(self.by)
+        names = (value, str(value).split("/", maxsplit=1)[0], self.default)
+        found = next((name for name in names if name in self.teachers), None)
+        if found is None:
+            raise ValueError(
+                f"example {example.id} has {self.by}={value!r}, which has no teacher; teacher.teachers has "
+                f"{', '.join(self.teachers)}. Add one, or set teacher.default."
+            )
+        return found
+
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Every example has a teacher; raises ValueError otherwise."""
+        for example in examples:
+            self.route(example)
+
+    def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> RoutedScores:
+        """Each teacher reads its samples; one without any reads the first, for others may wait for its share of the weights."""
+        names = [self.route(sample.example) for sample in samples]
+        counts, device = [sample.trainable for sample in samples], self.student.lm.device
+        part = torch.zeros(sum(counts), dtype=torch.long, device=device)
+        row = torch.zeros_like(part)
+        parts = []
+        for i, (name, teacher) in enumerate(self.teachers.items()):
+            mine = [b for b, own in enumerate(names) if own == name]
+            parts.append(teacher.score([samples[b] for b in mine or [0]], max_tokens))
+            if mine:
+                index = packed_index(mine, counts).to(device)
+                part[index], row[index] = i, torch.arange(len(index), device=device)
+        return RoutedScores(parts, part, row)

@@ -1,0 +1,95 @@
+"""A moving average of the student, or a copy now and then."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.models import Student, adapters
+from opd_lightning.teachers.weights.base import Parameters, Weights
+from opd_lightning.types import Sequences
+
+log = logging.getLogger(__name__)
+
+
+class Average(Weights):
+    """A moving average of the student: a <- (1 - rate) a + rate student, after every `every`-th optimizer step.
+
+    A rate of 1 copies the student now and then (periodic sync). The average is kept in float32. Of a student with a low-rank
+    adapter it is, by `of`, the average of what the adapter adds to each weight ("effective": exact, and as large as the adapted
+    layers), or of the factors themselves ("factors": small, and an approximation: the product of averages is not the average of
+    products; it starts from the student's own factors, whose product is zero).
+
+    Args:
+        rate: in (0, 1]; SDFT uses 0.01 to 0.05 (arXiv 2601.19897), SDPO 0.01 and 0.05 (arXiv 2601.20802).
+        every: optimizer steps.
+        of: "effective" or "factors"; without an adapter both are the weights.
+    """
+
+    def __init__(self, rate: float, every: int = 1, of: str = "effective"):
+        if not 0 < rate <= 1:
+            raise ValueError(f"teacher.rate={rate} must lie in (0, 1]; 0.02 is usual, and teacher=frozen never moves.")
+        if every < 1:
+            raise ValueError(f"teacher.every={every} must be at least 1 optimizer step.")
+        if of not in ("effective", "factors"):
+            raise ValueError(f"teacher.of={of!r} is unknown; choose effective or factors.")
+        self.rate, self.every, self.of = rate, every, of
+        self.updates = 0
+
+    def setup(self, student: Student) -> None:
+        """Begin where the student begins."""
+        super().setup(student)
+        self.dense = self.of == "effective" and bool(adapters.layers(student.lm))
+        self.average = {name: value.clone() for name, value in self.current().items()}
+        size = sum(value.nbytes for value in self.average.values()) / 2**20
+        log.info(
+            f"the teacher's average takes {size:,.0f} MiB ({'effect of the adapter' if self.dense else 'trained weights'})"
+        )
+
+    def footprint(self, start: Parameters) -> int:
+        """In float32, of what is averaged."""
+        return 4 * (start.layers if start.adapted and self.of == "effective" else start.trained)
+
+    def current(self) -> dict[str, Tensor]:
+        """The tensors that are averaged, as the student has them now, in float32."""
+        if self.dense:
+            return adapters.dense(self.student.lm)
+        return {name: p.detach().float() for name, p in self.student.named_parameters() if p.requires_grad}
+
+    def after_update(self) -> None:
+        """Follow the student."""
+        self.updates += 1
+        if self.updates % self.every == 0:
+            with self.student.evaluating():
+                for name, value in self.current().items():
+                    self.average[name].lerp_(value, self.rate)
+
+    @contextmanager
+    def language_model(self) -> Iterator[PreTrainedModel]:
+        """The student with the averages in its place."""
+        with self.student.evaluating() as lm:
+            if not self.dense:
+                with adapters.substituted(self.student, self.average):
+                    yield lm
+            else:
+                with adapters.switched_off(lm), adapters.added(lm, self.average):
+                    yield lm
+
+    def read(self, batches: Sequence[Sequences]) -> HiddenScores:
+        """The average's distributions, whatever updates follow on the same rollout."""
+        with self.language_model():
+            return self.student.read(batches, snapshot=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, which no other part of a checkpoint holds."""
+        return {"updates": self.updates, "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with an average."""
+        self.updates = state["updates"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
