@@ -111,6 +111,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         raise ValueError(
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
+    check_provides(teacher, chosen.support)
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
     informed = other_signal or any(part.context.informs for part in teacher.parts)
     if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed:
@@ -125,10 +126,39 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         )
 
 
+PROVIDED = {
+    "full": "its whole vocabulary",
+    "topk": "its most probable tokens",
+    "sampled": "the written token's log-probability",
+}
+
+
+def check_provides(teacher: Any, support: Any) -> None:
+    """The teacher gives what the divergence reads.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if support.requires not in teacher.provides:
+        given = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
+        raise ValueError(
+            f"loss/support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher gives "
+            f"{given}; choose loss/support=topk or sampled, or another teacher."
+        )
+    k = getattr(support, "k", None)
+    if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:
+        raise ValueError(f"loss.support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives (teacher.k); lower it.")
+
+
 def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     """The completions are such that the loss's terms can learn from them."""
     loss, rollout = cfg["loss"], chosen.rollout
     own, name = rollout.on_policy, type(rollout).__name__
+    if cfg.get("environment") and not hasattr(rollout, "episodes"):
+        raise ValueError(
+            f"environment={cfg['environment']['_target_']} answers the student, and rollout={name} plays no episodes; choose "
+            "rollout=student, or environment=single_turn."
+        )
     if loss["policy_gradient"] and not own:
         raise ValueError(
             f"rollout={name} has no samples of the student's own to reward; choose rollout=student_group with "

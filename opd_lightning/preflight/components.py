@@ -76,8 +76,6 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     environment = build(cfg.get("environment"), task=task)
     rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
-    for name, need in objective.requires.items():
-        check_provides(name, teachers[name], need, objective)
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)
     suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items() if node is not None}
@@ -106,27 +104,3 @@ def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) ->
     """The teachers of these names; the others are not even looked for."""
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
     return {name: build(cfg[name], context=contexts[name]) for name in sorted(names)}
-
-
-def check_provides(name: str, teacher: Any, need: str, objective: Objective) -> None:
-    """A teacher gives what the loss reads.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if need not in teacher.provides:
-        raise ValueError(
-            f"loss/support={type(objective.divergence.support).__name__ if objective.divergence else name} reads "
-            f"{WORDS[need]}, and {name} gives {', '.join(WORDS[kind] for kind in sorted(teacher.provides))}; choose another "
-            "loss/support, or another teacher."
-        )
-    k = getattr(getattr(objective.divergence, "support", None), "k", None)
-    if need == "topk" and teacher.top_k is not None and k is not None and k > teacher.top_k:
-        raise ValueError(f"loss.support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives; lower it.")
-
-
-WORDS = {
-    "full": "the whole vocabulary",
-    "topk": "the teacher's most probable tokens",
-    "sampled": "the written token's log-probability",
-}

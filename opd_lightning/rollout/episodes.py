@@ -60,9 +60,8 @@ class Episodes:
             room = [self.sampling.max_new_tokens - sum(episode.trainable) for episode in active]
             prompts = [Rendered([*episode.prompt, *episode.token_ids]) for episode in active]
             sampling = replace(self.sampling, max_new_tokens=max(room), n=1)
-            for episode, limit, reply in zip(
-                active, room, generator.generate(prompts, sampling, derive_seed(seed, "turn", turn)), strict=True
-            ):
+            drawn = seed if turn == 0 else derive_seed(seed, "turn", turn)
+            for episode, limit, reply in zip(active, room, generator.generate(prompts, sampling, drawn), strict=True):
                 self.reply(episode, cut(reply, limit))
         return [self.sample(episode) for episode in episodes]
 

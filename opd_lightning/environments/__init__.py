@@ -1,0 +1,6 @@
+"""Environments: who answers the student's replies; `contracts.Environment` is what they offer."""
+
+from opd_lightning.environments.calculator import Calculator, calculator
+from opd_lightning.environments.single_turn import SingleTurn, single_turn
+
+__all__ = ["Calculator", "SingleTurn", "calculator", "single_turn"]
