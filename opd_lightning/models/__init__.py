@@ -1,0 +1,6 @@
+"""Models: pretrained weights, the student as a module, adapters, sharding, FLOPs and the optimizer."""
+
+from opd_lightning.models.pretrained import Pretrained, is_run, locate
+from opd_lightning.models.student import Student
+
+__all__ = ["Pretrained", "Student", "is_run", "locate"]

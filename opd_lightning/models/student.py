@@ -1,0 +1,100 @@
+"""The student: backbone and head as one module whose forward pass returns its loss."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from opd_lightning.losses.head import Head, TokenLoss, head_loss
+from opd_lightning.models.sharding import gathered
+from opd_lightning.contracts import TeacherScores
+from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.types import Sequences, Tokens
+
+
+class Student(nn.Module):
+    """The trained model: backbone and head in one forward call, so that DDP and FSDP see the whole of it.
+
+    Args:
+        lm: a causal language model of transformers.
+        chunk: rows of logits that exist at a time; see `losses.head`.
+    """
+
+    def __init__(self, lm: PreTrainedModel, chunk: int = 256):
+        super().__init__()
+        self.lm, self.chunk = lm, chunk
+        self.in_eval_mode = False
+
+    @property
+    def head(self) -> Head:
+        """The output layer, which may share its weight with the embedding, with the model's scale and cap on logits."""
+        layer, config = self.lm.get_output_embeddings(), self.lm.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap)
+
+    @property
+    def window(self) -> int:
+        """Tokens that the model can read at once."""
+        return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize)
+
+    def forward(
+        self, sequences: Sequences, tokens: Tokens, scores: Mapping[str, TeacherScores], loss: TokenLoss
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss of a micro-batch (a scalar) and statistics [N] of its completion tokens."""
+        return head_loss(self.hidden(sequences), self.head, tokens, scores, loss, self.chunk)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[PreTrainedModel]:
+        """The language model in eval mode, whole and without gradients; all that is given back afterwards."""
+        if self.in_eval_mode:
+            yield self.lm
+            return
+        was_training, self.in_eval_mode = self.training, True
+        self.eval()
+        try:
+            with torch.no_grad(), gathered(self):
+                yield self.lm
+        finally:
+            self.train(was_training)
+            self.in_eval_mode = False
+
+    def verify_head(self, name: str) -> None:
+        """Make sure that backbone and head together are the model; some do to their logits what `Head` does not know.
+
+        Raises:
+            ValueError: they are not; `name` is the field to blame.
+        """
+        ids = torch.arange(4, device=self.lm.device)[None]
+        with self.evaluating() as lm:
+            expected = lm(input_ids=ids).logits.float()
+            found = self.head.project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
+        if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
+            raise ValueError(
+                f"{name}: {type(self.lm).__name__} changes its hidden states or logits around the output layer in a way that "
+                "losses do not reproduce; choose another model."
+            )
+
+    def hidden(self, sequences: Sequences) -> Tensor:
+        """Hidden states [N, H] at the positions that predict the trainable tokens; nothing else is projected."""
+        backbone = self.lm.base_model
+        out = backbone(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
+        return out.last_hidden_state[sequences.row, sequences.column]
+
+    def read(self, batches: Sequence[Sequences], snapshot: bool = False) -> HiddenScores:
+        """This model's next-token distributions on the completions of all batches, without gradient and in eval mode.
+
+        Args:
+            snapshot: copy the head's weights if they are trained, so that the scores stay what it is when they are updated.
+        """
+        with self.evaluating():
+            hidden = torch.cat([self.hidden(sequences) for sequences in batches])
+            # The dtype is settled here: where a chunk is projected later, autocast is off.
+            head = replace(self.head, dtype=self.head.compute_dtype(hidden))
+            kept = head.copy() if snapshot and head.weight.requires_grad else head
+            return HiddenScores(hidden, kept.project, head.weight.shape[0])
