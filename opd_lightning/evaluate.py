@@ -8,7 +8,6 @@ python -m opd_lightning.evaluate model.path=<folder or hub id> task=world       
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from hydra.errors import HydraException
@@ -16,14 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import build, compose
+from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import explain
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
-
-DEFAULT_GENERATOR = {"_target_": "opd_lightning.generation.TransformersGenerator"}
-"""Of runs whose configuration has none."""
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -39,7 +36,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     student = Student(model.model(), cfg.chunk).to(device)
     student.verify_head(f"model.path={model.path}")
     renderer = ChatRenderer(tokenizer, model.template_options)
-    generator = build(cfg.get("generator") or DEFAULT_GENERATOR, tokenizer=tokenizer, renderer=renderer)
+    generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}
     if cfg.teacher is not None and cfg.loss.divergence is not None:
@@ -73,7 +70,7 @@ def configuration(arguments: list[str]) -> DictConfig:
                 f"{argument}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups."
             )
     others = OmegaConf.from_dotlist(dotted)
-    cfg = OmegaConf.merge(OmegaConf.load(Path(runs[0]) / "config.yaml"), others)
+    cfg = OmegaConf.merge(OmegaConf.create(read_run(runs[0])), others)
     assert isinstance(cfg, DictConfig)
     cfg.model.path, cfg.model.stand_in = runs[0], False
     return cfg

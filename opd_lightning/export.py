@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
+from opd_lightning.config.aliases import read_run
 from opd_lightning.models import Pretrained, is_run
 
 
@@ -25,7 +26,7 @@ def export(run: Path, to: Path) -> Path:
         raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
-    source = Pretrained(str(run), dtype=yaml.safe_load((run / "config.yaml").read_text())["model"]["dtype"])
+    source = Pretrained(str(run), dtype=read_run(run)["model"]["dtype"])
     partial = to.with_name(f"{to.name}.partial")
     source.model().save_pretrained(partial)
     source.tokenizer().save_pretrained(partial)

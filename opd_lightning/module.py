@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,14 +13,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from opd_lightning.contracts import Generator, RolloutPolicy, Teacher
-from opd_lightning.data.batching import Batch, pack, packed_index, plan_micro_batches
-from opd_lightning.data.step_log import log_rollout, log_tokens, rewards_by_group
+from opd_lightning.data.batching import Batch, packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.models.sharding import shard, whole
+from opd_lightning.step.checkpoint import dump, restore, save
+from opd_lightning.step.log import log_rollout, log_tokens
+from opd_lightning.step.scoring import Scoring
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
 from opd_lightning.utils.seeds import derive_seed, seeded
@@ -65,7 +66,8 @@ class DistillationModule(L.LightningModule):
         self.model, self.renderer, self.generator = model, renderer, generator
         self.rollout, self.objective = rollout, objective
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
-        self.optim, self.seed, self.verify = optim, seed, verify
+        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, micro_tokens)
+        self.optim, self.seed = optim, seed
         self.micro_tokens, self.chunk, self.adapter = micro_tokens, chunk, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
         self.ledger = Ledger()
@@ -114,16 +116,8 @@ class DistillationModule(L.LightningModule):
 
     def score(self, samples: list[Sample], metrics: StepMetrics) -> Batch:
         """What the loss will know of each token: its weight, its advantage, the teachers' targets."""
-        empty = next((sample.example.id for sample in samples if sample.trainable < 1), None)
-        if empty is not None:
-            raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
-        tokens = pack(samples, self.device)
-        if self.judges:
-            samples = self.judge(samples, metrics)
-            tokens = replace(tokens, reward=self.per_token([s.verdict.content for s in samples], tokens.sample))  # type: ignore[union-attr]
-        if self.objective.rewarded:
-            tokens = replace(tokens, advantage=self.per_token(self.advantages(samples, metrics), tokens.sample))
-        scores = {name: self.ask(name, samples, metrics) for name in sorted(self.objective.teachers)}
+        samples, tokens = self.scoring.pack(samples, metrics, self)
+        scores = self.scoring.ask(samples, metrics)
         valid = scores["teacher"].valid if "teacher" in scores else None
         weight, normaliser = self.objective.weights(tokens, len(samples), valid)
         tokens = replace(tokens, weight=weight)
@@ -158,7 +152,7 @@ class DistillationModule(L.LightningModule):
                 try:
                     loss, stats = self.student(sequences, tokens.scaled(live), scores, self.objective)
                 except NotFinite as error:
-                    raise self.broken(str(error), batch, losses) from error
+                    raise dump(self, str(error), batch, losses) from error
                 # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
                 self.manual_backward(loss * self.trainer.world_size)
             losses[packed_index(rows, counts).to(losses.device)] = stats["loss"].to(losses.dtype)
@@ -166,7 +160,7 @@ class DistillationModule(L.LightningModule):
         if plan:
             norm = whole(self.optim.clip(self.student.parameters()))
             if not torch.isfinite(norm):
-                raise self.broken("the gradient is not finite. Lower optim.lr or optim.clip_norm.", batch, losses)
+                raise dump(self, "the gradient is not finite. Lower optim.lr or optim.clip_norm.", batch, losses)
             metrics.mean("train/grad_norm", norm)
         # A skipped step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
         optimizer.step()
@@ -189,52 +183,6 @@ class DistillationModule(L.LightningModule):
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
 
-    @property
-    def judges(self) -> bool:
-        """Does anyone ask for verdicts on the samples?"""
-        contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
-        return self.objective.rewarded or any(context.reads_attempts for context in contexts)
-
-    def judge(self, samples: list[Sample], metrics: StepMetrics) -> list[Sample]:
-        """The samples with verdicts: the environment's, else the task's."""
-        assert self.verify is not None, "an objective that reads rewards, and a context that reads attempts, need a verifier"
-        texts = self.renderer.decode_all([sample.completion_ids for sample in samples])
-        judged = [
-            s if s.verdict is not None else replace(s, verdict=self.verify(s.example, text))
-            for s, text in zip(samples, texts, strict=True)
-        ]
-        metrics.mean("rollout/reward", torch.tensor([s.verdict.content for s in judged], device=self.device))  # type: ignore[union-attr]
-        return judged
-
-    def advantages(self, samples: list[Sample], metrics: StepMetrics) -> Tensor:
-        """Advantages [B] of judged samples, whose groups are of one size."""
-        groups = rewards_by_group(samples, self.rollout.sampling.n).to(self.device)
-        metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
-        gathered = self.all_gather(groups)  # a baseline may be the whole batch's
-        assert isinstance(gathered, Tensor)
-        first = self.global_rank * len(groups)
-        everywhere = gathered.reshape(-1, groups.shape[1])
-        return self.objective.advantages(everywhere)[first : first + len(groups)].flatten()
-
-    def per_token(self, values: Any, sample: Tensor | None) -> Tensor:
-        """Numbers [B] of samples on their tokens [N]."""
-        return torch.as_tensor(values, device=self.device)[sample]
-
-    def ask(self, name: str, samples: list[Sample], metrics: StepMetrics) -> Any:
-        """A teacher's scores of the samples, and what they cost."""
-        scores = self.teachers[name].score(samples, self.micro_tokens)
-        metrics.total(f"{name}_tokens", scores.cost.tokens)
-        metrics.total("flops/teacher", scores.cost.flops)
-        for key, values in scores.metrics.items():
-            metrics.mean(f"rollout/{name}_{key}", values)
-        highest = max(int(sample.token_ids[sample.loss_mask].max()) for sample in samples)
-        if highest >= scores.vocabulary:
-            raise ValueError(
-                f"a completion holds the id {highest}, which {name} does not have (its vocabulary is {scores.vocabulary}); "
-                "choose models of one family."
-            )
-        return scores
-
     def remember(self, batch: Batch) -> Batch:
         """The batch with each token's log-probability before the first update on it."""
         old = batch.tokens.weight.new_zeros(batch.tokens.ids.shape)
@@ -246,16 +194,6 @@ class DistillationModule(L.LightningModule):
                 old = old.to(stats["loss"].dtype)
                 old[packed_index(rows, counts).to(old.device)] = stats["loss"]
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
-
-    def broken(self, reason: str, batch: Batch, losses: Tensor) -> ValueError:
-        """What to raise when an update cannot be made; the batch is saved for a look at it, one file per device."""
-        path = Path(self.trainer.default_root_dir) / f"nonfinite-step-{self.global_step + 1}-rank-{self.global_rank}.pt"
-        texts = self.renderer.decode_all([sample.completion_ids for sample in batch.samples])
-        torch.save({"step": self.global_step + 1, **batch.describe(texts), "loss": losses.cpu()}, path)
-        return ValueError(
-            f"update {self.global_step + 1}: {reason} The weights are still those before it, the batch is in {path}, and the "
-            "last rows of metrics.csv show how it came."
-        )
 
     def report(self, metrics: StepMetrics) -> dict[str, float]:
         """One reduction over devices, one log call, and the ledger."""
@@ -282,26 +220,7 @@ class DistillationModule(L.LightningModule):
         return nullcontext() if last else block()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["ledger"] = self.ledger.state_dict()
-        checkpoint["teachers"] = {name: teacher.state_dict() for name, teacher in self.teachers.items()}
-        if self.adapter is not None:
-            trained = {f"student.{name}" for name, p in self.student.named_parameters() if p.requires_grad}
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.check_foreign(checkpoint)
-        self.ledger.load_state_dict(checkpoint["ledger"])
-        for name, teacher in self.teachers.items():
-            teacher.load_state_dict(checkpoint["teachers"][name])
-
-    def check_foreign(self, checkpoint: dict) -> None:
-        """Raises ValueError if a checkpoint is of another program, method or model."""
-        if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(self.teachers):
-            raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
-        own = {name: value.shape for name, value in self.state_dict().items()}
-        for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it apart
-            if own.get(name) != value.shape:
-                raise ValueError(
-                    f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "
-                    "another study.name."
-                )
+        restore(self, checkpoint)

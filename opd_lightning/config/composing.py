@@ -9,6 +9,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from opd_lightning.config.aliases import renamed
+
 HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
@@ -25,6 +27,7 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
     """The configuration of another run, inside or outside a Hydra application; `folders` hold options of the user's own."""
+    overrides = [renamed(override) for override in overrides]
     if folders:
         overrides = [*overrides, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():

@@ -7,7 +7,9 @@ import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from opd_lightning.config.aliases import has_old_names, modernised
 
 
 def build(node: DictConfig | dict | None, **offers: Any) -> Any:
@@ -22,6 +24,9 @@ def build(node: DictConfig | dict | None, **offers: Any) -> Any:
     """
     if node is None:
         return None
+    if has_old_names(plain := OmegaConf.to_container(node) if isinstance(node, DictConfig) else node):
+        resolved = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else plain
+        node = OmegaConf.create(modernised(resolved))
     try:
         return hydra.utils.instantiate(node, _convert_="all", **accepted(node, offers))
     except InstantiationException as error:

@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
+from opd_lightning.config.aliases import FOLDERS, moved
+
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """The end of a sentence on an unknown name: the nearest known one, or all of them."""
@@ -23,7 +25,7 @@ def find(path: str) -> Any:
         ValueError: it cannot be imported, or is not there.
     """
     try:
-        found = locate(path)
+        found = locate(moved(path))
     except ErrorDuringImport as error:
         raise ValueError(" ".join(str(error).split())) from error
     if found is None:
@@ -33,6 +35,7 @@ def find(path: str) -> Any:
 
 def packaged(path: str) -> str:
     """The file or folder of `pkg://package/inside` (as Hydra writes it); any other path unchanged."""
+    path = next((new + path[len(old) :] for old, new in FOLDERS.items() if path.startswith(old)), path)
     if not path.startswith("pkg://"):
         return path
     package, _, inside = path.removeprefix("pkg://").partition("/")

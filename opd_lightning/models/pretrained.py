@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opd_lightning.models import adapters, stand_in
+from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
+from opd_lightning.models import adapters, stand_in
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Pretrained:
 
     def _base(self) -> "Pretrained":
         """What the run at `path` started from."""
-        start = yaml.safe_load((Path(self.path) / "config.yaml").read_text())["model"]
+        start = read_run(self.path)["model"]
         dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
         return Pretrained(
             start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, field=self.field
@@ -171,7 +171,7 @@ class Pretrained:
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into what it adapts."""
         student = Student(self._base().model())
-        adapter = yaml.safe_load((Path(self.path) / "config.yaml").read_text()).get("adapter")
+        adapter = read_run(self.path).get("adapter")
         if adapter is not None:
             options = {key: value for key, value in adapter.items() if key != "_target_"}
             adapters.add(student.lm, find(adapter["_target_"])(**options))

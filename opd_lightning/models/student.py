@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from opd_lightning.losses.head import Head, TokenLoss, head_loss
-from opd_lightning.models.sharding import gathered
 from opd_lightning.contracts import TeacherScores
+from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.models.sharding import gathered
 from opd_lightning.types import Sequences, Tokens
 
 

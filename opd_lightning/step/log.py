@@ -1,12 +1,12 @@
 """What a training step logs of its samples and tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from opd_lightning.types import Rollout, Sample, Tokens
+from opd_lightning.types import Rollout, Tokens
 from opd_lightning.utils.metrics import StepMetrics
 
 POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
@@ -37,10 +37,3 @@ def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], 
         for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
             inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
             metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
-
-
-def rewards_by_group(samples: Sequence[Sample], n: int) -> Tensor:
-    """Rewards [P, n] of judged samples; those of one prompt are adjacent."""
-    groups = [sample.group for sample in samples]
-    assert all(len(set(groups[i : i + n])) == 1 for i in range(0, len(groups), n)), "samples of one prompt are adjacent"
-    return torch.tensor([sample.verdict.content for sample in samples if sample.verdict is not None]).view(-1, n)

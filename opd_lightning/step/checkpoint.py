@@ -1,0 +1,50 @@
+"""What a checkpoint holds beside Lightning's own, and what it has to be to go on from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.data.batching import Batch
+
+
+def save(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Add the ledger and the teachers; of an adapted student only what is trained stays."""
+    checkpoint["ledger"] = module.ledger.state_dict()
+    checkpoint["teachers"] = {name: teacher.state_dict() for name, teacher in module.teachers.items()}
+    if module.adapter is not None:
+        trained = {f"student.{name}" for name, p in module.student.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+
+def restore(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Go on with the ledger and the teachers.
+
+    Raises:
+        ValueError: the checkpoint is of another program, method or model.
+    """
+    if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(module.teachers):
+        raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it apart
+        if own.get(name) != value.shape:
+            raise ValueError(
+                f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "
+                "another study.name."
+            )
+    module.ledger.load_state_dict(checkpoint["ledger"])
+    for name, teacher in module.teachers.items():
+        teacher.load_state_dict(checkpoint["teachers"][name])
+
+
+def dump(module: Any, reason: str, batch: Batch, losses: Tensor) -> ValueError:
+    """What to raise when an update cannot be made; the batch is saved for a look at it, one file per device."""
+    step = module.global_step + 1
+    path = Path(module.trainer.default_root_dir) / f"nonfinite-step-{step}-rank-{module.global_rank}.pt"
+    texts = module.renderer.decode_all([sample.completion_ids for sample in batch.samples])
+    torch.save({"step": step, **batch.describe(texts), "loss": losses.cpu()}, path)
+    return ValueError(
+        f"update {step}: {reason} The weights are still those before it, the batch is in {path}, and the last rows of "
+        "metrics.csv show how it came."
+    )

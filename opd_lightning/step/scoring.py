@@ -1,0 +1,104 @@
+"""Scoring: verdicts, advantages and teachers' targets for the samples of a step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opd_lightning.data.batching import pack
+from opd_lightning.losses.objective import Objective
+from opd_lightning.types import Example, Sample, Tokens, Verdict
+from opd_lightning.utils.metrics import StepMetrics
+
+
+@dataclass
+class Scoring:
+    """Who judges and scores.
+
+    Attributes:
+        objective: says what is needed.
+        teachers: by name.
+        renderer: the student's.
+        verify: the task's verifier, for samples that no environment has judged.
+        group_size: samples per prompt.
+        max_tokens: padded tokens that a teacher reads at a time; None reads all at once.
+    """
+
+    objective: Objective
+    teachers: Mapping[str, Any]
+    renderer: Any
+    verify: Callable[[Example, str], Verdict] | None
+    group_size: int
+    max_tokens: int | None
+
+    @property
+    def judges(self) -> bool:
+        """Does anyone ask for verdicts on the samples?"""
+        contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
+        return self.objective.rewarded or any(context.reads_attempts for context in contexts)
+
+    def pack(self, samples: list[Sample], metrics: StepMetrics, module: Any) -> tuple[list[Sample], Tokens]:
+        """The samples with verdicts, if anyone asks for them, and their tokens with rewards and advantages.
+
+        Args:
+            module: gives the device, its rank, and what gathers over devices.
+
+        Raises:
+            ValueError: a completion is empty.
+        """
+        empty = next((sample.example.id for sample in samples if sample.trainable < 1), None)
+        if empty is not None:
+            raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
+        tokens = pack(samples, module.device)
+        if not self.judges:
+            return samples, tokens
+        samples = self.judge(samples)
+        rewards = torch.tensor([sample.verdict.content for sample in samples if sample.verdict], device=module.device)
+        metrics.mean("rollout/reward", rewards)
+        tokens = replace(tokens, reward=rewards[tokens.sample])
+        if self.objective.rewarded:
+            tokens = replace(tokens, advantage=self.advantages(samples, rewards, metrics, module)[tokens.sample])
+        return samples, tokens
+
+    def judge(self, samples: list[Sample]) -> list[Sample]:
+        """The samples with verdicts: the environment's, else the task's."""
+        assert self.verify is not None, "an objective that reads rewards, and a context that reads attempts, need a verifier"
+        texts = self.renderer.decode_all([sample.completion_ids for sample in samples])
+        return [
+            sample if sample.verdict is not None else replace(sample, verdict=self.verify(sample.example, text))
+            for sample, text in zip(samples, texts, strict=True)
+        ]
+
+    def advantages(self, samples: list[Sample], rewards: Tensor, metrics: StepMetrics, module: Any) -> Tensor:
+        """Advantages [B] of rewards [B]; samples of one prompt stand together."""
+        n, ids = self.group_size, [sample.group for sample in samples]
+        assert all(len(set(ids[i : i + n])) == 1 for i in range(0, len(ids), n)), "samples of one prompt stand together"
+        groups = rewards.view(-1, n)
+        metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
+        gathered = module.all_gather(groups)  # a baseline may be the whole batch's
+        assert isinstance(gathered, Tensor)
+        first = module.global_rank * len(groups)
+        return self.objective.advantages(gathered.reshape(-1, n))[first : first + len(groups)].flatten()
+
+    def ask(self, samples: list[Sample], metrics: StepMetrics) -> dict[str, Any]:
+        """What each teacher that the objective reads says of the samples, and what it cost.
+
+        Raises:
+            ValueError: a completion holds an id that a teacher does not have.
+        """
+        found = {}
+        highest = max(int(sample.token_ids[sample.loss_mask].max()) for sample in samples)
+        for name in sorted(self.objective.teachers):
+            scores = found[name] = self.teachers[name].score(samples, self.max_tokens)
+            metrics.total(f"{name}_tokens", scores.cost.tokens)
+            metrics.total("flops/teacher", scores.cost.flops)
+            for key, values in scores.metrics.items():
+                metrics.mean(f"rollout/{name}_{key}", values)
+            if highest >= scores.vocabulary:
+                raise ValueError(
+                    f"a completion holds the id {highest}, which {name} does not have (its vocabulary is "
+                    f"{scores.vocabulary}); choose models of one family."
+                )
+        return found
