@@ -62,8 +62,8 @@ class Generator(Protocol):
         """
         ...
 
-    def update_weights(self, student: Any, version: int) -> None:
-        """Write with the student's weights of now; `version` counts optimizer steps."""
+    def update_weights(self, student: Any, version: int | None) -> None:
+        """Write with the student's weights of now; `version` counts optimizer steps, None is of weights in between."""
         ...
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
+        "teacher=topk": ["method=opd_topk"],
         **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],
@@ -95,7 +96,7 @@ def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(m
 
 def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
     cfg = compose(["method=sdft", "teacher=live"])
-    assert cfg.teacher._target_.endswith("Live") and cfg.context._target_.endswith("Quote")
+    assert cfg.teacher._target_ == "opd_lightning.teachers.live" and cfg.context._target_.endswith("Quote")
     assert cfg.loss.divergence._target_.endswith("forward_kl")
     assert compose(["teacher=live", "method=sdft"]) == cfg
     assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3
@@ -182,6 +183,8 @@ BAD = {
     "no_schedule": (["optim.schedule=cosin"], r"optim\.schedule=cosin .*did you mean cosine\?"),
     "no_tokens": (["rollout.max_new_tokens=0"], r"rollout\.max_new_tokens=0 must be at least 1"),
     "no_prompts": (["data.batch_size=0"], r"data\.batch_size=0 must be at least 1"),
+    "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
+    "bad_template": (["method=sdft", "context.template='{prompt}'"], r"context\.template="),
 }
 
 
@@ -193,14 +196,13 @@ def test_bad_input_is_refused_before_anything_is_loaded(overrides, sentence):
 
 RUNTIME = {
     "no_model": (["model.path=no/such/folder"], r"model\.path=no/such/folder could not be loaded"),
-    "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
+    "bad_dtype": (["method=sft", "model.dtype=float99"], r"model\.dtype='float99'"),
     "no_verifier": (["method=grpo", "task=instructions", "~task.n_eval"], "has no verifier"),
     "diverged": (["optim.lr=1e38", "trainer.max_steps=4"], r"update \d: the (loss|gradient) .*not finite"),
     "broken_weights": (["optim.lr=1e38", "optim.warmup_steps=0", "trainer.max_steps=4"], "logits are NaN or infinite"),
     "bad_skill": (["task.skill=fly"], r"task\.skill='fly'"),
     "bad_rate": (["optim.lr=-1"], r"optim\.lr=-1"),
     "bad_temperature": (["loss.temperature=0"], r"loss\.temperature=0"),
-    "bad_template": (["method=sdft", "context.template='{prompt}'"], r"context\.template="),
     "bad_beta": (["loss/divergence=jsd", "loss.divergence.beta=2"], r"loss\.divergence\.beta=2"),
 }
 

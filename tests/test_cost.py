@@ -7,11 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from opd_lightning.evaluation import Estimate, GreedyAccuracy
-from opd_lightning.generation.transformers import Sampling, generate
+from opd_lightning.generation.transformers import decode
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.training.run import run
+from opd_lightning.types import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_reading_and_its_gradient_cost_what_a_counter_counts(lm):
 
 def test_writing_costs_what_a_counter_counts(lm):
     prompts, new = [[5, 6, 7, 8, 9, 10]] * 4, 12
-    found = counted(lambda: generate(lm, prompts, Sampling(new), eos=[10**6], pad=0))
+    found = counted(lambda: decode(lm, prompts, SamplingParams(new), eos=[10**6], pad=0))
     assert Sizes.of(lm).write([(6, new)] * 4) == pytest.approx(found, rel=0.05)
 
 
@@ -90,8 +91,8 @@ def test_a_target_must_be_reached_twice_in_a_row_on_validation(small, monkeypatc
     told = iter([0.0, 0.9, 0.1, 0.9, 0.9, 0.9])
     real = GreedyAccuracy.__call__
 
-    def scripted(self, student, scorers):
-        found = real(self, student, scorers)
+    def scripted(self, student, teachers, generator):
+        found = real(self, student, teachers, generator)
         return found if not self.prefix else found | {"validation/new/accuracy": Estimate(next(told))}
 
     monkeypatch.setattr(GreedyAccuracy, "__call__", scripted)

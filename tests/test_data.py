@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_lightning.data.batching import packed_index, plan_micro_batches
+from opd_lightning.data.batching import collate, pack, packed_index, plan_micro_batches
 from opd_lightning.data.prompts import PromptStream
-from opd_lightning.types import join
+from opd_lightning.rollout.base import single_turn
+from opd_lightning.types import Completion, Example, Rendered
 from opd_lightning.utils.seeds import derive_seed
 
 
@@ -63,16 +64,24 @@ rows_of_ids = st.lists(
 
 @given(rows_of_ids)
 def test_joined_hidden_states_predict_the_completion_tokens(rows):
-    """The token after each picked position is the completion token, in row order, and nothing else is picked."""
+    """The token after each picked position is the completion token, in row order, and nothing else is picked.
+
+    Whether the samples' own prompts are read or others in their place, as by a teacher.
+    """
     prompts, completions = [p for p, _ in rows], [c for _, c in rows]
-    lengths = torch.tensor([len(c) for c in completions])
-    ids = torch.full((len(rows), int(lengths.max())), 0)
-    for b, c in enumerate(completions):
-        ids[b, : len(c)] = torch.tensor(c)
-    sequences = join(prompts, ids, lengths, pad_id=0)
-    followed = sequences.input_ids[sequences.row, sequences.column + 1]
-    assert followed.tolist() == [t for c in completions for t in c]
-    assert sequences.attention_mask.sum(1).tolist() == [len(p) + len(c) for p, c in rows]
-    order = list(reversed(range(len(rows))))
-    packed = packed_index(order, lengths)
-    assert followed[packed].tolist() == [t for c in reversed(completions) for t in c]
+    example, cpu = Example("e", []), torch.device("cpu")
+    own, others = (
+        [
+            single_turn(example, i, Rendered(p), Completion(c, "stop"), "student", "keep")
+            for i, (p, c) in enumerate(zip(some, completions, strict=True))
+        ]
+        for some in (prompts, [[2] * (1 + len(p) % 4) for p in prompts])
+    )
+    for sequences in (collate(own, 0, cpu), collate(others, 0, cpu, prompts)):
+        assert [row[: len(p)].tolist() for row, p in zip(sequences.input_ids, prompts, strict=True)] == prompts
+        followed = sequences.input_ids[sequences.row, sequences.column + 1]
+        assert followed.tolist() == [t for c in completions for t in c] == pack(own, cpu).ids.tolist()
+        assert sequences.attention_mask.sum(1).tolist() == [len(p) + len(c) for p, c in rows]
+        order = list(reversed(range(len(rows))))
+        packed = packed_index(order, [sample.trainable for sample in own])
+        assert followed[packed].tolist() == [t for c in reversed(completions) for t in c]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.targets import FullLogProbs
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import Tokens
 
@@ -110,11 +111,11 @@ def test_the_sampled_token_is_unbiased(divergence):
     log_t = teacher.log_softmax(-1)
     student.requires_grad_()
     (exact,) = torch.autograd.grad(
-        FullVocabulary()(divergence, student.log_softmax(-1), log_t, tokens(torch.tensor([0]))), student
+        FullVocabulary()(divergence, student.log_softmax(-1), FullLogProbs(log_t), tokens(torch.tensor([0]))), student
     )
     expected = torch.zeros_like(exact)
     for y, p in enumerate(student.detach().softmax(-1)[0]):
-        loss = SampledToken()(divergence, student.log_softmax(-1), log_t, tokens(torch.tensor([y])))
+        loss = SampledToken()(divergence, student.log_softmax(-1), FullLogProbs(log_t), tokens(torch.tensor([y])))
         (slope,) = torch.autograd.grad(loss, student)
         expected += p * slope
     torch.testing.assert_close(expected, exact)
@@ -124,7 +125,7 @@ def test_the_sampled_token_of_reverse_kl_is_the_negative_advantage_of_the_cookbo
     student, teacher = (x.log_softmax(-1) for x in pair())
     ids = torch.tensor([0, 1, 2, 3, 4])
     chosen = lambda x: x.gather(1, ids[:, None]).squeeze(1)  # noqa: E731
-    loss = SampledToken()(reverse_kl, student, teacher, tokens(ids))
+    loss = SampledToken()(reverse_kl, student, FullLogProbs(teacher), tokens(ids))
     torch.testing.assert_close(loss, (chosen(student) - chosen(teacher)) * chosen(student))
 
 
@@ -137,9 +138,11 @@ def test_top_k_is_exact_at_k_equal_v_and_has_gradients_that_check(divergence, of
     student, teacher = pair()
     log_t, ids = teacher.log_softmax(-1), tokens(torch.zeros(5, dtype=torch.long))
     full = divergence(student.log_softmax(-1), log_t).sum(-1)
-    torch.testing.assert_close(TopK(7, of, rest)(divergence, student.log_softmax(-1), log_t, ids), full)
+    torch.testing.assert_close(TopK(7, of, rest)(divergence, student.log_softmax(-1), FullLogProbs(log_t), ids), full)
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: TopK(3, of, rest)(divergence, x.log_softmax(-1), log_t, ids), student)
+    assert torch.autograd.gradcheck(
+        lambda x: TopK(3, of, rest)(divergence, x.log_softmax(-1), FullLogProbs(log_t), ids), student
+    )
 
 
 @each
@@ -148,7 +151,7 @@ def test_top_k_is_zero_without_gradient_where_student_equals_teacher(divergence,
     student, _ = pair()
     log_t, ids = student.log_softmax(-1), tokens(torch.zeros(5, dtype=torch.long))
     student.requires_grad_()
-    value = TopK(3, of, rest)(divergence, student.log_softmax(-1), log_t, ids)
+    value = TopK(3, of, rest)(divergence, student.log_softmax(-1), FullLogProbs(log_t), ids)
     (slope,) = torch.autograd.grad(value.sum(), student)
     assert value.abs().max() < 1e-14 and slope.abs().max() < 1e-14
 
@@ -158,7 +161,7 @@ def test_the_tail_bucket_never_exceeds_the_exact_divergence_and_grows_with_k(div
     """The data-processing inequality; nested supports of the teacher refine each other."""
     student, teacher = pair(n=300)
     log_s, log_t, ids = student.log_softmax(-1), teacher.log_softmax(-1), tokens(torch.zeros(300, dtype=torch.long))
-    values = [TopK(k)(divergence, log_s, log_t, ids) for k in (1, 2, 4, 6)]
+    values = [TopK(k)(divergence, log_s, FullLogProbs(log_t), ids) for k in (1, 2, 4, 6)]
     values.append(divergence(log_s, log_t).sum(-1))
     for smaller, larger in pairwise(values):
         assert (smaller <= larger + 1e-12).all() and (smaller >= 0).all()
@@ -172,4 +175,4 @@ def test_bad_supports_are_refused(options, field):
         TopK(**options)
     student, teacher = (x.log_softmax(-1) for x in pair())
     with pytest.raises(ValueError, match=r"loss\.support\.k=8 exceeds the vocabulary of 7"):
-        TopK(8)(reverse_kl, student, teacher, tokens(torch.zeros(5, dtype=torch.long)))
+        TopK(8)(reverse_kl, student, FullLogProbs(teacher), tokens(torch.zeros(5, dtype=torch.long)))

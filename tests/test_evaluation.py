@@ -6,7 +6,8 @@ from math import comb
 import pytest
 import torch
 
-from opd_lightning.callbacks.diagnostics import repetition, stretches
+from opd_lightning.callbacks.diagnostics import ngrams, repetition
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import (
     GreedyAccuracy,
     GreedyAnswers,
@@ -17,40 +18,50 @@ from opd_lightning.evaluation import (
     TeacherDivergence,
 )
 from opd_lightning.evaluation.estimate import pass_at, proportion
+from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
-from opd_lightning.teachers import External, FrozenStart, Scorer
-from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers import LocalTeacher, external, frozen
+from opd_lightning.teachers.contexts import Quote
 from opd_lightning.toy.instructions import InstructionTask
 from opd_lightning.toy.world import WorldTask
+
+
+def writing(student: Student, tokenizer) -> TransformersGenerator:
+    """An engine with the student's weights."""
+    generator = TransformersGenerator(tokenizer)
+    generator.update_weights(student, 0)
+    return generator
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
     pretrained = Pretrained(tiny)
-    return Student(pretrained.model()).train(), pretrained.tokenizer()
+    student, tokenizer = Student(pretrained.model()).train(), pretrained.tokenizer()
+    return student, tokenizer, writing(student, tokenizer)
 
 
-def scorers(student, tokenizer, weights):
-    weights.attach(student)
-    return {"teacher": Scorer(weights, NoContext(), tokenizer)}
+def teachers(student, tokenizer, teacher: LocalTeacher) -> dict[str, LocalTeacher]:
+    teacher.check_tokenizer(tokenizer)
+    teacher.setup(student, ChatRenderer(tokenizer))
+    return {"teacher": teacher}
 
 
 def test_divergence_is_zero_from_itself_and_positive_from_another(model, other):
-    student, tokenizer = model
+    student, tokenizer, generator = model
     evaluation = TeacherDivergence(WorldTask(n_eval=8), tokenizer, 6, batch_size=5)
-    same = evaluation(student, scorers(student, tokenizer, FrozenStart()))
+    same = evaluation(student, teachers(student, tokenizer, frozen()), generator)
     assert abs(same["heldout/reverse_kl"].value) < 1e-6 and abs(same["heldout/forward_kl"].value) < 1e-6
-    first = evaluation(student, scorers(student, tokenizer, External(other, tokenizer)))
+    first = evaluation(student, teachers(student, tokenizer, external(other)), generator)
     assert first["heldout/reverse_kl"].value > 0.01 and student.training
-    assert evaluation(student, scorers(student, tokenizer, External(other, tokenizer))) == first
-    assert evaluation(student, {}) == {}
+    assert evaluation(student, teachers(student, tokenizer, external(other)), generator) == first
+    assert evaluation(student, {}, generator) == {}
 
 
 def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
-    student, tokenizer = model
+    student, tokenizer, generator = model
     task = WorldTask(n_eval=6)
     scores = ReferenceLikelihood(task, tokenizer, n=6, batch_size=4)(
-        student, scorers(student, tokenizer, External(other, tokenizer))
+        student, teachers(student, tokenizer, external(other)), generator
     )
     for name, lm in (("log_likelihood", student.lm), ("teacher_log_likelihood", Pretrained(other).model())):
         total, count = 0.0, 0
@@ -65,16 +76,17 @@ def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
 
 
 def test_accuracy_does_not_depend_on_how_prompts_are_batched(model):
-    student, tokenizer = model
+    student, tokenizer, generator = model
     task = WorldTask(n_eval=12)
-    assert GreedyAccuracy(task, tokenizer, 8, batch_size=5)(student, {}) == GreedyAccuracy(task, tokenizer, 8)(student, {})
+    parts, whole = GreedyAccuracy(task, tokenizer, 8, batch_size=5), GreedyAccuracy(task, tokenizer, 8)
+    assert parts(student, {}, generator) == whole(student, {}, generator)
 
 
 def test_sampled_accuracy_draws_the_same_every_time_and_reports_every_k(model):
-    student, tokenizer = model
+    student, tokenizer, generator = model
     evaluation = SampledAccuracy(WorldTask(n_eval=6), tokenizer, 4, samples=3, passes=(1, 3))
-    scores = evaluation(student, {})
-    assert scores == evaluation(student, {}) and scores["new/avg@3"].prompts == 6
+    scores = evaluation(student, {}, generator)
+    assert scores == evaluation(student, {}, generator) and scores["new/avg@3"].prompts == 6
     assert scores["new/pass@1"].value == pytest.approx(scores["new/avg@3"].value)
     assert {"new/avg@3", "new/pass@3", "prior/pass@1", "prior/sort/pass@3"} <= set(scores)
 
@@ -102,8 +114,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(p):
 
 
 def test_length_truncation_and_format_are_those_of_the_answers(model):
-    student, tokenizer = model
-    scores = GreedyAccuracy(WorldTask(n_eval=8), tokenizer, 3)(student, {})
+    student, tokenizer, generator = model
+    scores = GreedyAccuracy(WorldTask(n_eval=8), tokenizer, 3)(student, {}, generator)
     assert 1 <= scores["new/length"].value <= 3 and scores["new/length"].low <= scores["new/length"].value
     assert scores["new/truncated"].value == pytest.approx(
         1.0 if scores["new/length"].value == 3 else scores["new/truncated"].value
@@ -118,9 +130,9 @@ def test_bad_sampled_evaluations_are_refused(model, options):
 
 
 def test_answers_are_one_per_prompt(model):
-    student, tokenizer = model
+    _, tokenizer, generator = model
     evaluation = GreedyAnswers(WorldTask(), tokenizer, 5, n=3)
-    assert len(evaluation(student)) == len(evaluation.prompts) == 3
+    assert len(evaluation(generator)) == len(evaluation.prompts) == 3
 
 
 def test_shipped_instructions_are_disjoint_and_answered():
@@ -138,13 +150,12 @@ def test_shipped_instructions_are_disjoint_and_answered():
 def test_the_teacher_is_measured_with_its_context_and_the_student_without():
     start = Pretrained("pkg://opd_lightning/toy/assets/world/start")
     task, tokenizer, student = WorldTask(n_eval=4), start.tokenizer(), Student(start.model())
-    weights = FrozenStart()
-    weights.attach(student)
-    scorer = Scorer(weights, Quote("demonstration", "{prompt} [ {demonstration} ]"), tokenizer)
+    generator = writing(student, tokenizer)
+    known = teachers(student, tokenizer, frozen(Quote("demonstration", "{prompt} [ {demonstration} ]")))
     evaluation = TeacherAccuracy(task, tokenizer, max_new_tokens=12, n=4)
-    found = {name: e.value for name, e in evaluation(student, {"teacher": scorer}).items()}
+    found = {name: e.value for name, e in evaluation(student, known, generator).items()}
     assert found == {"teacher/shown/accuracy": 1.0, "teacher/shown/student_accuracy": 0.0}
-    assert evaluation.warnings(found) == [] and evaluation(student, {}) == {}
+    assert evaluation.warnings(found) == [] and evaluation(student, {}, generator) == {}
     (warning,) = evaluation.warnings({"teacher/shown/accuracy": 0.25, "teacher/shown/student_accuracy": 0.5})
     assert "0.250" in warning and "0.500" in warning
 
@@ -152,21 +163,22 @@ def test_the_teacher_is_measured_with_its_context_and_the_student_without():
 def test_the_distance_to_the_start_is_zero_at_the_start_and_by_skill(tiny):
     model, task = Pretrained(tiny), WorldTask(n_eval=8)
     student = Student(model.model())
+    generator = writing(student, model.tokenizer())
     prior = StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="prior")
     assert {e.skill.split("/")[0] for e in prior.examples} == {"prior"}
-    assert all(abs(e.value) < 1e-6 for e in prior(student, {}).values())
+    assert all(abs(e.value) < 1e-6 for e in prior(student, {}, generator).values())
     for p in student.parameters():
         p.data += 0.05
-    assert all(e.value > 1e-3 for e in prior(student, {}).values())
+    assert all(e.value > 1e-3 for e in prior(student, {}, generator).values())
     with pytest.raises(ValueError, match="has the skill 'fly'"):
         StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="fly")
 
 
 def test_repetition_and_leakage():
     assert repetition([1, 2, 3, 4]) == 0.0 and repetition([1] * 7) == 0.75 and repetition([]) == 0.0
-    wording = stretches("An example of a good answer:\nAnswer in your own words.")
+    wording = ngrams("An example of a good answer:\nAnswer in your own words.")
     assert ("an", "example", "of", "a") in wording and ("good", "answer", "answer", "in") not in wording
-    assert stretches("Here is an example of a GOOD answer.") & wording
+    assert ngrams("Here is an example of a GOOD answer.") & wording
 
 
 def test_a_rule_is_verified_by_its_pattern_on_held_out_instructions():

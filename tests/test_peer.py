@@ -5,9 +5,10 @@ import torch
 
 from opd_lightning.losses import Head, Objective, head_loss
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary
-from opd_lightning.types import LogitSource, Tokens
+from opd_lightning.types import Tokens
 
 DIVERGENCES = {0.0: forward_kl, 0.5: jsd, 1.0: reverse_kl}
 SHAPES = {"plain": (1.0, 1.0, None, 1.0, None), "shaped": (1.3, 0.7, 2.0, 1.2, 1.5)}
@@ -69,9 +70,9 @@ def ours(shape: str, beta: float) -> tuple[torch.Tensor, ...]:
     temperature, scale, cap, teacher_scale, teacher_cap = SHAPES[shape]
     hidden, weight, bias, theirs, their_weight = inputs()
     loss = Objective(completion_mask, token_mean, DIVERGENCES[beta], FullVocabulary(), temperature=temperature)
-    source = LogitSource(theirs, Head(their_weight, scale=teacher_scale, softcap=teacher_cap).project, 7)
+    scores = HiddenScores(theirs, Head(their_weight, scale=teacher_scale, softcap=teacher_cap).project, 7)
     tokens = Tokens(torch.zeros(3, dtype=torch.long), torch.arange(3), torch.ones(3))
-    value, stats = head_loss(hidden, Head(weight, bias, scale=scale, softcap=cap), tokens, {"teacher": source}, loss, 2)
+    value, stats = head_loss(hidden, Head(weight, bias, scale=scale, softcap=cap), tokens, {"teacher": scores}, loss, 2)
     return stats["loss"], *torch.autograd.grad(value, (hidden, weight, bias))
 
 

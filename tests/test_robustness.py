@@ -9,6 +9,7 @@ import yaml
 
 from opd_lightning.evaluation import GreedyAccuracy, HarnessTasks, Robustness
 from opd_lightning.evaluation.robustness import foreign_token, noisy
+from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.toy.world import WorldTask, world_tokenizer
 from opd_lightning.types import Verdict
@@ -21,28 +22,36 @@ def start() -> Student:
     return Student(Pretrained(START).model())
 
 
+@pytest.fixture(scope="module")
+def generator(start) -> TransformersGenerator:
+    engine = TransformersGenerator(world_tokenizer())
+    engine.update_weights(start, 0)
+    return engine
+
+
 def robustness(task=None, **options) -> Robustness:
     task = task or WorldTask(n_eval=32)
     return Robustness(task, world_tokenizer(), task.max_new_tokens, **({"skill": "prior"} | options))
 
 
-def test_without_perturbation_it_is_greedy_accuracy(start):
+def test_without_perturbation_it_is_greedy_accuracy(start, generator):
     task = WorldTask(n_eval=32)
-    greedy = GreedyAccuracy(task, world_tokenizer(), task.max_new_tokens)(start, {})["prior/accuracy"]
-    found = robustness(noises=[1e-9])(start, {})
+    greedy = GreedyAccuracy(task, world_tokenizer(), task.max_new_tokens)(start, {}, generator)["prior/accuracy"]
+    found = robustness(noises=[1e-9])(start, {}, generator)
     assert found["robust/none"] == greedy and found["robust/noise_1e-09"].value == greedy.value
 
 
-def test_the_mean_and_the_worst_are_over_perturbations(start):
+def test_the_mean_and_the_worst_are_over_perturbations(start, generator):
     found = robustness(openings=["answer", "result"], corrupted=[2], distractors=["red"], temperatures=[1.0], noises=[0.5])(
-        start, {}
+        start, {}, generator
     )
     values = [e.value for name, e in found.items() if name not in ("robust/mean", "robust/worst", "robust/none")]
     assert len(values) == 6 and found["robust/worst"].value == min(values) < found["robust/none"].value
     assert found["robust/mean"].value == pytest.approx(sum(values) / 6)
+    assert found["robust/noise_0.5"].value < found["robust/none"].value  # the engine was given the noise
 
 
-def test_an_opening_is_forced_and_judged(start):
+def test_an_opening_is_forced_and_judged(start, generator):
     seen = []
 
     class Listening(WorldTask):
@@ -50,13 +59,13 @@ def test_an_opening_is_forced_and_judged(start):
             seen.append(completion)
             return super().verify(example, completion)
 
-    robustness(Listening(n_eval=8), openings=["result"])(start, {})
+    robustness(Listening(n_eval=8), openings=["result"])(start, {}, generator)
     assert all(text.startswith("result") for text in seen[:8]) and all(text.startswith("answer") for text in seen[8:])
 
 
-def test_recovery_is_judged_with_the_foreign_token_mended(start):
+def test_recovery_is_judged_with_the_foreign_token_mended(start, generator):
     """The start model, pre-trained on corrupted answers, goes on rightly; one that copies the corruption's owner would not."""
-    assert robustness(corrupted=[2])(start, {})["robust/corrupted_2"].value > 0.8
+    assert robustness(corrupted=[2])(start, {}, generator)["robust/corrupted_2"].value > 0.8
     rows = [[7, 1, 2], [7, 3, 4], [7, 1]]
     assert foreign_token(rows, 0, 1) == 3 and foreign_token(rows, 2, 1) is None
     assert foreign_token(rows, 0, 0) == 3  # where all answers agree, what stands behind it in the next one
@@ -74,7 +83,7 @@ def test_noise_is_drawn_by_its_seed_and_leaves_no_trace(start):
 
 
 @pytest.mark.slow
-def test_any_task_of_the_harness_is_asked_of_the_student_in_memory(start, tmp_path, monkeypatch):
+def test_any_task_of_the_harness_is_asked_of_the_student_in_memory(start, generator, tmp_path, monkeypatch):
     """A task of our own file, for the harness's are on a hub."""
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -90,7 +99,7 @@ def test_any_task_of_the_harness_is_asked_of_the_student_in_memory(start, tmp_pa
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(task))
     asked = HarnessTasks(["tiny_world"], world_tokenizer(), chat=False, include_path=str(tmp_path))
-    assert asked(start, {})["harness/tiny_world.acc"].value == 1.0
+    assert asked(start, {}, generator)["harness/tiny_world.acc"].value == 1.0
 
 
 def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):

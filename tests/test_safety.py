@@ -21,21 +21,28 @@ from opd_lightning.callbacks import Checkpoint, Guards
 from opd_lightning.callbacks.checkpoint import check_checkpoint, damage
 from opd_lightning.config import compose
 from opd_lightning.evaluation import Robustness
+from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.training.run import Stopped, run
+from opd_lightning.types import Completion, Example, Rendered, SamplingParams
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import alone_in, read_lines
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
 
+EXAMPLE = Example("an example", [{"role": "user", "content": "copy 1"}])
+
+
 def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> None:
     """One update with these logged numbers and completions."""
     logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
-    latest = SimpleNamespace(ids=torch.tensor(ids), lengths=torch.tensor([len(row) for row in ids]))
-    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True), latest=latest, row=logged)
-    guards.on_train_batch_end(SimpleNamespace(global_step=number, world_size=1), module)
+    written = [Completion(list(row), "stop") for row in ids]
+    samples = [single_turn(EXAMPLE, 0, Rendered([0]), completion, "student", "keep") for completion in written]
+    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True, sampling=SamplingParams(50, n=8)))
+    outputs = {"samples": samples, "metrics": logged}
+    guards.on_train_batch_end(SimpleNamespace(global_step=number, world_size=1), module, outputs, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -295,11 +302,11 @@ def test_a_run_that_dies_in_its_last_evaluation_is_completed(small, monkeypatch)
     options = ["method=opd", "evaluation=study", "trainer.max_steps=4", "callbacks.checkpoint.every=2", "evaluation.every=2"]
     real, calls = Robustness.__call__, []
 
-    def dying(self, student, scorers):
+    def dying(self, student, teachers, generator):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("killed")
-        return real(self, student, scorers)
+        return real(self, student, teachers, generator)
 
     monkeypatch.setattr(Robustness, "__call__", dying)
     with pytest.raises(RuntimeError, match="killed"):
@@ -314,11 +321,11 @@ def test_a_signal_in_the_last_evaluation_is_honoured_after_it(small, monkeypatch
     """The run is finished, and nothing else is begun."""
     real, calls = Robustness.__call__, []
 
-    def asked(self, student, scorers):
+    def asked(self, student, teachers, generator):
         calls.append(1)
         if len(calls) == 2:  # after training
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, student, scorers)
+        return real(self, student, teachers, generator)
 
     monkeypatch.setattr(Robustness, "__call__", asked)
     cfg = small("method=opd", "evaluation=study", "trainer.max_steps=2", "evaluation.every=9")
@@ -450,3 +457,18 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
 def test_what_the_world_does_is_told_in_one_sentence(error, told):
     assert told in errors.sentence(error) and "the same command goes on" in errors.sentence(error)
     assert errors.sentence(RuntimeError("shapes do not match")) is None
+
+
+def test_the_package_imports_without_what_only_unix_has():
+    """As on Windows: neither fcntl nor resource, no SIGALRM, no killpg."""
+    code = (
+        "import pkgutil, sys, os, signal, torch, lightning, transformers, peft, wandb, filelock, psutil\n"
+        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "del os.killpg, os.sysconf, signal.SIGALRM, signal.SIGUSR1, signal.setitimer\n"
+        "import opd_lightning\n"
+        "names = [m.name for m in pkgutil.walk_packages(opd_lightning.__path__, 'opd_lightning.')]\n"
+        "[__import__(name) for name in names if not name.endswith('__main__')]\n"
+        "print(len(names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and int(done.stdout.splitlines()[-1]) > 90, done.stderr

@@ -12,18 +12,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from opd_lightning.config.compatibility import check
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.data.batching import collate
+from opd_lightning.data.renderer import ChatRenderer, encode_chat
+from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.losses import Objective
 from opd_lightning.losses.divergences import forward_kl, reverse_kl
 from opd_lightning.losses.policy_gradient import CrossEntropy
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.models import Pretrained, Student, adapters
-from opd_lightning.teachers import Average, FrozenStart, Live, Scorer, TrustRegion
-from opd_lightning.teachers.contexts import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
+from opd_lightning.rollout.base import single_turn
+from opd_lightning.teachers import LocalTeacher
+from opd_lightning.teachers.contexts import Feedback, FirstOf, Quote, Rule, Sibling
+from opd_lightning.teachers.weights import Average, FrozenStart, Live, TrustRegion
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
-from opd_lightning.types import Attempt, Example, Prompts, Rollout, Verdict
+from opd_lightning.types import Attempt, Completion, Example, Sample, SamplingParams, Verdict
 
 SHOWN = "{prompt} [ {demonstration} ]"
 
@@ -46,27 +50,48 @@ def moved(student: Student, seed: int) -> None:
             p.data += 0.1 * torch.randn(p.shape, generator=generator)
 
 
-def rollout_of(tokenizer, examples, samples=1, lengths=None) -> Rollout:
-    prompts = Prompts(examples, [encode_chat(tokenizer, e.messages) for e in examples]).repeat(samples)
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor(lengths or [3 + b % 3 for b in range(len(prompts.ids))])
-    ids = torch.randint(2, 12, (len(lengths), int(lengths.max())), generator=generator)
-    none = torch.zeros(len(lengths), dtype=torch.bool)
-    return Rollout(prompts, ids, lengths, none, ~none, ["student"] * len(lengths), samples)
+def samples_of(tokenizer, examples, n=1, lengths=None, ids=None) -> list[Sample]:
+    """`n` completions of each example, of random words unless the ids [B, T] are given."""
+    asked = [(group, e) for group, e in enumerate(examples) for _ in range(n)]
+    lengths = lengths or [3 + b % 3 for b in range(len(asked))]
+    if ids is None:
+        ids = torch.randint(2, 12, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(3))
+    renderer = ChatRenderer(tokenizer)
+    return [
+        single_turn(e, group, renderer.render(e.messages), Completion(ids[b, : lengths[b]].tolist(), "stop"), "student", "keep")
+        for b, (group, e) in enumerate(asked)
+    ]
 
 
-def logits_of(source) -> torch.Tensor:
-    return source.project(source.hidden).float()
+def judged(samples, verdicts) -> list[Sample]:
+    return [replace(sample, verdict=verdict) for sample, verdict in zip(samples, verdicts, strict=True)]
+
+
+def inputs(samples) -> torch.Tensor:
+    """Ids [B, L] for a plain forward pass."""
+    return collate(samples, 0, torch.device("cpu")).input_ids
+
+
+def ready(weights, student, tokenizer, context=None) -> LocalTeacher:
+    """A teacher with these weights, once, when training begins."""
+    teacher = LocalTeacher(weights, context)
+    teacher.setup(student, ChatRenderer(tokenizer))
+    return teacher
+
+
+def logits_of(scores) -> torch.Tensor:
+    return scores.chunk(slice(None)).logits.float()
+
+
+def own(student, tokenizer, samples) -> torch.Tensor:
+    """The student's own logits."""
+    return logits_of(ready(Live(), student, tokenizer).score(samples))
 
 
 @pytest.fixture
 def world(tiny):
     tokenizer = Pretrained(tiny).tokenizer()
-    return tokenizer, rollout_of(tokenizer, list(WorldTask().examples("train"))[:4])
-
-
-def scores(weights, student, tokenizer, rollout, context=None, attempts=None):
-    return Scorer(weights, context or NoContext(), tokenizer).score(student, rollout, None, attempts)
+    return tokenizer, samples_of(tokenizer, list(WorldTask().examples("train"))[:4])
 
 
 # --- whose weights
@@ -75,41 +100,41 @@ def scores(weights, student, tokenizer, rollout, context=None, attempts=None):
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_average_follows_its_recursion(tiny, every):
     student, policy = student_of(tiny), Average(0.25, every)
-    policy.attach(student)
+    policy.setup(student)
     expected = {name: p.detach().clone() for name, p in student.named_parameters()}
     for step in range(1, 5):
         moved(student, step)
-        policy.after_update(student)
+        policy.after_update()
         if step % every == 0:
             expected = {name: torch.lerp(expected[name], p.detach(), 0.25) for name, p in student.named_parameters()}
     assert all(torch.equal(policy.average[name], value) for name, value in expected.items())
 
 
 def test_a_rate_of_one_copies_the_student_now_and_then(tiny, world):
-    tokenizer, rollout = world
-    student, policy = student_of(tiny), Average(1.0, every=2)
-    policy.attach(student)
+    tokenizer, samples = world
+    student = student_of(tiny)
+    teacher = ready(Average(1.0, every=2), student, tokenizer)
     seen = []
     for step in range(4):
         moved(student, step)
-        policy.after_update(student)
-        same = logits_of(scores(policy, student, tokenizer, rollout).source)
-        seen.append(torch.equal(same, logits_of(scores(Live(), student, tokenizer, rollout).source)))
+        teacher.after_update()
+        same = logits_of(teacher.score(samples))
+        seen.append(torch.equal(same, own(student, tokenizer, samples)))
     assert seen == [False, True, False, True]
 
 
 @pytest.mark.parametrize("kind", ["all", "effective", "factors"])
 def test_an_average_reads_as_the_model_with_those_weights_and_leaves_the_student_alone(tiny, world, kind):
-    tokenizer, rollout = world
+    tokenizer, samples = world
     student = student_of(tiny, None if kind == "all" else lora())
     policy = Average(0.3, of="factors" if kind == "factors" else "effective")
-    policy.attach(student)
+    teacher = ready(policy, student, tokenizer)
     for step in range(3):
         moved(student, step)
-        policy.after_update(student)
+        teacher.after_update()
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
     flags = {name: p.requires_grad for name, p in student.named_parameters()}
-    found = logits_of(scores(policy, student, tokenizer, rollout).source)
+    found = logits_of(teacher.score(samples))
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
     assert flags == {name: p.requires_grad for name, p in student.named_parameters()}
     plain = student_of(tiny, None if kind == "all" else lora())
@@ -126,57 +151,57 @@ def test_an_average_reads_as_the_model_with_those_weights_and_leaves_the_student
             plain.lm.get_submodule(name).weight.data += delta
     else:
         plain.load_state_dict({**plain.state_dict(), **policy.average})
-    expected = logits_of(scores(Live(), plain, tokenizer, rollout).source)
+    expected = own(plain, tokenizer, samples)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    with policy.lend(student) as lm:
-        assert not torch.equal(lm(input_ids=rollout.ids).logits, student_of(tiny).lm(input_ids=rollout.ids).logits)
+    with policy.language_model() as lm:
+        assert not torch.equal(lm(input_ids=inputs(samples)).logits, student_of(tiny).lm(input_ids=inputs(samples)).logits)
 
 
 def test_autocast_does_not_remember_the_student_where_the_average_is_read(tiny, world):
-    _, rollout = world
+    _, samples = world
     student, policy = student_of(tiny).train(), Average(0.5)
-    policy.attach(student)
+    policy.setup(student)
     moved(student, 1)
     with torch.no_grad():
-        start = student_of(tiny).lm(input_ids=rollout.ids).logits
+        start = student_of(tiny).lm(input_ids=inputs(samples)).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        student.lm(input_ids=rollout.ids)
-        with policy.lend(student) as lm:
-            found = lm(input_ids=rollout.ids).logits
+        student.lm(input_ids=inputs(samples))
+        with policy.language_model() as lm:
+            found = lm(input_ids=inputs(samples)).logits
     assert (found - start).abs().mean() < 0.1 * start.abs().mean()
 
 
 def test_a_fresh_adapter_needs_no_copy_of_the_start(tiny, world):
-    tokenizer, rollout = world
-    start = logits_of(scores(Live(), student_of(tiny), tokenizer, rollout).source)
+    tokenizer, samples = world
+    start = own(student_of(tiny), tokenizer, samples)
     student, policy = student_of(tiny, lora()), FrozenStart()
-    policy.attach(student)
+    teacher = ready(policy, student, tokenizer)
     assert policy.model is None
     moved(student, 1)
-    assert torch.equal(logits_of(scores(policy, student, tokenizer, rollout).source), start)
-    assert not torch.equal(logits_of(scores(Live(), student, tokenizer, rollout).source), start)
+    assert torch.equal(logits_of(teacher.score(samples)), start)
+    assert not torch.equal(own(student, tokenizer, samples), start)
     assert all(p.requires_grad == ("lora_" in name) for name, p in student.named_parameters())
 
 
 def test_an_adapter_that_already_says_something_is_copied(tiny, world):
-    tokenizer, rollout = world
+    tokenizer, samples = world
     student, policy = student_of(tiny, lora(init_lora_weights=False)), FrozenStart()
-    start = logits_of(scores(Live(), student, tokenizer, rollout).source)
-    policy.attach(student)
+    start = own(student, tokenizer, samples)
+    teacher = ready(policy, student, tokenizer)
     assert policy.model is not None
     moved(student, 1)
-    assert torch.equal(logits_of(scores(policy, student, tokenizer, rollout).source), start)
+    assert torch.equal(logits_of(teacher.score(samples)), start)
 
 
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_trust_region_interpolates_logits(tiny, world, adapter):
-    tokenizer, rollout = world
-    student, policy = student_of(tiny, lora() if adapter else None), TrustRegion(0.25)
-    policy.attach(student)
-    start = logits_of(scores(Live(), student, tokenizer, rollout).source)
+    tokenizer, samples = world
+    student = student_of(tiny, lora() if adapter else None)
+    teacher = ready(TrustRegion(0.25), student, tokenizer)
+    start = own(student, tokenizer, samples)
     moved(student, 1)
-    now = logits_of(scores(Live(), student, tokenizer, rollout).source)
-    read = scores(policy, student, tokenizer, rollout).source
+    now = own(student, tokenizer, samples)
+    read = teacher.score(samples)
     moved(student, 2)  # what was read does not follow later updates
     torch.testing.assert_close(logits_of(read), 0.75 * start + 0.25 * now)
 
@@ -198,16 +223,16 @@ def test_adapters_that_cannot_be_kept_are_refused(tiny, options, sentence):
 
 def test_an_effective_average_survives_a_bfloat16_base(tiny, world):
     """A change far below the base's rounding is still read: the teacher that copies the student is the student."""
-    tokenizer, rollout = world
+    tokenizer, samples = world
     lm = adapters.add(Pretrained(tiny, dtype="bfloat16").model(), lora())
-    student, policy = Student(lm), Average(1.0)
-    policy.attach(student)
-    start = logits_of(scores(Live(), student, tokenizer, rollout).source)
+    student = Student(lm)
+    teacher = ready(Average(1.0), student, tokenizer)
+    start = own(student, tokenizer, samples)
     for name, p in student.named_parameters():
         p.data += 0.004 if "lora_B" in name else 0.0
-    policy.after_update(student)
-    now = logits_of(scores(Live(), student, tokenizer, rollout).source)
-    read = logits_of(scores(policy, student, tokenizer, rollout).source)
+    teacher.after_update()
+    now = own(student, tokenizer, samples)
+    read = logits_of(teacher.score(samples))
     assert (read - now).abs().mean() < 0.35 * (start - now).abs().mean()
 
 
@@ -224,19 +249,19 @@ def test_untold_rows_are_in_no_number_and_make_no_step(small):
     ]
     folder = run(small(*overrides, "task.skill=complement"))
     rows = [row for row in read_csv(folder / "metrics.csv") if "train/skipped" in row]
-    assert rows and all(row["rollout/teacher_told"] == 0 and row["train/skipped"] == 1 for row in rows)
+    assert rows and all(row["rollout/teacher_valid"] == 0 and row["train/skipped"] == 1 for row in rows)
     assert not any("train/forward_kl" in row or "train/teacher_entropy" in row for row in rows)
     assert "heldout/reverse_kl" not in json.loads((folder / "evaluation.json").read_text())["end"]
 
 
 def test_a_merged_adapter_is_the_same_model(tiny, world):
-    _, rollout = world
+    _, samples = world
     student = student_of(tiny, lora())
     moved(student, 1)
-    expected = student.eval().lm(input_ids=rollout.ids).logits
+    expected = student.eval().lm(input_ids=inputs(samples)).logits
     plain = adapters.merged(student.lm)
     assert not adapters.layers(plain) and set(plain.state_dict()) == set(Pretrained(tiny).model().state_dict())
-    torch.testing.assert_close(plain(input_ids=rollout.ids).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain(input_ids=inputs(samples)).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -299,19 +324,20 @@ def test_a_sibling_is_never_the_completion_itself():
 
 def test_rows_of_a_prompt_see_the_other_rows_alone(tiny):
     tokenizer = Pretrained(tiny).tokenizer()
-    rollout = rollout_of(tokenizer, list(WorldTask().examples("train"))[:2], samples=3)
     verdicts = [RIGHT, WRONG, WRONG, WRONG, WRONG, WRONG]
-    attempts = [Attempt(str(b), verdict) for b, verdict in enumerate(verdicts)]
-    scorer = Scorer(Live(), Sibling("{prompt} [ {sibling} ]"), tokenizer)
-    told = [ids is not None for ids in scorer.prompt_ids(rollout.prompts, attempts, samples=3)]
+    samples = judged(samples_of(tokenizer, list(WorldTask().examples("train"))[:2], n=3), verdicts)
+    teacher = ready(Live(), student_of(tiny), tokenizer, Sibling("{prompt} [ {sibling} ]"))
+    prompts = teacher.prompts_of(samples)
+    told = [ids is not None for ids in prompts]
     assert told == [False, True, True, False, False, False]
-    read = scorer.score(student_of(tiny), rollout, None, attempts)
-    prompts = scorer.prompt_ids(rollout.prompts, attempts, samples=3)
-    assert read.told.tolist() == told
-    assert not read.overlong.any()
-    short = Scorer(Live(), Sibling("{prompt} [ {sibling} ]", max_prompt_tokens=5), tokenizer)
-    assert short.score(student_of(tiny), rollout, None, attempts).overlong.tolist() == told
-    assert read.tokens == sum(len(p) + int(n) for p, n in zip(prompts, rollout.lengths, strict=True) if p is not None)
+    read = teacher.score(samples)
+    assert read.metrics["valid"].tolist() == told
+    assert read.valid.tolist() == [known for known, sample in zip(told, samples, strict=True) for _ in range(sample.trainable)]
+    assert not read.metrics["overlong"].any()
+    short = ready(Live(), student_of(tiny), tokenizer, Sibling("{prompt} [ {sibling} ]", max_prompt_tokens=5))
+    assert short.score(samples).metrics["overlong"].tolist() == told
+    lengths = [sample.trainable for sample in samples]
+    assert read.cost.tokens == sum(len(p) + n for p, n in zip(prompts, lengths, strict=True) if p is not None)
 
 
 def test_feedback_and_the_first_of_several():
@@ -342,56 +368,46 @@ def test_rows_that_are_told_nothing_cost_nothing_and_change_nothing(tiny):
     """A batch with untold rows has the loss and the gradient of the batch without them."""
     tokenizer = Pretrained(tiny).tokenizer()
     examples = list(WorldTask().examples("train"))[:3]
-    rollout = rollout_of(tokenizer, examples, lengths=[4, 2, 5])
-    attempts = [Attempt("x", WRONG), Attempt("x", RIGHT), Attempt("x", WRONG)]
-    found = []
-    for keep in ([0, 1, 2], [0, 2]):
-        part = replace(
-            rollout,
-            prompts=Prompts([examples[b] for b in keep], [rollout.prompts.ids[b] for b in keep]),
-            ids=rollout.ids[keep],
-            lengths=rollout.lengths[keep],
-            truncated=rollout.truncated[keep],
-            counts=rollout.counts[keep],
-            writers=["student"] * len(keep),
-        )
-        found.append(walked(tiny, part, Feedback("{prompt} [ {feedback} ]"), [attempts[b] for b in keep]))
+    samples = judged(samples_of(tokenizer, examples, lengths=[4, 2, 5]), [WRONG, RIGHT, WRONG])
+    context = Feedback("{prompt} [ {feedback} ]")
+    found = [walked(tiny, [samples[b] for b in keep], context) for keep in ([0, 1, 2], [0, 2])]
     (all_rows, tokens), (told_rows, fewer) = found
     torch.testing.assert_close(all_rows, told_rows)
     assert tokens == fewer
 
 
-def walked(tiny, rollout, context, attempts, objective=None):
-    """The gradient of one update on a given rollout with given verdicts, and the tokens that the teacher read."""
+def walked(tiny, samples, context, objective=None):
+    """The gradient of one update on given samples with their verdicts, and the tokens that the teacher read."""
     from opd_lightning.module import DistillationModule
     from opd_lightning.utils.metrics import StepMetrics
 
     objective = objective or Objective(completion_mask, token_mean, forward_kl, FullVocabulary())
     model = Pretrained(tiny)
-    scorer = Scorer(FrozenStart(), context, model.tokenizer())
-    policy = type("Given", (), {"sources": frozenset(), "updates_per_rollout": 1})()
-    module = DistillationModule(model, model.tokenizer(), policy, objective, {"teacher": scorer}, None, 0, lambda e, t: None)
+    tokenizer = model.tokenizer()
+    renderer, teacher = ChatRenderer(tokenizer), LocalTeacher(FrozenStart(), context)
+    policy = type("Given", (), {"teachers": frozenset(), "updates_per_rollout": 1, "sampling": SamplingParams(8)})()
+    parts = (model, renderer, TransformersGenerator(tokenizer), policy, objective, {"teacher": teacher})
+    module = DistillationModule(*parts, optim=None, seed=0, verify=lambda e, t: None)
     module.student = Student(model.model())
-    scorer.weights.attach(module.student)
-    module.judge = lambda rollout, metrics: attempts
+    teacher.setup(module.student, renderer)
     module.all_sum = lambda value: value
     module._trainer = type("Trainer", (), {"global_step": 1})()
     metrics = StepMetrics()
-    batch = module.score(rollout, metrics)
-    sequences, tokens, sources = batch.micro(batch.rows, 0)
-    loss, _ = module.student(sequences, tokens, sources, objective)
+    batch = module.score(samples, metrics)
+    sequences, tokens, scores = batch.micro(batch.active, 0)
+    loss, _ = module.student(sequences, tokens, scores, objective)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in module.student.parameters()]), int(metrics.totals.get("teacher_tokens", 0))
 
 
 def test_beside_another_term_untold_rows_lose_the_divergence_alone(tiny):
     tokenizer = Pretrained(tiny).tokenizer()
-    rollout = rollout_of(tokenizer, list(WorldTask().examples("train"))[:2], lengths=[3, 3])
-    attempts, context = [Attempt("x", WRONG), Attempt("x", RIGHT)], Feedback("{prompt} [ {feedback} ]")
+    samples = judged(samples_of(tokenizer, list(WorldTask().examples("train"))[:2], lengths=[3, 3]), [WRONG, RIGHT])
+    context = Feedback("{prompt} [ {feedback} ]")
 
     def gradient(**terms):
         parts = dict(weight=completion_mask, aggregate=token_mean)
-        return walked(tiny, rollout, context, attempts, Objective(**parts, **terms))[0]
+        return walked(tiny, samples, context, Objective(**parts, **terms))[0]
 
     kl = dict(divergence=reverse_kl, support=FullVocabulary())
     both, alone = gradient(**kl, cross_entropy=CrossEntropy()), gradient(**kl)
@@ -452,19 +468,20 @@ def test_the_teacher_scores_the_very_ids_that_the_student_wrote(reader, family, 
     texts = st.text(alphabet="abc 123 äé数\n<>[]{}", max_size=20)
     rows = data.draw(st.lists(st.tuples(texts, texts, st.integers(1, 5)), min_size=1, max_size=4))
     examples = [Example(str(i), [{"role": "user", "content": p}], d, d) for i, (p, d, _) in enumerate(rows)]
-    rollout = rollout_of(tokenizer, examples, lengths=[n for *_, n in rows])
+    lengths = [n for *_, n in rows]
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    rollout = replace(rollout, ids=torch.randint(0, len(tokenizer), rollout.ids.shape, generator=draw))
+    written = torch.randint(0, len(tokenizer), (len(rows), max(lengths)), generator=draw)
+    samples = samples_of(tokenizer, examples, lengths=lengths, ids=written)
     context = Quote("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
     micro_tokens = data.draw(st.sampled_from([None, 1, 64]))
-    found = Scorer(Live(), context, tokenizer).score(reader, rollout, micro_tokens)
+    found = ready(Live(), reader, tokenizer, context).score(samples, micro_tokens)
     expected = []
-    for example, ids, n in zip(examples, rollout.ids.tolist(), rollout.lengths.tolist(), strict=True):
+    for example, ids, n in zip(examples, written.tolist(), lengths, strict=True):
         prompt = encode_chat(tokenizer, context(example), enable_thinking=True)
         with torch.no_grad():
             logits = reader.lm(input_ids=torch.tensor([prompt + ids[:n]])).logits[0]
         expected.append(logits[len(prompt) - 1 : len(prompt) + n - 1])
-    torch.testing.assert_close(logits_of(found.source), torch.cat(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(found), torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
 # --- bad input
@@ -475,7 +492,10 @@ BAD = {
     "every": (["method=sdft", "teacher=sync", "teacher.every=0"], r"teacher\.every=0 must be at least 1"),
     "of": (["method=sdft", "teacher=ema", "teacher.of=everything"], r"teacher\.of='everything' is unknown"),
     "share": (["method=sdft", "teacher=trust_region", "teacher.share=1"], r"teacher\.share=1 must lie in \(0, 1\)"),
-    "writes": (["method=seqkd", "teacher=trust_region", "context=demonstration"], "trust_region can only score"),
+    "writes": (
+        ["method=seqkd", "teacher=trust_region", "context=demonstration"],
+        "TrustRegion can only score",
+    ),
     "waits": (["method=seqkd", "teacher=frozen", "context=sibling"], "waits for the student's attempts"),
     "alone": (["method=sdpo", "rollout.samples_per_prompt=1", "context=sibling"], "without siblings"),
     "off": (

@@ -3,30 +3,29 @@
 import pytest
 import torch
 
+from opd_lightning.data.batching import pack
 from opd_lightning.losses import Objective
 from opd_lightning.losses.advantages import group_relative, leave_one_out, reinforce
 from opd_lightning.losses.divergences import reverse_kl
 from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.targets import FullLogits, FullLogProbs
 from opd_lightning.losses.token_weights import completion_mask, constant, sequence_mean, skip_first, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken
 from opd_lightning.models.optimizer import Optim
+from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.metrics_file import MetricsFile, read_csv
 from opd_lightning.teachers.contexts import Quote
-from opd_lightning.types import Prompts, Rollout, Tokens
+from opd_lightning.types import Completion, Rendered, Tokens
 from opd_lightning.utils.metrics import StepMetrics
 
 
-def rollout(lengths=(3, 1), counts=(True, True)) -> Rollout:
-    n = len(lengths)
-    prompts = Prompts([None] * n, [[5]] * n)
-    return Rollout(
-        prompts,
-        torch.zeros(n, 4, dtype=torch.long),
-        torch.tensor(lengths),
-        torch.zeros(n).bool(),
-        torch.tensor(counts),
-        ["student"] * n,
-    )
+def packed(lengths=(3, 1), counts=(True, True)) -> Tokens:
+    """The tokens of samples of these lengths; those that do not count were cut off, and are masked for it."""
+    samples = [
+        single_turn(None, i, Rendered([5]), Completion([0] * n, "stop" if counted else "length"), "student", "mask")
+        for i, (n, counted) in enumerate(zip(lengths, counts, strict=True))
+    ]
+    return pack(samples, torch.device("cpu"))
 
 
 def test_group_advantages_by_hand():
@@ -69,7 +68,7 @@ def test_baselines_leave_the_policy_gradient_unbiased(advantage):
 
 def test_without_a_clip_the_first_update_is_reinforce():
     log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
-    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([3.0]))
+    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), advantage=torch.tensor([3.0]))
     loss, stats = PolicyGradient(reinforce, clip=None)(log_s, tokens)
     (slope,) = torch.autograd.grad(loss.sum(), log_s)
     assert slope.tolist() == [[-3.0, 0.0]] and "clip_fraction" not in stats
@@ -79,15 +78,14 @@ def test_without_a_clip_the_first_update_is_reinforce():
 def test_the_sampler_ratio_is_truncated_and_scales_the_gradient(sampler, expected):
     """The policy gives 0.4; a sampler that gave 0.1 would weigh 4, and the cap says 2."""
     log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
-    tokens = Tokens(
-        torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([1.0]), None, torch.log(torch.tensor([sampler]))
-    )
+    known = {"advantage": torch.tensor([1.0]), "sampler_logprob": torch.log(torch.tensor([sampler]))}
+    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), **known)
     loss, stats = PolicyGradient(group_relative, sampler_cap=2.0)(log_s, tokens)
     (slope,) = torch.autograd.grad(loss.sum(), log_s, retain_graph=True)
     torch.testing.assert_close(stats["sampler_ratio"], torch.tensor([expected]))
     torch.testing.assert_close(slope, torch.tensor([[-expected, 0.0]]))
-    log_t = torch.log(torch.tensor([[0.5, 0.5]]))
-    capped, plain = (SampledToken(cap)(reverse_kl, log_s, log_t, tokens) for cap in (2.0, None))
+    target = FullLogProbs(torch.log(torch.tensor([[0.5, 0.5]])))
+    capped, plain = (SampledToken(cap)(reverse_kl, log_s, target, tokens) for cap in (2.0, None))
     torch.testing.assert_close(capped, expected * plain)
     with pytest.raises(ValueError, match=r"loss\.policy_gradient\.sampler_cap=0\.5"):
         PolicyGradient(group_relative, sampler_cap=0.5)
@@ -95,21 +93,23 @@ def test_the_sampler_ratio_is_truncated_and_scales_the_gradient(sampler, expecte
 
 def test_terms_add_up_with_their_coefficients():
     generator = torch.Generator().manual_seed(0)
-    logits = {name: torch.randn(4, 6, generator=generator) for name in ("student", "teacher", "reference")}
-    tokens = Tokens(torch.tensor([1, 2, 3, 4]), torch.arange(4), torch.ones(4), torch.tensor([1.0, -1.0, 0.5, 0.0]))
+    logits = torch.randn(4, 6, generator=generator)
+    targets = {name: FullLogits(torch.randn(4, 6, generator=generator)) for name in ("teacher", "reference")}
+    advantage = torch.tensor([1.0, -1.0, 0.5, 0.0])
+    tokens = Tokens(torch.tensor([1, 2, 3, 4]), torch.arange(4), torch.ones(4), advantage=advantage)
     parts = {
         "divergence": {"divergence": reverse_kl, "support": FullVocabulary()},
         "policy_gradient": {"policy_gradient": PolicyGradient(group_relative)},
         "cross_entropy": {"cross_entropy": CrossEntropy()},
     }
-    alone = {name: Objective(completion_mask, token_mean, **terms)(logits, tokens)[0] for name, terms in parts.items()}
+    alone = {name: Objective(completion_mask, token_mean, **term)(logits, targets, tokens)[0] for name, term in parts.items()}
     weights = {"divergence": 0.5, "policy_gradient": 2.0, "cross_entropy": 0.25, "reference": 3.0}
     together = {key: value for terms in parts.values() for key, value in terms.items()}
     objective = Objective(completion_mask, token_mean, **together, reference=reverse_kl, coefficients=weights)
-    loss, stats = objective(logits, tokens)
+    loss, stats = objective(logits, targets, tokens)
     expected = sum(weights[name] * value for name, value in alone.items()) + 3.0 * stats["reference_kl"]
     torch.testing.assert_close(loss, expected)
-    assert objective.sources == {"teacher", "reference"} and "cross_entropy_loss" in stats
+    assert objective.teachers == {"teacher", "reference"} and "cross_entropy_loss" in stats
 
 
 @pytest.mark.parametrize(("name", "value"), [("divergance", 1.0), ("reference", -0.1)])
@@ -125,7 +125,8 @@ def test_the_clip_stops_gains_and_never_losses(advantage, ratio, active):
     """PPO's min: a step that has gone far enough in the good direction has no gradient left."""
     log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
     old = log_s.detach()[0, :1] - torch.log(torch.tensor(ratio))
-    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), torch.tensor([advantage]), old)
+    known = {"advantage": torch.tensor([advantage]), "old_logprob": old}
+    tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), **known)
     loss, stats = PolicyGradient(group_relative, clip=0.2)(log_s, tokens)
     (slope,) = torch.autograd.grad(loss.sum(), log_s)
     assert bool(stats["clip_fraction"]) == active and (slope.abs().max() == 0) == active
@@ -134,18 +135,20 @@ def test_the_clip_stops_gains_and_never_losses(advantage, ratio, active):
 
 
 def test_weights_and_aggregates_by_hand():
-    mask = completion_mask(rollout())
-    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
-    assert skip_first(rollout(), 2).tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
-    assert completion_mask(rollout(counts=(False, True))).tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
-    assert token_mean(mask)[1] == 4 and constant(mask, 10)[1] == 20
-    weight, z = sequence_mean(mask)
-    torch.testing.assert_close(weight.sum(1), torch.ones(2))
-    assert z == 2 and sequence_mean(skip_first(rollout(), 2))[1] == 1
+    tokens = packed()
+    assert tokens.sample.tolist() == [0, 0, 0, 1] and tokens.position.tolist() == [0, 1, 2, 0]
+    mask, sample = completion_mask(tokens), tokens.sample
+    assert mask.tolist() == [1, 1, 1, 1]
+    assert skip_first(tokens, 2).tolist() == [0, 0, 1, 0]
+    assert completion_mask(packed(counts=(False, True))).tolist() == [0, 0, 0, 1]
+    assert token_mean(mask, sample, 2)[1] == 4 and constant(mask, sample, 2, 10)[1] == 20
+    weight, z = sequence_mean(mask, sample, 2)
+    torch.testing.assert_close(torch.stack([weight[sample == b].sum() for b in range(2)]), torch.ones(2))
+    assert z == 2 and sequence_mean(skip_first(tokens, 2), sample, 2)[1] == 1
     with pytest.raises(ValueError, match=r"loss\.weight\.n=-1"):
-        skip_first(rollout(), -1)
+        skip_first(tokens, -1)
     with pytest.raises(ValueError, match=r"loss\.aggregate\.tokens=0"):
-        constant(mask, 0)
+        constant(mask, sample, 2, 0)
 
 
 def test_the_schedule_is_that_of_transformers():

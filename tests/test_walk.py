@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from opd_lightning.callbacks.gradient_estimators import scatter
 from opd_lightning.config import CONF_DIR
-from opd_lightning.data.prompts import PromptData
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.data.batching import collate
+from opd_lightning.data.prompts import PromptData, PromptStream
+from opd_lightning.data.renderer import ChatRenderer, encode_chat
+from opd_lightning.generation import TransformersGenerator
 from opd_lightning.losses import Objective
 from opd_lightning.losses.advantages import group_relative, leave_one_out, reinforce
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
@@ -22,12 +24,14 @@ from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, Top
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.module import DistillationModule
+from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.metrics_file import read_csv
-from opd_lightning.teachers import External, FrozenStart, Live, Scorer
-from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.toy.world import WorldTask, world_tokenizer
+from opd_lightning.teachers import LocalTeacher
+from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers.weights import External, FrozenStart, Live
+from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
-from opd_lightning.types import Rollout, Verdict, join
+from opd_lightning.types import Completion, Rendered, Rollout, SamplingParams, Sequences, Verdict
 
 LENGTHS = (2, 12, 3, 9, 1, 5)
 
@@ -36,17 +40,28 @@ class Ragged:
     """Completions of fixed random tokens whose lengths vary twelvefold."""
 
     on_policy = False
-    sources: frozenset[str] = frozenset()
+    teachers: frozenset[str] = frozenset()
 
     def __init__(self, updates_per_rollout: int = 1, samples: int = 1):
-        self.updates_per_rollout, self.samples = updates_per_rollout, samples
+        self.updates_per_rollout, self.sampling = updates_per_rollout, SamplingParams(max(LENGTHS), n=samples)
 
-    def __call__(self, student, prompts, seed, scorers=None):
-        generator = torch.Generator().manual_seed(7)
-        lengths = torch.tensor(LENGTHS)
-        ids = torch.randint(2, 30, (len(LENGTHS), max(LENGTHS)), generator=generator)
-        none = torch.zeros(len(LENGTHS), dtype=torch.bool)
-        return Rollout(prompts.repeat(self.samples), ids, lengths, none, ~none, ["dataset"] * len(LENGTHS), self.samples)
+    def __call__(self, prompts, seed, generator=None, teachers=None):
+        drawn = torch.randint(2, 30, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(7)).tolist()
+        completions = [Completion(ids[:length], "stop") for ids, length in zip(drawn, LENGTHS, strict=True)]
+        n = self.sampling.n
+        assert len(prompts.examples) * n == len(LENGTHS)
+        return Rollout(
+            [
+                single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "dataset", "keep")
+                for b, completion in enumerate(completions)
+            ]
+        )
+
+
+def sequences_of(prompt: list[int], completion: list[int]) -> Sequences:
+    """One completion behind its prompt, ready to be read."""
+    sample = single_turn(None, 0, Rendered(prompt), Completion(completion, "stop"), "dataset", "keep")
+    return collate([sample], 0, torch.device("cpu"))
 
 
 def step(
@@ -67,11 +82,14 @@ def step(
     """One SGD step at rate 1 from the tiny model: (the module, its gradient as one vector, the step's metrics)."""
     model = Pretrained(tiny, dtype=dtype, checkpointing=checkpointing)
     tokenizer = model.tokenizer()
-    rollout = rollout or Ragged()
+    renderer, rollout = ChatRenderer(tokenizer, model.template_options), rollout or Ragged()
     others = {"teacher": teacher, "reference": teacher}
-    scorers = {name: Scorer(weights, NoContext(), tokenizer) for name, weights in others.items() if weights is not None}
+    teachers = {name: LocalTeacher(weights, NoContext()) for name, weights in others.items() if weights is not None}
+    for local in teachers.values():
+        local.check_tokenizer(tokenizer)
     optim = Optim(torch.optim.SGD, lr=1.0, clip_norm=clip_norm, schedule="constant")
-    module = DistillationModule(model, tokenizer, rollout, objective, scorers, optim, 0, verify, micro_tokens, chunk=5)
+    writer = TransformersGenerator(tokenizer)
+    module = DistillationModule(model, renderer, writer, rollout, objective, teachers, optim, 0, verify, micro_tokens, chunk=5)
     if halt_after is not None:
         build, done = optim.build, []
 
@@ -83,7 +101,8 @@ def step(
             return optimizer, schedule
 
         optim.build = halting
-    data = PromptData(WorldTask().examples("train"), tokenizer, len(LENGTHS) // rollout.samples, 0, rollout.updates_per_rollout)
+    prompts_per_step = len(LENGTHS) // rollout.sampling.n
+    data = PromptData(WorldTask().examples("train"), renderer, prompts_per_step, 0, rollout.updates_per_rollout)
     trainer = L.Trainer(
         accelerator="cpu",
         precision=precision,
@@ -143,7 +162,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, to
     gradients = []
     for budget in (None, 45, 1):
         objective = OBJECTIVES[name]()
-        teacher = External(other, world_tokenizer(), dtype=dtype) if objective.sources else None
+        teacher = External(other, dtype=dtype) if objective.teachers else None
         options = dict(rollout=Ragged(samples=3), verify=reward_some, dtype=dtype, micro_tokens=budget)
         gradients.append(step(tiny, objective, teacher=teacher, **options)[1])
     whole = gradients[0]
@@ -162,22 +181,18 @@ def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, dive
 
 def test_the_gradient_is_that_of_the_plain_loss(tiny, other):
     """Against full logits of both models on the joined sequences, without any of the walk's machinery."""
-    _, gradient, metrics = step(tiny, distil(), teacher=External(other, world_tokenizer(), dtype="float64"), dtype="float64")
-    student, teacher, tokenizer = (
-        Pretrained(tiny, "float64").model(),
-        Pretrained(other, "float64").model(),
-        Pretrained(tiny).tokenizer(),
-    )
+    _, gradient, metrics = step(tiny, distil(), teacher=External(other, dtype="float64"), dtype="float64")
+    student, teacher = Pretrained(tiny, "float64").model(), Pretrained(other, "float64").model()
     examples = WorldTask().examples("train")
-    data = PromptData(examples, tokenizer, len(LENGTHS), 0)
-    from opd_lightning.data.prompts import PromptStream
-
+    data = PromptData(examples, ChatRenderer(Pretrained(tiny).tokenizer()), len(LENGTHS), 0)
     prompts = data.collate(next(iter(PromptStream(len(examples), len(LENGTHS), 0))))
-    rollout = Ragged()(None, prompts, 0)
+    samples = Ragged()(prompts, 0).samples
     total = torch.zeros((), dtype=torch.float64)
-    for prompt, row, n in zip(prompts.ids, rollout.ids.tolist(), LENGTHS, strict=True):
-        ids = torch.tensor([[*prompt, *row[:n]]])
+    for rendered, sample, n in zip(prompts.rendered, samples, LENGTHS, strict=True):
+        prompt = rendered.token_ids
+        ids = torch.tensor([[*prompt, *sample.completion_ids]])
         here = slice(len(prompt) - 1, len(prompt) - 1 + n)
+        assert ids.shape[1] == len(prompt) + n
         s, t = student(ids).logits[0, here].log_softmax(-1), teacher(ids).logits[0, here].detach().log_softmax(-1)
         total = total + (s.exp() * (s - t)).sum()
     loss = total / sum(LENGTHS)
@@ -218,7 +233,7 @@ def test_the_policy_ratio_starts_at_one_and_moves_with_updates(tiny):
 @pytest.mark.parametrize("objective", [grpo, lambda: distil(support=SampledToken())], ids=["grpo", "opd_sampled"])
 def test_the_first_of_several_updates_equals_a_single_one(tiny, other, objective):
     """Recorded log-probabilities change nothing where the policy has not moved: two updates of which the second is void."""
-    options = dict(verify=reward_some, dtype="float64", teacher=External(other, world_tokenizer(), dtype="float64"))
+    options = dict(verify=reward_some, dtype="float64", teacher=External(other, dtype="float64"))
     gradients = []
     for updates in (1, 2):
         _module, gradient, _ = step(tiny, objective(), rollout=Ragged(updates, samples=3), halt_after=1, **options)
@@ -235,12 +250,13 @@ def test_a_teacher_equal_to_the_student_stays_equal_under_autocast(tiny):
 
 def test_a_live_teacher_is_a_snapshot(tiny):
     student = Student(Pretrained(tiny).model())
-    sequences = join([[3, 4]], torch.tensor([[5, 6]]), torch.tensor([2]), 0)
-    source = Live().read(student, [sequences])
-    before = source.project(source.hidden)
+    teacher = Live()
+    teacher.setup(student)
+    scores = teacher.read([sequences_of([3, 4], [5, 6])])
+    before = scores.project(scores.hidden)
     with torch.no_grad():
         student.head.weight.add_(1.0)
-    assert torch.equal(source.project(source.hidden), before)
+    assert torch.equal(scores.project(scores.hidden), before)
 
 
 @pytest.mark.parametrize("family", ["granite", "cohere", "gemma2"])
@@ -259,10 +275,9 @@ def test_models_that_scale_or_cap_their_logits_are_reproduced(family):
     config = getattr(hf, f"{name}Config")(**size, **more[family], initializer_range=0.5)
     student = Student(getattr(hf, f"{name}ForCausalLM")(config).eval())
     student.verify_head(f"model.path={family}")
-    sequences = join([[3, 4]], torch.tensor([[5, 6, 7]]), torch.tensor([3]), 0)
-    source = student.read([sequences])
+    scores = student.read([sequences_of([3, 4], [5, 6, 7])])
     expected = student.lm(input_ids=torch.tensor([[3, 4, 5, 6, 7]])).logits[0, 1:4]
-    torch.testing.assert_close(source.project(source.hidden), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.project(scores.hidden), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_whose_logits_cannot_be_reproduced_is_refused(tiny):
@@ -307,13 +322,12 @@ def test_the_checkpoint_holds_the_student_only(small):
 
 def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     """SDFT's teacher reads the demonstration; the completion ids are the student's."""
-    from opd_lightning.teachers.contexts import Quote
-
     tokenizer = Pretrained(tiny).tokenizer()
-    examples = WorldTask().examples("train")[:2]
-    data = PromptData(examples, tokenizer, 2, 0)
-    rollout = Ragged()(None, data.collate([0, 1, 0, 1, 0, 1]), 0)
-    ids = Scorer(FrozenStart(), Quote("demonstration", "{prompt} [ {demonstration} ]"), tokenizer).prompt_ids(rollout.prompts)
+    renderer, examples = ChatRenderer(tokenizer), WorldTask().examples("train")[:2]
+    samples = Ragged()(PromptData(examples, renderer, 2, 0).collate([0, 1, 0, 1, 0, 1]), 0).samples
+    teacher = LocalTeacher(FrozenStart(), Quote("demonstration", "{prompt} [ {demonstration} ]"))
+    teacher.setup(Student(Pretrained(tiny).model()), renderer)
+    ids = teacher.prompts_of(samples)
     shown = tokenizer.decode(ids[0])
     assert examples[0].demonstration in shown and shown.endswith("] =")
     assert encode_chat(tokenizer, examples[0].messages) != ids[0]
@@ -369,14 +383,14 @@ def test_every_preset_improves_the_new_skill(small, method):
 
 def test_a_batch_that_breaks_the_loss_is_saved_too(tiny, other, tmp_path):
     """NaN in a weight of the teacher: found before any gradient, with the batch at hand."""
-    teacher = External(other, world_tokenizer())
-    attach = teacher.attach
+    teacher = External(other)
+    setup = teacher.setup
 
     def poisoned(student):
-        attach(student)
+        setup(student)
         teacher.model.lm.model.norm.weight.data[0] = float("nan")
 
-    teacher.attach = poisoned
+    teacher.setup = poisoned
     with pytest.raises(
         ValueError, match=r"update 1: the loss of 32 of 32 tokens is not finite.* the batch is in (.*)nonfinite-step-1"
     ):
@@ -392,12 +406,12 @@ def test_nothing_to_learn_from_is_refused_at_the_first_rollout(tiny):
 
 def test_activation_checkpointing_changes_no_gradient(tiny, other):
     """The backbone is computed twice, the head once; rollouts and teachers stay in eval mode."""
-    gradients = [step(tiny, distil(), teacher=External(other, world_tokenizer()), checkpointing=c)[1] for c in (False, True)]
+    gradients = [step(tiny, distil(), teacher=External(other), checkpointing=c)[1] for c in (False, True)]
     assert gradients[0].norm() > 1e-3 and (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-6
 
 
 def test_kl_is_logged_by_position(tiny, other):
-    _, _, metrics = step(tiny, distil(), teacher=External(other, world_tokenizer()))
+    _, _, metrics = step(tiny, distil(), teacher=External(other))
     by_position = {k: float(v) for k, v in metrics.items() if k.startswith("position/reverse_kl")}
     assert set(by_position) == {"position/reverse_kl_from_0", "position/reverse_kl_from_4"}
     early = sum(min(n, 4) for n in LENGTHS)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_lightning.evaluation import GreedyAccuracy
+from opd_lightning.generation import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.toy.world import (
     N_INPUTS,
@@ -87,9 +88,12 @@ def test_bad_options_are_refused_by_name(name, value):
 @pytest.mark.parametrize(("model", "new"), [("start", (0.0, 0.1)), ("teacher", (0.95, 1.0))])
 def test_the_shipped_models_have_the_skills_they_are_shipped_for(model, new):
     """The numbers that made.json claims, on other prompts."""
-    path = f"pkg://opd_lightning/toy/toy/assets/world/{model}"
+    path = f"pkg://opd_lightning/toy/assets/world/{model}"
     pretrained = Pretrained(path)
-    scores = GreedyAccuracy(WorldTask(n_eval=128), pretrained.tokenizer(), 12)(Student(pretrained.model()), {})
+    tokenizer, student = pretrained.tokenizer(), Student(pretrained.model())
+    generator = TransformersGenerator(tokenizer)
+    generator.update_weights(student, 0)
+    scores = GreedyAccuracy(WorldTask(n_eval=128), tokenizer, 12)(student, {}, generator)
     assert new[0] <= scores["new/accuracy"].value <= new[1]
     assert scores["prior/accuracy"].value > 0.98 and scores["prior/format"].value > 0.99
     made = json.loads(importlib.resources.files("opd_lightning").joinpath(f"toy/assets/world/{model}/made.json").read_text())

@@ -24,9 +24,10 @@ from torch.nn.functional import kl_div, linear, log_softmax
 
 from opd_lightning.losses import Head, Objective, head_loss
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary
-from opd_lightning.types import LogitSource, Tokens
+from opd_lightning.types import Tokens
 
 DIVERGENCES = {"forward_kl": (forward_kl, 0.0), "reverse_kl": (reverse_kl, 1.0), "jsd": (jsd, 0.5)}
 
@@ -46,12 +47,12 @@ def ways(a: argparse.Namespace) -> dict[str, Callable[[], None]]:
     divergence, beta = DIVERGENCES[a.divergence]
     zeros = torch.zeros(a.tokens, dtype=torch.long, device=a.device)
     tokens = Tokens(zeros, zeros, torch.full((a.tokens,), 1 / a.tokens, device=a.device))
-    source = LogitSource(ht, Head(wt).project, a.vocab)
+    scores = HiddenScores(ht, Head(wt).project, a.vocab)
     fast = Objective(completion_mask, token_mean, divergence, FullVocabulary())
 
-    def generic(logits, some):
+    def generic(logits, targets, some):
         """The same loss without its closed form."""
-        return fast(logits, some)
+        return fast(logits, targets, some)
 
     def clear() -> None:
         h.grad = w.grad = None
@@ -68,7 +69,7 @@ def ways(a: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
     def ours(loss) -> None:
         clear()
-        head_loss(h, Head(w), tokens, {"teacher": source}, loss, a.chunk)[0].backward()
+        head_loss(h, Head(w), tokens, {"teacher": scores}, loss, a.chunk)[0].backward()
 
     def naive() -> None:
         clear()

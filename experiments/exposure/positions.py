@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from statistics import mean
+from typing import Any
 
 import torch
 
-from opd_lightning.data.renderer import encode_chat
+from opd_lightning.contracts import Generator
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.evaluation.estimate import proportion
-from opd_lightning.generation.transformers import Sampling, complete
 from opd_lightning.models import Student
-from opd_lightning.teachers.local import Scorer
+from opd_lightning.types import SamplingParams
 from opd_lightning.utils.seeds import derive_seed, seeded
 
 KINDS = ("own", "right", "wrong")
@@ -30,19 +31,20 @@ class Positions:
     def __init__(self, task, tokenizer, max_new_tokens, split="test", n=256, template_options=None):
         self.examples = [e for e in task.examples(split) if e.skill == "new"][:n]
         self.tokenizer, self.length = tokenizer, task.length
-        self.sampling = Sampling(max_new_tokens, temperature=0.0)
-        self.prompts = [encode_chat(tokenizer, e.messages, **(template_options or {})) for e in self.examples]
+        self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
+        renderer = ChatRenderer(tokenizer, template_options)
+        self.prompts = [renderer.render(e.messages) for e in self.examples]
         answers = [f"answer {' '.join(e.extra['digits'])}" for e in self.examples]
         self.answers = torch.tensor([tokenizer.encode(a, add_special_tokens=False) for a in answers])
         assert self.answers.shape[1] == self.length + 1
 
     @torch.no_grad()
-    def __call__(self, student: Student, scorers: Mapping[str, Scorer]) -> dict[str, Estimate]:
+    def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """Estimates by name; digits are counted from 1."""
-        with student.evaluating() as lm:
-            own = torch.full_like(self.answers, -1)
-            for row, ids in enumerate(complete(lm, self.prompts, self.sampling, self.tokenizer).rows()):
-                own[row, : len(ids)] = torch.tensor(ids[: own.shape[1]])
+        own = torch.full_like(self.answers, -1)
+        for row, completion in enumerate(generator.generate(self.prompts, self.sampling, seed=0)):
+            ids = completion.token_ids[: own.shape[1]]
+            own[row, : len(ids)] = torch.tensor(ids)
         with seeded(derive_seed(0, "positions"), torch.device("cpu")):
             shift = torch.randint(1, 10, self.answers.shape)
         zero = self.tokenizer.convert_tokens_to_ids("0")
@@ -63,6 +65,7 @@ class Positions:
 
     def next(self, student: Student, prefix: torch.Tensor) -> torch.Tensor:
         """The most probable token behind each prompt and prefix; prompts of one task are equally long."""
-        ids = torch.cat([torch.tensor(self.prompts), prefix], 1).to(student.lm.device)
+        prompts = torch.tensor([prompt.token_ids for prompt in self.prompts])
+        ids = torch.cat([prompts, prefix], 1).to(student.lm.device)
         with student.evaluating() as lm:
             return lm(input_ids=ids).logits[:, -1].argmax(-1)

@@ -96,9 +96,9 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if teacher is None and writes:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
     if writes and not teacher.writes:
+        kind = type(getattr(teacher, "weights", teacher)).__name__
         raise ValueError(
-            "rollout lets the teacher write, and teacher=trust_region, routed, mixed and topk can only score; choose "
-            "teacher=frozen or teacher=ema."
+            f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external."
         )
     if writes and teacher.context.reads_attempts:
         raise ValueError(

@@ -89,9 +89,9 @@ class Robustness:
             found[f"temperature_{t}"] = self.judged(self.write(generator, self.prompts, replace(self.sampling, temperature=t)))
         for sigma in self.noises:
             with noisy(student, sigma, derive_seed(self.seed, "noise")):
-                generator.update_weights(student, -1)
+                generator.update_weights(student, None)
                 found[f"noise_{sigma}"] = self.judged(self.write(generator, self.prompts, self.sampling))
-            generator.update_weights(student, -1)
+            generator.update_weights(student, None)
         values = [estimate.value for estimate in found.values()]
         found |= {"mean": Estimate(fmean(values)), "worst": Estimate(min(values)), "none": self.judged(rows)}
         return {f"robust/{name}": estimate for name, estimate in found.items()}

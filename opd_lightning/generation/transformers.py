@@ -37,7 +37,7 @@ class TransformersGenerator:
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
             return decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
 
-    def update_weights(self, student: Any, version: int) -> None:
+    def update_weights(self, student: Any, version: int | None) -> None:
         """Remember the student, whose weights are read in place."""
         self.student = student
 

@@ -113,12 +113,11 @@ def sum_of(layer: Any) -> Tensor:
 
 
 def merged(lm: PreTrainedModel) -> PreTrainedModel:
-    """The same model with the adapter's change in its weights, and no adapter."""
-    for layer in layers(lm).values():
+    """The same model with the adapter's change in its weights, by PEFT's own merge, and without adapter; in place."""
+    for name, layer in layers(lm).items():
         layer.merge(safe_merge=True)
-    build: Any = type(lm)
-    plain = build(lm.config).to(dtype=lm.dtype)
-    state = {name.replace(".base_layer.", "."): value for name, value in lm.state_dict().items() if "lora_" not in name}
-    plain.load_state_dict(state)
-    plain.generation_config = lm.generation_config
-    return plain.eval()
+        place, _, attribute = name.rpartition(".")
+        setattr(lm.get_submodule(place), attribute, layer.get_base_layer())
+    lm._hf_peft_config_loaded = False  # so that transformers saves weights, and not an adapter
+    del lm.peft_config
+    return lm.requires_grad_(True).eval()

@@ -1,10 +1,10 @@
 """What a run would need of its machine: memory, and room on the disk."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -41,7 +41,7 @@ def device(cfg: DictConfig) -> tuple[str, int]:
     """What the student trains on, and the bytes that it has."""
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
         return "GPU", torch.cuda.get_device_properties(0).total_memory
-    return "machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "machine", int(psutil.virtual_memory().total)
 
 
 def memory(parts: Components, cfg: DictConfig) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ can read this user's files, reach the network, outlive its time in a session of 
 inside a container without secrets and network.
 """
 
+import os
 import re
 import secrets
 import signal
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from os import killpg
 
 from opd_lightning.types import Verdict
 from opd_lightning.utils.secrets import redacted
@@ -76,7 +76,7 @@ class Code:
                     process.communicate(program.encode(errors="replace"), timeout=self.seconds)
             finally:
                 with suppress(ProcessLookupError):
-                    killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+                    os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
                 process.wait()
             return tail(out), tail(errors)
 

@@ -1,6 +1,5 @@
 """Files of a run: replaced as a whole, read back although a crash has torn them, and one process at a time in a folder."""
 
-import fcntl
 import json
 import logging
 import os
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,16 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    held = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder / ".lock")
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{folder} is being made by another process; wait for it, stop it, or choose another study.name or seed."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is being made by another process; wait for it, stop it, or choose another study.name or seed."
+        ) from error
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
         yield
     finally:
-        os.close(held)
+        lock.release()
