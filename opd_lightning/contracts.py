@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
@@ -124,8 +125,8 @@ class Target(Protocol):
         """The rows at an index."""
         ...
 
-    def narrow(self, vocabulary: int) -> Self:
-        """On the first ids of the vocabulary alone, which both models have."""
+    def narrow(self, vocabulary: int, dtype: torch.dtype) -> Self:
+        """On the first ids of the vocabulary alone, which both models have, in a dtype."""
         ...
 
     def log_probs(self, temperature: float) -> Any:

@@ -21,7 +21,7 @@ from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.models.sharding import shard, whole
 from opd_lightning.step.checkpoint import dump, restore, save
-from opd_lightning.step.log import log_rollout, log_tokens
+from opd_lightning.step.log import log_flops, log_rollout, log_tokens
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
@@ -167,12 +167,7 @@ class DistillationModule(L.LightningModule):
         schedule.step()
         metrics.mean("train/skipped", torch.tensor(float(batch.skip_update), device=self.device))
         if plan:
-            active = [batch.samples[b] for b in batch.active]
-            flops = update_flops(self.sizes, active)
-            positions = sum(sample.trainable for sample in active)
-            flops["teacher"] = sum(self.teachers[name].logit_flops(positions) for name in batch.scores)
-            for part, n in flops.items():
-                metrics.total(f"flops/{part}", n)
+            log_flops(metrics, self.sizes, batch, [self.teachers[name] for name in batch.scores])
         for teacher in self.teachers.values():
             teacher.after_update()
 

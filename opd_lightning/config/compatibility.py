@@ -97,9 +97,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
     if writes and not teacher.writes:
         kind = type(getattr(teacher, "weights", teacher)).__name__
-        raise ValueError(
-            f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external."
-        )
+        raise ValueError(f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external.")
     if writes and teacher.context.reads_attempts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "

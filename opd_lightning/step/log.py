@@ -1,11 +1,14 @@
 """What a training step logs of its samples and tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from opd_lightning.contracts import Teacher
+from opd_lightning.data.batching import Batch
+from opd_lightning.models.flops import Sizes, update_flops
 from opd_lightning.types import Rollout, Tokens
 from opd_lightning.utils.metrics import StepMetrics
 
@@ -37,3 +40,12 @@ def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], 
         for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
             inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
             metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
+
+
+def log_flops(metrics: StepMetrics, student: Sizes, batch: Batch, teachers: Sequence[Teacher]) -> None:
+    """What an update took: the student's passes over the active samples, and the logits of the teachers on their tokens."""
+    active = [batch.samples[b] for b in batch.active]
+    positions = sum(sample.trainable for sample in active)
+    flops = update_flops(student, active) | {"teacher": sum(teacher.logit_flops(positions) for teacher in teachers)}
+    for part, n in flops.items():
+        metrics.total(f"flops/{part}", n)
