@@ -3,6 +3,8 @@
 python -m experiments.analyze                      # tables and figures of all pages, from the committed numbers
 python -m experiments.analyze demo --collect       # first read the finished runs of outputs/demo into demo/results.csv
 
+`--collect` replaces the rows of a run that it finds again (same labels and seed), adds new runs and keeps all other rows.
+
 A page.yaml names its files (which studies, which configuration keys label a run, which evaluated numbers are kept), its
 table (rows are groups of labels, columns are means or differences paired by seed) and its figure.
 """
@@ -11,6 +13,7 @@ import argparse
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -31,7 +34,20 @@ COSTS = ("updates", "student_tokens", "flops", "reached")
 """Columns of a run's last row only."""
 BLOCK = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
 
+STYLES = {"sft": 0, "opd": 1, "sdft": 2, "grpo": 3, "kd": 4, "opd_sampled": 5}
+"""Colour and marker of a method, the same in all figures; at most eight names in one figure."""
+SAME = {
+    "smollm2_keep-opd": "opd",
+    "smollm2_keep-seqkd": "sft",
+    "smollm2_rule_sft": "sft",
+    "student_reverse_kl": "opd",
+    "teacher_none": "sft",
+}
+"""Runs that are such a method under another name."""
+
 Row = dict[str, Any]
+Runs = dict[tuple[str, ...], list[Row]]
+"""Rows by run: by its labels and its seed, as text."""
 
 
 def pages() -> list[Path]:
@@ -47,26 +63,65 @@ def read_page(folder: Path) -> dict[str, Any]:
 # From run folders to results.csv
 
 
-def collect(folder: Path, outputs: Path) -> None:
-    """Write a page's CSV files from the finished runs of its studies: a row per run and evaluation.
+def collect(folder: Path, outputs: Path) -> list[str]:
+    """Put the finished runs of a page's studies into its CSV files: a row per run and evaluation.
+
+    A run that a file has already (same labels and seed) is replaced where it stands, a new one is added at the end, and all
+    other rows stay as they are.
+
+    Returns:
+        A sentence per file: how many runs were replaced, added and kept.
 
     Raises:
-        ValueError: a study has no finished run.
+        ValueError: no study has a finished run, or two runs have the same labels and seed.
     """
-    for name, spec in read_page(folder).get("files", {}).items():
-        rows = []
-        for study in spec["studies"]:
-            found = [rows_of(path.parent, spec) for path in sorted((outputs / study).glob("*/seed-*/status.json"))]
-            rows += [row for some in found for row in some]
-            if not any(found):
-                raise ValueError(
-                    f"{outputs / study} has no finished run; make them with the command of {folder.name}/README.md"
-                )
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            columns = [*spec["labels"], "seed", "step", *spec["numbers"]]
-            writer.writerow(columns)
+    specs = read_page(folder).get("files", {})
+    found = {name: finished(spec, outputs) for name, spec in specs.items()}
+    if specs and not any(found.values()):
+        studies = ", ".join(dict.fromkeys(study for spec in specs.values() for study in spec["studies"]))
+        raise ValueError(f"{outputs} has no finished run of {studies}; make them with the command of {folder.name}/README.md")
+    return [merge(folder / name, specs[name], runs) for name, runs in found.items()]
+
+
+def finished(spec: Mapping[str, Any], outputs: Path) -> Runs:
+    """The finished runs of a file's studies.
+
+    Raises:
+        ValueError: two of them have the same labels and seed.
+    """
+    found: Runs = {}
+    places: dict[tuple[str, ...], Path] = {}
+    for study in spec["studies"]:
+        for path in sorted((outputs / study).glob("*/seed-*/status.json")):
+            if rows := rows_of(path.parent, spec):
+                run = run_of(rows[0], spec)
+                if run in found:
+                    both = f"{places[run]} and {path.parent}"
+                    raise ValueError(f"{both} have the same labels and seed ({', '.join(run)}); move one of them away")
+                found[run], places[run] = rows, path.parent
+    return found
+
+
+def merge(path: Path, spec: Mapping[str, Any], found: Runs) -> str:
+    """Write a CSV file with the runs that it has and those that were found; see `collect`."""
+    columns = [*spec["labels"], "seed", "step", *spec["numbers"]]
+    before: Runs = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                before.setdefault(run_of(row, spec), []).append(row)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for rows in (before | found).values():
             writer.writerows([[shown(row.get(column, "")) for column in columns] for row in rows])
+    replaced = len(before.keys() & found.keys())
+    return f"{path.name}: {replaced} runs replaced, {len(found) - replaced} added, {len(before) - replaced} kept"
+
+
+def run_of(row: Row, spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a run from the others of a file: its labels and its seed."""
+    return tuple(str(shown(row.get(name, ""))) for name in (*spec["labels"], "seed"))
 
 
 def rows_of(run: Path, spec: Mapping[str, Any]) -> list[Row]:
@@ -124,24 +179,40 @@ def groups(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
     return list({tuple(row[name] for name in names): {name: row[name] for name in names} for row in rows}.values())
 
 
-def ends(rows: Iterable[Row], column: str) -> dict[float, float]:
-    """A number by seed, each at its run's last evaluation that has it."""
+def ends(rows: Iterable[Row], number: str | Sequence[str]) -> dict[float, float]:
+    """A number by seed, each at its run's last evaluation that has it; of several names, the first that a row has.
+
+    Raises:
+        ValueError: two rows have the same seed and step, so they are of two runs.
+    """
     found: dict[float, float] = {}
+    seen: set[tuple[float, float]] = set()
     for row in sorted(rows, key=lambda row: row.get("step", 0)):
-        if column in row:
-            found[row.get("seed", 0)] = row[column]
+        at = row.get("seed", 0), row.get("step", 0)
+        if at in seen:
+            raise ValueError(f"two runs have the same labels, seed ({at[0]:g}) and step ({at[1]:g}): {row}")
+        seen.add(at)
+        if name := next((n for n in ([number] if isinstance(number, str) else number) if n in row), None):
+            found[at[0]] = row[name]
     return found
 
 
 def cell(rows: Sequence[Row], labels: Row, column: Mapping[str, Any]) -> str:
-    """One cell: a mean over seeds, or with `less` the difference to the row with those labels, paired by seed."""
+    """One cell: a mean over seeds, or with `less` the difference to the row with those labels, paired by seed.
+
+    A difference is left out where a run of either missed the target (`reached`): it stands at another accuracy.
+    """
     form, at = column.get("format", ".3f"), column.get("at", {})
-    mine = ends(picked(rows, labels | column.get("of", {}) | at), column["number"])
+    own = picked(rows, labels | column.get("of", {}))
+    mine = ends(picked(own, at), column["number"])
     if "less" not in column:
         return interval(list(mine.values()), form)
-    other = ends(picked(rows, labels | column["less"] | at), column["number"])
+    base = picked(rows, labels | column["less"])
+    other = ends(picked(base, at), column["number"])
+    if own == base or any(row.get("reached") == "False" for row in [*own, *base]):
+        return ""
     both = sorted(set(mine) & set(other))
-    return interval([mine[seed] - other[seed] for seed in both], "+" + form) if mine != other else ""
+    return interval([mine[seed] - other[seed] for seed in both], "+" + form)
 
 
 def interval(values: Sequence[float], form: str) -> str:
@@ -162,11 +233,13 @@ def table(folder: Path) -> str:
     spec, names = page["table"], page.get("names", {})
     rows = picked(read_rows(folder / spec.get("of", "results.csv")), spec.get("where", {}))
     wanted = spec.get("order") or groups(rows, spec["rows"])
-    lines = [[*spec["rows"].values(), *(column["title"] for column in spec["columns"])]]
+    facts = spec.get("facts", {})
+    lines = [[*spec["rows"].values(), *facts, *(column["title"] for column in spec["columns"])]]
     lines.append(["---"] * len(lines[0]))
     for labels in wanted:
-        values = [names.get(value := labels[name], shown(value)) for name in spec["rows"]]
-        lines.append([*map(str, values), *(cell(rows, labels, column) for column in spec["columns"])])
+        values = [str(names.get(value := labels[name], shown(value))) for name in spec["rows"]]
+        values += [str(fact[values[0]]) for fact in facts.values()]
+        lines.append([*values, *(cell(rows, labels, column) for column in spec["columns"])])
     return "\n".join(f"|{'|'.join(line)}|" for line in lines)
 
 
@@ -190,9 +263,10 @@ def draw(folder: Path) -> None:
         else [({}, y) for y in spec["y"]]
     )
     figure, all_axes = plt.subplots(1, len(panels), figsize=(1.8 + 3.8 * len(panels), 3.4), squeeze=False, layout="constrained")
-    for axes, (where, y), title in zip(all_axes[0], panels, spec["titles"], strict=True):
+    units = [spec["ylabel"]] * len(panels) if isinstance(spec["ylabel"], str) else spec["ylabel"]
+    for axes, (where, y), title, unit in zip(all_axes[0], panels, spec["titles"], units, strict=True):
         curves(axes, picked(rows, where), spec, y, page.get("names", {}))
-        axes.set(title=title, xlabel=spec["xlabel"], ylabel=spec["ylabel"])
+        axes.set(title=title, xlabel=spec["xlabel"], ylabel=unit)
         if spec.get("log"):
             axes.set_xscale("log")
             axes.set_xticks(at := sorted({row[spec["x"]] for row in rows}), [f"{x:g}" for x in at])
@@ -205,31 +279,50 @@ def draw(folder: Path) -> None:
 
 
 def curves(axes: Axes, rows: Sequence[Row], spec: Mapping[str, Any], y: str, names: Mapping[str, str]) -> None:
-    """A line per group of `by`: means over seeds at each step, with a band from the lowest to the highest run."""
-    for i, labels in enumerate(groups(rows, spec["by"])):
+    """A line per group of `by`: means over seeds at each step, with a band from the lowest to the highest run.
+
+    Two measurements, before and after, are markers with a thin dashed line between them and bars from lowest to highest.
+    """
+    found = groups(rows, spec["by"])
+    for labels, style in zip(found, styles([next(iter(labels.values())) for labels in found]), strict=True):
         mine = [row for row in picked(rows, labels) if y in row and spec["x"] in row]
         steps = sorted({row[spec.get("group", "step")] for row in mine})
         some = [picked(mine, {spec.get("group", "step"): step}) for step in steps]
         xs, ys = [mean(row[spec["x"]] for row in at) for at in some], [[row[y] for row in at] for at in some]
+        few = len(xs) == 2
+        line = {"linestyle": "--", "linewidth": 0.8, "markersize": 6} if few else {"markersize": 3}
         label = ", ".join(str(names.get(value, value)) for value in labels.values())
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(xs, list(map(mean, ys)), label=label, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=3)
-        if spec["x"] == spec.get("group", "step"):
+        colour, marker = COLOURS[style], MARKERS[style]
+        axes.plot(xs, list(map(mean, ys)), label=label, color=colour, marker=marker, **line)
+        if few:
+            axes.vlines(xs, list(map(min, ys)), list(map(max, ys)), color=colour, linewidth=1)
+            axes.set_xticks(xs)
+        elif spec["x"] == spec.get("group", "step"):
             axes.fill_between(xs, list(map(min, ys)), list(map(max, ys)), color=colour, alpha=0.15, linewidth=0)
+
+
+def styles(names: Sequence[str]) -> list[int]:
+    """The style of each name: its method's, or one that is left; beside methods, first one that no method has."""
+    fixed = {name: STYLES[method] for name in names if (method := SAME.get(name, name)) in STYLES}
+    order = [*range(len(STYLES) if fixed else 0, len(COLOURS)), *range(len(STYLES) if fixed else 0)]
+    free = (i for i in order if i not in fixed.values())
+    return [fixed[name] if name in fixed else next(free) for name in names]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help="folders beside this file; all where none is named")
-    parser.add_argument("--collect", action="store_true", help="first write results.csv from finished runs")
+    parser.add_argument("--collect", action="store_true", help="first put finished runs into results.csv")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the runs' studies lie")
     given = parser.parse_args()
     for folder in [HERE / name for name in given.pages] or pages():
-        if given.collect:
-            collect(folder, given.outputs)
-        (folder / "README.md").write_text(rewritten(folder))
-        draw(folder)
-        print(folder.relative_to(HERE))
+        try:
+            told = collect(folder, given.outputs) if given.collect else []
+            (folder / "README.md").write_text(rewritten(folder))
+            draw(folder)
+        except ValueError as error:
+            sys.exit(f"error: {folder.name}: {error}")
+        print("\n  ".join([folder.name, *told]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.analyze import HERE, cell, collect, draw, interval, pages, read_page, rewritten, table
+from experiments.analyze import HERE, STYLES, cell, collect, draw, ends, interval, pages, read_page, rewritten, styles, table
 from experiments.benchmarks import run as benchmarks
 from opd_lightning.config import compose
 from opd_lightning.toy.pretrain import Mixture, sample_sequence
@@ -97,6 +97,71 @@ def test_runs_that_are_missing_are_said(tmp_path):
         collect(tmp_path / "demo", tmp_path)
 
 
+def finished_run(folder: Path, seed: int, start: str = "opd_lightning/assets/world/start", name: str = "sft") -> None:
+    """What `collect` reads of a run of study=forgetting."""
+    folder.mkdir(parents=True)
+    history = [
+        {"step": 0, "new/accuracy": 0.0, "prior/accuracy": 1.0},
+        {"step": 5, "new/accuracy": 0.96, "prior/accuracy": 0.25},
+    ]
+    (folder / "config.yaml").write_text(yaml.safe_dump({"name": name, "seed": seed, "model": {"path": start}}))
+    for file, content in {
+        "status": {"state": "finished", "ended_by": "budget.accuracy"},
+        "evaluation": {"history": history},
+        "ledger": {"steps": 5, "tokens": {}, "flops": {"forward": 1}},
+    }.items():
+        (folder / f"{file}.json").write_text(json.dumps(content))
+
+
+def test_collected_runs_replace_their_own_rows_and_keep_all_others(tmp_path):
+    page, study = tmp_path / "forgetting", tmp_path / "outputs" / "forgetting"
+    shutil.copytree(HERE / "forgetting", page)
+    before, rates = (page / "results.csv").read_text().splitlines(), (page / "rates.csv").read_text()
+    finished_run(study / "sft-1" / "seed-1", 1)
+    finished_run(study / "sft-1" / "seed-7", 7)
+    told = ["results.csv: 1 runs replaced, 1 added, 149 kept", "rates.csv: 0 runs replaced, 0 added, 90 kept"]
+    assert collect(page, tmp_path / "outputs") == told
+    after = (page / "results.csv").read_text().splitlines()
+    place = next(i for i, line in enumerate(before) if line.startswith("sft,opd_lightning/assets/world/start,1,"))
+    made = [f"sft,opd_lightning/assets/world/start,{seed},5,0.96,0.25,5,1,True" for seed in (1, 7)]
+    assert after == [*before[:place], made[0], *before[place + 1 :], made[1]] and (page / "rates.csv").read_text() == rates
+    assert all(f"\n|{start}|" in table(page) for start in "ABCDEFGHI")
+    assert collect(page, tmp_path / "outputs")[0] == "results.csv: 2 runs replaced, 0 added, 149 kept"
+    assert (page / "results.csv").read_text().splitlines() == after
+    finished_run(study / "sft-2" / "seed-7", 7)
+    with pytest.raises(ValueError, match="same labels and seed"):
+        collect(page, tmp_path / "outputs")
+    assert (page / "results.csv").read_text().splitlines() == after
+
+
+def test_two_runs_with_the_same_labels_seed_and_step_are_refused():
+    rows = [{"arm": "a", "seed": 0.0, "step": 5.0, "x": 1.0}, {"arm": "a", "seed": 0.0, "step": 10.0, "x": 2.0}]
+    assert ends(rows, "x") == ends(rows, ["y", "x"]) == {0.0: 2.0}
+    with pytest.raises(ValueError, match=r"same labels, seed \(0\) and step \(5\)"):
+        ends([*rows, {"arm": "a", "seed": 0.0, "step": 5.0, "x": 1.0}], "x")
+
+
+def test_only_runs_that_reached_the_target_are_compared():
+    rows = [
+        {"arm": a, "seed": s, "step": 1, "x": x, "reached": str(a != "c" or s == 0)}
+        for s in (0, 1)
+        for a, x in (("a", 1.0), ("b", 0.5), ("c", 0.75))
+    ]
+    less = {"number": "x", "less": {"arm": "b"}}
+    assert [cell(rows, {"arm": a}, less) for a in "abc"] == ["+0.500", "", ""] and cell(rows, {"arm": "c"}, {"number": "x"})
+    assert cell(rows, {"arm": "a"}, less | {"less": {"arm": "c"}}) == ""
+    (kd,) = [line for line in table(HERE / "demo").splitlines() if line.startswith("|kd|")]
+    assert kd.split("|")[4] == "" and kd.split("|")[3].startswith("0.981")
+
+
+def test_a_method_has_one_style_in_all_figures():
+    for names in (["grpo", "kd", "opd"], ["opd", "grpo", "other"], ["smollm2_keep-opd", "another", "sft"]):
+        found = dict(zip(names, styles(names), strict=True))
+        assert len(set(found.values())) == 3 and all(found[name] == STYLES[name] for name in names if name in STYLES)
+    assert styles(["smollm2_keep-opd", "opd_sampled"]) == [STYLES["opd"], STYLES["opd_sampled"]]
+    assert styles(["x", "y"]) == [0, 1]
+
+
 def test_a_cell_is_a_mean_or_a_paired_difference():
     rows = [
         {"arm": a, "seed": s, "step": 1, "x": x} for a, s, x in [("a", 0, 1.0), ("a", 1, 2.0), ("b", 0, 0.5), ("b", 1, 0.5)]
@@ -113,8 +178,10 @@ def test_a_cell_is_a_mean_or_a_paired_difference():
 def test_the_benchmark_of_the_loss_still_runs(tmp_path):
     benchmarks.main(["--small", "--results", str(tmp_path / "results.csv")])
     with (tmp_path / "results.csv").open() as file:
-        ways = [row["way"] for row in csv.DictReader(file)]
-    assert {"matmul", "ours", "ours_generic", "naive"} <= set(ways) and len(ways) >= 3 * 4 + 2 * 3
+        rows = list(csv.DictReader(file))
+    assert {"matmul", "ours", "ours_generic", "naive"} <= {row["way"] for row in rows}
+    measured = [row["measure"] for row in rows]
+    assert measured.count("time") >= 3 * 4 and measured.count("memory") == 2 * 3 and all(row["peak_mib"] for row in rows)
 
 
 @pytest.mark.parametrize("study", ["smollm2_keep", "smollm2_recovery", "smollm2_rule"])

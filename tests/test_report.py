@@ -218,6 +218,7 @@ def test_the_answer_of_one_method_and_of_missed_targets(tmp_path):
     assert (
         told[0] == "No method reached 0.9 on the new skill with every seed." and "All methods are equal in new skill" in told[1]
     )
+    assert "Nothing is compared with sft: 2 of 2 runs did not reach the target." in printed(tmp_path)
 
 
 @pytest.mark.parametrize(

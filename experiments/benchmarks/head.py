@@ -42,7 +42,7 @@ def inputs(a: argparse.Namespace) -> tuple[torch.Tensor, ...]:
 
 
 def ways(a: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """What is timed, by name: each leaves gradients behind on the student's hidden states and head."""
+    """What is timed, by name: each leaves gradients on the student's hidden states and head."""
     h, w, ht, wt = inputs(a)
     divergence, beta = DIVERGENCES[a.divergence]
     zeros = torch.zeros(a.tokens, dtype=torch.long, device=a.device)

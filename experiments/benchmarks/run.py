@@ -13,22 +13,22 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DIVERGENCES, WAYS = ("reverse_kl", "forward_kl", "jsd"), ("ours", "ours_generic", "naive")
-COLUMNS = ("tokens", "divergence", "way", "ratio", "least", "greatest", "peak_mib")
+COLUMNS = ("measure", "tokens", "divergence", "way", "ratio", "least", "greatest", "peak_mib")
 
 
 def benchmark(rounds: int, tokens: tuple[int, ...], shape: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of results.csv: each way with each divergence, then peak memory by number of tokens (reverse KL)."""
+    """Rows of results.csv, by `measure`: time, each way with each divergence; memory, by number of tokens (reverse KL)."""
     rows = []
     for divergence in DIVERGENCES:
         *lines, last = map(json.loads, head("--divergence", divergence, "--rounds", str(rounds), *shape).splitlines())
         for line in lines:
             ratios = {"ratio": line["ratio_to_matmul"], "least": line["spread"][0], "greatest": line["spread"][1]}
-            labels = {"tokens": last["sizes"]["tokens"], "divergence": divergence, "way": line["name"]}
+            labels = {"measure": "time", "tokens": last["sizes"]["tokens"], "divergence": divergence, "way": line["name"]}
             rows.append(labels | ratios | {"peak_mib": line["peak_mib"]})
     for way in WAYS:
         for n in tokens:
             peak = float(head("--only", way, *shape, "--tokens", str(n)))
-            rows.append({"tokens": n, "divergence": "reverse_kl", "way": way, "peak_mib": peak})
+            rows.append({"measure": "memory", "tokens": n, "divergence": "reverse_kl", "way": way, "peak_mib": peak})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Accuracy digit by digit, behind the model's own prefix, the right one and one with a wrong digit."""
+"""Accuracy digit by digit, after the model's own prefix, the correct one and one with a wrong last digit."""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -20,8 +20,8 @@ KINDS = ("own", "right", "wrong")
 class Positions:
     """For each digit of a native answer ("answer 3 1 ..."), the share that is right.
 
-    `position/<i>/own`: in the model's own greedy answer. `position/<i>/right`: behind the right digits before it.
-    `position/<i>/wrong`: behind right digits but for one wrong one just before it. `position/own` and so on: means over the
+    `position/<i>/own`: in the model's own greedy answer. `position/<i>/right`: after a correct prefix.
+    `position/<i>/wrong`: after a prefix whose last digit alone is wrong. `position/own` and so on: means over the
     digits from the second on.
 
     Args:
@@ -64,7 +64,7 @@ class Positions:
         return found
 
     def next(self, student: Student, prefix: torch.Tensor) -> torch.Tensor:
-        """The most probable token behind each prompt and prefix; prompts of one task are equally long."""
+        """The most probable token after each prompt and prefix; prompts of one task are equally long."""
         prompts = torch.tensor([prompt.token_ids for prompt in self.prompts])
         ids = torch.cat([prompts, prefix], 1).to(student.lm.device)
         with student.evaluating() as lm:

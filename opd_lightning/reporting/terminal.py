@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from textwrap import wrap
 
+from opd_lightning.reporting.answer import reached
 from opd_lightning.reporting.compare import ONE_SEED, Compared, in_few_words
 from opd_lightning.reporting.headline import COSTS, Line, chosen, lines, more_seeds, one_seed, seeds_told
 from opd_lightning.reporting.runs import Run
@@ -71,6 +72,8 @@ def legend(runs: list[Run], compared: Compared, ranged: bool) -> list[str]:
     told += ", FLOPs without teacher training." if teacher else "."
     if compared.baseline in compared.reasons:
         sentence = compared.sentences[-1]
+        if not reached(runs):  # another baseline would not help
+            sentence = sentence.split(";")[0]
         return [told, f"{sentence[0].upper()}{sentence[1:]}."]
     return [told + (f" Difference from {compared.baseline}, at 95 %:" if len(labels(runs)) > 1 else "")]
 
