@@ -97,7 +97,7 @@ class RolloutPolicy(Protocol):
         reads_references: does it need a reference completion for each example?
         teachers: names of the teachers that write, such as "teacher".
         sampling: how completions are drawn, and how many of each prompt.
-        updates_per_rollout: optimizer steps taken on one rollout.
+        num_iterations: optimizer steps taken on one rollout.
     """
 
     on_policy: bool
@@ -105,7 +105,7 @@ class RolloutPolicy(Protocol):
     reads_references: bool
     teachers: frozenset[str]
     sampling: SamplingParams
-    updates_per_rollout: int
+    num_iterations: int
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, "Teacher"]) -> Rollout:
         """The completions of these prompts."""

@@ -41,8 +41,8 @@ class DistillationModule(L.LightningModule):
         optim: optimizer, schedule and clip.
         seed: of everything that is drawn during training.
         verify: judges a completion, for objectives that read rewards and samples that no environment has judged.
-        micro_tokens: padded tokens per forward pass; None takes the whole batch at once.
-        chunk: rows of logits that exist at a time.
+        max_tokens_per_microbatch: padded tokens per forward pass; None takes the whole batch at once.
+        logits_chunk_size: rows of logits that exist at a time.
         adapter: a PEFT configuration; None trains all weights.
     """
 
@@ -57,8 +57,8 @@ class DistillationModule(L.LightningModule):
         optim: Optim,
         seed: int,
         verify: Callable[[Example, str], Verdict] | None = None,
-        micro_tokens: int | None = None,
-        chunk: int = 256,
+        max_tokens_per_microbatch: int | None = None,
+        logits_chunk_size: int = 256,
         adapter: Any = None,
     ):
         super().__init__()
@@ -66,9 +66,9 @@ class DistillationModule(L.LightningModule):
         self.model, self.renderer, self.generator = model, renderer, generator
         self.rollout, self.objective = rollout, objective
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
-        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, micro_tokens)
+        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch)
         self.optim, self.seed = optim, seed
-        self.micro_tokens, self.chunk, self.adapter = micro_tokens, chunk, adapter
+        self.max_tokens_per_microbatch, self.chunk, self.adapter = max_tokens_per_microbatch, logits_chunk_size, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
         self.ledger = Ledger()
         self.student: Student = None  # type: ignore[assignment]
@@ -107,7 +107,7 @@ class DistillationModule(L.LightningModule):
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
         with self.ledger.timing("score"):
             batch = self.score(rollout.samples, metrics)
-        for _ in range(self.rollout.updates_per_rollout):
+        for _ in range(self.rollout.num_iterations):
             dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
             with self.ledger.timing("update"), seeded(dropout, self.device):
                 self.update(batch, metrics)
@@ -126,13 +126,13 @@ class DistillationModule(L.LightningModule):
         if normaliser == 0 and self.global_step == 0 and valid is None:
             raise ValueError(
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
-                "raise rollout.max_new_tokens, or set rollout.truncated=keep."
+                "raise rollout.max_new_tokens, or set rollout.mask_truncated_completions=false."
             )
         assert tokens.sample is not None
         rows = tokens.sample[weight != 0].unique().tolist() or [0]
         tokens = replace(tokens, weight=weight / normaliser.clamp_min(1e-12))
         batch = Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows)
-        if self.rollout.updates_per_rollout == 1 or not self.objective.compares_updates or batch.skip_update:
+        if self.rollout.num_iterations == 1 or not self.objective.compares_updates or batch.skip_update:
             return batch
         forward = update_flops(self.sizes, [samples[b] for b in rows])["forward"]
         metrics.total("flops/forward", forward)
@@ -174,7 +174,7 @@ class DistillationModule(L.LightningModule):
     def plan(self, batch: Batch) -> list[tuple[list[int], bool]]:
         """Micro-batches of the active samples, as many on every device; those that only fill up count nothing (False)."""
         lengths = [len(batch.samples[b].token_ids) for b in batch.active]
-        plan = [([batch.active[i] for i in part], True) for part in plan_micro_batches(lengths, self.micro_tokens)]
+        plan = [([batch.active[i] for i in part], True) for part in plan_micro_batches(lengths, self.max_tokens_per_microbatch)]
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
 
@@ -194,7 +194,7 @@ class DistillationModule(L.LightningModule):
         """One reduction over devices, one log call, and the ledger."""
         means, totals = metrics.reduce(self.all_sum)
         self.ledger.add(totals)
-        loss = {k: v / self.rollout.updates_per_rollout for k, v in totals.items() if k == "train/loss"}
+        loss = {k: v / self.rollout.num_iterations for k, v in totals.items() if k == "train/loss"}
         rate = {"train/lr": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
         cost = {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
         row = means | loss | rate | cost

@@ -87,7 +87,7 @@ class SamplingParams:
         if self.top_k < 0:
             raise ValueError(f"rollout.top_k={self.top_k} must not be negative; 0 leaves the distribution whole.")
         if self.n < 1:
-            raise ValueError(f"rollout.samples_per_prompt={self.n} must be at least 1.")
+            raise ValueError(f"rollout.num_generations={self.n} must be at least 1.")
 
 
 @dataclass(frozen=True)

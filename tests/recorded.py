@@ -57,7 +57,10 @@ scale of one tensor's change is the change of all tensors together.
 """
 
 
-RENAMED = {"rollout/teacher_valid": "rollout/teacher_told"}
+RENAMED = {
+    "rollout/teacher_valid": "rollout/teacher_told",
+    "rollout/frac_reward_zero_std": "rollout/dead_groups",
+}
 """Metrics by today's name, with the name that they were recorded by."""
 
 

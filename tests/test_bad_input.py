@@ -107,7 +107,7 @@ INPUTS = {
     ),
     "key_typo_in_an_experiment": (
         lambda t: experiment(t, "name: typo\nmicro_token: 1"),
-        r"micro_token=1 is no key of a run; did you mean micro_tokens\?",
+        r"micro_token=1 is no key of a run; did you mean max_tokens_per_microbatch\?",
         0,
     ),
     "keys_of_plain_nodes": (
@@ -126,7 +126,7 @@ INPUTS = {
         0,
     ),
     "text_for_a_number": (lambda t: ["data.batch_size=abc"], r"data.batch_size='abc' should be int", 0),
-    "fraction_for_a_number": (lambda t: ["rollout.samples_per_prompt=2.5"], r"rollout.samples_per_prompt=2.5 should be int", 0),
+    "fraction_for_a_number": (lambda t: ["rollout.num_generations=2.5"], r"rollout.num_generations=2.5 should be int", 0),
     "text_for_a_rate": (lambda t: ["optim.lr=abc"], r"optim.lr='abc' should be float", 0),
     "text_for_a_coefficient": (
         lambda t: ["loss.coefficients.divergence=abc"],
@@ -139,7 +139,11 @@ INPUTS = {
         0,
     ),
     "beta": (lambda t: ["loss/divergence=jsd", "loss.divergence.beta=2"], r"loss.divergence.beta=2 must lie in \[0, 1\]", 1),
-    "support": (lambda t: ["method=opd_topk", "loss.support.k=33"], r"loss.support.k=33 exceeds the vocabulary of 32", 1),
+    "support": (
+        lambda t: ["method=opd_topk", "loss.vocab_support.k=33"],
+        r"loss.vocab_support.k=33 exceeds the vocabulary of 32",
+        1,
+    ),
     "nothing_to_minimise": (lambda t: ["loss.coefficients.divergence=0"], r"the loss has no term", 1),
     "pattern": (
         lambda t: [
@@ -202,8 +206,8 @@ INPUTS = {
         1,
     ),
     "group_of_one": (
-        lambda t: ["method=grpo", "rollout.samples_per_prompt=1"],
-        r"rollout.samples_per_prompt=1 leaves a group advantage without a baseline; use 2 or more",
+        lambda t: ["method=grpo", "rollout.num_generations=1"],
+        r"rollout.num_generations=1 leaves a group advantage without a baseline; use 2 or more",
         0,
     ),
     "budget_that_never_ends": (
@@ -323,8 +327,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(command, tmp_path)
 
 def test_a_full_traceback_is_there_for_the_asking(command, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(Exception, match=r"rollout\.samples_per_prompt=1"):
-        command("method=grpo", "rollout.samples_per_prompt=1")
+    with pytest.raises(Exception, match=r"rollout\.num_generations=1"):
+        command("method=grpo", "rollout.num_generations=1")
 
 
 def test_held_out_prompts_in_training_are_refused(small, monkeypatch):

@@ -109,7 +109,7 @@ def planted(name, tmp_path, other) -> list[str]:
         "precision": ["method=sft", "trainer.precision=fp7"],
         "devices": ["method=sft", "trainer.devices=0"],
         "strategy": ["method=sft", "trainer.strategy=nope"],
-        "memory": ["method=opd", "data.batch_size=100000000", "micro_tokens=null"],
+        "memory": ["method=opd", "data.batch_size=100000000", "max_tokens_per_microbatch=null"],
         "package": ["method=grpo", "task=reasoning_gym", "task.name=chain_sum"],
         "option": ["method=opd", "data.overlong=maybe"],
     }[name]
@@ -137,7 +137,7 @@ def planted(name, tmp_path, other) -> list[str]:
         ("unwritable", "write access", "fail", "cannot be written"),
         ("reference", "verifier", "fail", "no reference completion scores 1"),
         ("empty", "verifier", "fail", "an empty completion"),
-        ("memory", "memory", "warn", "lower micro_tokens"),
+        ("memory", "memory", "warn", "lower max_tokens_per_microbatch"),
         ("package", "parts", "fail", "pip install"),
         ("option", "configuration", "fail", "choose refuse or drop"),
     ],

@@ -189,7 +189,14 @@ def test_two_devices_train_like_one(tiny_run, tmp_path, trainer, method):
     SFT and KD must give the weights of one device. GRPO draws by rank, so it must only go through, silent steps included.
     FSDP2 stops half-way and goes on from its checkpoint.
     """
-    two = [f"trainer={trainer}", "trainer.devices=2", "micro_tokens=40", f"method={method}", "logger=none", "study.name=two"]
+    two = [
+        f"trainer={trainer}",
+        "trainer.devices=2",
+        "max_tokens_per_microbatch=40",
+        f"method={method}",
+        "logger=none",
+        "study.name=two",
+    ]
     base = [o for o in tiny_run if "max_steps" not in o]
     for steps in (2, 4) if trainer == "fsdp2" else (4,):
         code, output = call(*base, *two, f"trainer.max_steps={steps}")
@@ -215,7 +222,14 @@ def test_two_devices_train_like_one(tiny_run, tmp_path, trainer, method):
 def test_two_devices_average_their_teacher_like_one(tiny_run, tmp_path, trainer, adapter):
     """Over gloo: student and moving-average teacher, on given completions; two devices stop half-way and go on."""
     base = [o for o in tiny_run if not o.startswith(("trainer.max_steps", "evaluation"))]
-    base += ["method=kd", "teacher=ema", "teacher.rate=0.3", "context=demonstration", "micro_tokens=120", "evaluation=none"]
+    base += [
+        "method=kd",
+        "teacher=ema",
+        "teacher.rate=0.3",
+        "context=demonstration",
+        "max_tokens_per_microbatch=120",
+        "evaluation=none",
+    ]
     base += ["logger=none", *adapter]
     for devices in (["trainer.max_steps=4", "study.name=one"], *two_stages(trainer)):
         code, output = call(*base, *devices)

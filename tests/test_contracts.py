@@ -64,7 +64,7 @@ def gradients(student: Student) -> torch.Tensor:
 
 def by_package(student: Student, teacher, some: list[Sample], divergence, support, renderer) -> torch.Tensor:
     """Gradients by way of scores, chunks and micro-batches."""
-    objective = Objective(completion_mask, token_mean, divergence=divergence, support=support)
+    objective = Objective(completion_mask, token_mean, divergence=divergence, vocab_support=support)
     teacher.setup(student, renderer)
     tokens, scores = pack(some, torch.device("cpu")), {"teacher": teacher.score(some, max_tokens=30)}
     weight, normaliser = objective.weights(tokens, len(some), scores["teacher"].valid)
@@ -197,9 +197,15 @@ def test_routes():
     ("overrides", "sentence"),
     [
         (["method=opd", "teacher=topk"], "FullVocabulary reads of the teacher its whole vocabulary.*gives its most probable"),
-        (["method=opd_topk", "teacher=topk", "loss.support.of=student"], "reads of the teacher its whole vocabulary"),
-        (["method=opd_topk", "teacher=topk", "teacher.k=4", "loss.support.k=8"], "loss.support.k=8 exceeds the 4 tokens"),
-        (["method=opd_sampled", "teacher=topk", "loss.support.baseline=true"], "reads of the teacher its whole vocabulary"),
+        (["method=opd_topk", "teacher=topk", "loss.vocab_support.of=student"], "reads of the teacher its whole vocabulary"),
+        (
+            ["method=opd_topk", "teacher=topk", "teacher.k=4", "loss.vocab_support.k=8"],
+            "loss.vocab_support.k=8 exceeds the 4 tokens",
+        ),
+        (
+            ["method=opd_sampled", "teacher=topk", "loss.vocab_support.baseline=true"],
+            "reads of the teacher its whole vocabulary",
+        ),
         (["method=seqkd", "teacher=mixed"], "can only score"),
         (["method=sft", "environment=calculator"], "environment=.*rollout=DatasetRollout"),
     ],
@@ -212,7 +218,9 @@ def test_what_a_teacher_cannot_provide_is_refused_before_anything_is_loaded(over
 @pytest.mark.parametrize("method", ["opd_topk", "opd_sampled"])
 def test_a_run_with_a_top_k_teacher(small, method):
     folder = run(
-        small(f"method={method}", "teacher=topk", "teacher.k=16", "loss.support.k=8" if method == "opd_topk" else "seed=0")
+        small(
+            f"method={method}", "teacher=topk", "teacher.k=16", "loss.vocab_support.k=8" if method == "opd_topk" else "seed=0"
+        )
     )
     row = read_csv(folder / "metrics.csv")[-1]
     assert "train/reverse_kl_topk" in row and "train/reverse_kl" not in row and row["train/loss"] != 0
@@ -277,7 +285,7 @@ def test_episodes_of_different_length_go_on_side_by_side(renderer):
 
 def test_an_episode_ends_at_the_limit_of_its_tokens(renderer):
     example = Example("1", [{"role": "user", "content": "rotate 3 4"}])
-    rollout = StudentRollout(renderer, 3, environment=partial(Calculator, Judge()), truncated="mask")
+    rollout = StudentRollout(renderer, 3, environment=partial(Calculator, Judge()), mask_truncated_completions=True)
     (sample,) = rollout(
         Prompts([example], [renderer.render(example.messages)]), 0, Scripted(renderer, ["3", "answer 7 1"]), {}
     ).samples
@@ -291,8 +299,8 @@ def test_one_turn_is_the_rollout_without_an_environment(student, renderer):
     task = WorldTask(n_train=4, n_eval=4)
     some = list(task.examples("train"))[:3]
     prompts = Prompts(some, [renderer.render(e.messages) for e in some])
-    plain = StudentRollout(renderer, 6, samples_per_prompt=2)(prompts, 7, generator, {}).samples
-    single = StudentRollout(renderer, 6, samples_per_prompt=2, environment=partial(SingleTurn, task))
+    plain = StudentRollout(renderer, 6, num_generations=2)(prompts, 7, generator, {}).samples
+    single = StudentRollout(renderer, 6, num_generations=2, environment=partial(SingleTurn, task))
     for a, b in zip(plain, single(prompts, 7, generator, {}).samples, strict=True):
         assert torch.equal(a.token_ids, b.token_ids) and torch.equal(a.loss_mask, b.loss_mask) and a.group == b.group
         assert a.finish_reason == b.finish_reason and torch.equal(a.logprobs, b.logprobs)
@@ -353,7 +361,7 @@ def test_the_generators_samples_stand_together(student, renderer):
     [
         ["method=kd", "teacher=routed", "teacher.default=new"],
         ["method=kd", "teacher=mixed"],
-        ["method=kd", "loss/support=topk", "teacher=topk"],
+        ["method=kd", "loss/vocab_support=topk", "teacher=topk"],
         ["method=kd", "rollout._target_=tests.gapped.GappedRollout"],
     ],
     ids=["routed", "mixed", "topk", "gapped"],
@@ -362,7 +370,10 @@ def test_two_devices_train_like_one_on_every_contract(tiny_run, tmp_path, traine
     """Over gloo, on given completions: the same weights, losses and gradient norms."""
     base = [o for o in tiny_run if not re.match(r"trainer\.(max_steps|devices)|evaluation", o)]
     base += [*case, "evaluation=none", "logger=none", "trainer.max_steps=3"]
-    for more in (["study.name=one"], [f"trainer={trainer}", "trainer.devices=2", "micro_tokens=40", "study.name=two"]):
+    for more in (
+        ["study.name=one"],
+        [f"trainer={trainer}", "trainer.devices=2", "max_tokens_per_microbatch=40", "study.name=two"],
+    ):
         code, output = call(*base, *more)
         assert code == 0, output
     files = [next(tmp_path.glob(f"{name}/*/seed-0/checkpoints/last.ckpt")) for name in ("one", "two")]

@@ -56,7 +56,7 @@ METHODS = ("sft", "opd", "sdft", "seqkd", "grpo")
 @pytest.mark.parametrize("method", METHODS)
 def test_flops_do_not_depend_on_how_the_work_is_cut_up(small, method):
     ledgers = []
-    for cut in ("micro_tokens=null", "micro_tokens=30"):
+    for cut in ("max_tokens_per_microbatch=null", "max_tokens_per_microbatch=30"):
         folder = run(small(f"method={method}", cut, f"study.name={method}-{cut.partition('=')[2]}"))
         ledgers.append(json.loads((folder / "ledger.json").read_text())["flops"])
     assert ledgers[0] == ledgers[1] and (ledgers[0].get("forward", 0) > 0) == (method != "grpo")  # whose rewards are all 0 here

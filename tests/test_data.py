@@ -72,7 +72,7 @@ def test_joined_hidden_states_predict_the_completion_tokens(rows):
     example, cpu = Example("e", []), torch.device("cpu")
     own, others = (
         [
-            single_turn(example, i, Rendered(p), Completion(c, "stop"), "student", "keep")
+            single_turn(example, i, Rendered(p), Completion(c, "stop"), "student", False)
             for i, (p, c) in enumerate(zip(some, completions, strict=True))
         ]
         for some in (prompts, [[2] * (1 + len(p) % 4) for p in prompts])

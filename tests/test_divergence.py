@@ -171,8 +171,8 @@ def test_the_tail_bucket_never_exceeds_the_exact_divergence_and_grows_with_k(div
     ("options", "field"), [({"k": 0}, "k=0"), ({"k": 2, "of": "both"}, "of='both'"), ({"k": 2, "rest": "drop"}, "rest='drop'")]
 )
 def test_bad_supports_are_refused(options, field):
-    with pytest.raises(ValueError, match=rf"loss\.support\.{field}"):
+    with pytest.raises(ValueError, match=rf"loss\.vocab_support\.{field}"):
         TopK(**options)
     student, teacher = (x.log_softmax(-1) for x in pair())
-    with pytest.raises(ValueError, match=r"loss\.support\.k=8 exceeds the vocabulary of 7"):
+    with pytest.raises(ValueError, match=r"loss\.vocab_support\.k=8 exceeds the vocabulary of 7"):
         TopK(8)(reverse_kl, student, FullLogProbs(teacher), tokens(torch.zeros(5, dtype=torch.long)))

@@ -38,7 +38,9 @@ def parts(dtype=torch.float64, bias=False, n=N, h=H, v=V):
 
 
 def objective():
-    return Objective(completion_mask, token_mean, divergence=reverse_kl, support=FullVocabulary(), cross_entropy=CrossEntropy())
+    return Objective(
+        completion_mask, token_mean, divergence=reverse_kl, vocab_support=FullVocabulary(), cross_entropy=CrossEntropy()
+    )
 
 
 def naive(hidden, weight, bias, tokens, scores):

@@ -62,7 +62,7 @@ def test_recorded_log_probabilities_are_those_of_the_sampling_distribution(stude
 
 
 def test_equal_seeds_give_equal_completions_and_leave_the_global_stream_alone(renderer, generator):
-    policy = StudentRollout(renderer, 12, samples_per_prompt=2)
+    policy = StudentRollout(renderer, 12, num_generations=2)
     before = torch.get_rng_state()
     a, b, c = (ids(policy(prompts(renderer), seed, generator, {})) for seed in (1, 1, 2))
     assert a == b != c
@@ -96,17 +96,17 @@ def test_lengths_end_at_eos_even_where_pad_is_eos(student):
 
 
 def test_samples_of_a_prompt_are_adjacent(renderer, generator):
-    samples = StudentRollout(renderer, 4, samples_per_prompt=3)(prompts(renderer, 2), 0, generator, {}).samples
+    samples = StudentRollout(renderer, 4, num_generations=3)(prompts(renderer, 2), 0, generator, {}).samples
     assert [s.example.id for s in samples] == [e.id for e in prompts(renderer, 2).examples for _ in range(3)]
     assert [s.group for s in samples] == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("truncated", ["keep", "mask"])
-def test_truncated_completions_are_kept_or_left_out(renderer, generator, truncated):
-    samples = StudentRollout(renderer, 2, truncated=truncated)(prompts(renderer), 0, generator, {}).samples
+@pytest.mark.parametrize("mask", [False, True])
+def test_truncated_completions_are_kept_or_left_out(renderer, generator, mask):
+    samples = StudentRollout(renderer, 2, mask_truncated_completions=mask)(prompts(renderer), 0, generator, {}).samples
     cut = [sample.finish_reason == "length" for sample in samples]
     assert any(cut)
-    assert [sample.include_in_loss for sample in samples] == [not c if truncated == "mask" else True for c in cut]
+    assert [sample.include_in_loss for sample in samples] == [not (mask and c) for c in cut]
 
 
 def test_reference_completions_end_with_eos_and_say_when_they_were_cut(renderer):
@@ -126,9 +126,8 @@ def test_reference_completions_end_with_eos_and_say_when_they_were_cut(renderer)
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
-        ({"samples_per_prompt": 0}, "samples_per_prompt"),
-        ({"updates_per_rollout": 0}, "updates_per_rollout"),
-        ({"truncated": "drop"}, "truncated"),
+        ({"num_generations": 0}, "num_generations"),
+        ({"num_iterations": 0}, "num_iterations"),
     ],
 )
 def test_bad_options_are_refused_by_name(renderer, options, field):
@@ -159,10 +158,10 @@ def test_the_teacher_writes_what_it_would_write_by_itself(student, renderer, gen
 
 def test_what_a_fixed_teacher_wrote_is_read_again_even_by_another_process(student, renderer, generator, other, tmp_path):
     known = teachers(student, renderer, external(other, context=NoContext()))
-    policy, batch = TeacherRollout(6, tmp_path, samples_per_prompt=2), prompts(renderer, 4)
+    policy, batch = TeacherRollout(6, tmp_path, num_generations=2), prompts(renderer, 4)
     first = policy(batch, 1, generator, known)
     again = policy(batch, 2, generator, known)
-    later = TeacherRollout(6, tmp_path, samples_per_prompt=2)(batch, 3, generator, known)
+    later = TeacherRollout(6, tmp_path, num_generations=2)(batch, 3, generator, known)
     for rollout in (again, later):
         assert ids(rollout) == ids(first) and rollout.teacher_cost.tokens == 0 < first.teacher_cost.tokens
         assert [s.finish_reason for s in rollout.samples] == [s.finish_reason for s in first.samples]
@@ -208,7 +207,7 @@ def test_a_mixture_keeps_each_prompt_with_its_completion(renderer, generator):
 def test_a_mixture_keeps_samples_of_a_prompt_together(student, renderer, generator, other):
     known = teachers(student, renderer, external(other))
     batch = prompts(renderer, 8)
-    policy = MixtureRollout(renderer, TeacherRollout(5, samples_per_prompt=3), 0.5, 5, samples_per_prompt=3)
+    policy = MixtureRollout(renderer, TeacherRollout(5, num_generations=3), 0.5, 5, num_generations=3)
     samples = policy(batch, 1, generator, known).samples
     assert [s.example.id for s in samples] == [e.id for e in batch.examples for _ in range(3)]
     assert [s.group for s in samples] == [i for i in range(8) for _ in range(3)]
@@ -219,5 +218,5 @@ def test_a_mixture_keeps_samples_of_a_prompt_together(student, renderer, generat
 def test_mixtures_that_cannot_be_are_refused(renderer):
     with pytest.raises(ValueError, match=r"rollout\.share=1\.5"):
         MixtureRollout(renderer, DatasetRollout(renderer, 4), 1.5, 4)
-    with pytest.raises(ValueError, match=r"rollout\.samples_per_prompt=2"):
-        MixtureRollout(renderer, DatasetRollout(renderer, 4), 0.5, 4, samples_per_prompt=2)
+    with pytest.raises(ValueError, match=r"rollout\.num_generations=2"):
+        MixtureRollout(renderer, DatasetRollout(renderer, 4), 0.5, 4, num_generations=2)

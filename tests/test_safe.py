@@ -65,7 +65,15 @@ def test_what_is_a_secret(monkeypatch):
         "MY_PAT",
     ):
         assert is_secret(name), name
-    for name in ("micro_tokens", "budget.student_tokens", "eos_token", "loss.aggregate.token_mean", "tokenizer", "key", "keep"):
+    for name in (
+        "max_tokens_per_microbatch",
+        "budget.student_tokens",
+        "eos_token",
+        "loss.aggregate.token_mean",
+        "tokenizer",
+        "key",
+        "keep",
+    ):
         assert not is_secret(name), name
     monkeypatch.setenv("SOME_API_KEY", "abcdefghij")
     given = {"a": ["x abcdefghij y", {"password": "p", "n": 3}], "token": None}

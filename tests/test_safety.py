@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opd_lightning.callbacks import Checkpoint, Guards
+from opd_lightning.callbacks import Checkpoint, HealthChecks
 from opd_lightning.callbacks.checkpoint import check_checkpoint, damage
 from opd_lightning.config import compose
 from opd_lightning.evaluation import Robustness
@@ -35,11 +35,11 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CO
 EXAMPLE = Example("an example", [{"role": "user", "content": "copy 1"}])
 
 
-def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> None:
+def step(guards: HealthChecks, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> None:
     """One update with these logged numbers and completions."""
     logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
     written = [Completion(list(row), "stop") for row in ids]
-    samples = [single_turn(EXAMPLE, 0, Rendered([0]), completion, "student", "keep") for completion in written]
+    samples = [single_turn(EXAMPLE, 0, Rendered([0]), completion, "student", False) for completion in written]
     module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True, sampling=SamplingParams(50, n=8)))
     outputs = {"samples": samples, "metrics": logged}
     guards.on_train_batch_end(SimpleNamespace(global_step=number, world_size=1), module, outputs, None, 0)
@@ -51,34 +51,39 @@ def step(guards: Guards, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) -> Non
         ("kl", {"train__reverse_kl": 50.0}, "lower optim.lr"),
         ("length", {"rollout__length": 50.0}, "rollout.max_new_tokens"),
         ("entropy", {"train__student_entropy": 1e-6}, "explores nothing"),
-        ("dead_groups", {"rollout__dead_groups": 1.0}, "easier or harder prompts"),
+        ("frac_reward_zero_std", {"rollout__frac_reward_zero_std": 1.0}, "easier or harder prompts"),
         ("repetition", {"ids": ((7,) * 30,)}, "repeat themselves"),
         ("truncated", {"rollout__truncated": 1.0}, "never end"),
     ],
 )
 def test_each_guard_warns_once_with_its_remedy_and_stops_if_asked(caplog, name, bad, remedy):
-    good = {"train__reverse_kl": 0.1, "train__student_entropy": 1.0, "rollout__dead_groups": 0.1, "rollout__truncated": 0.0}
-    guards = Guards(patience=3)
+    good = {
+        "train__reverse_kl": 0.1,
+        "train__student_entropy": 1.0,
+        "rollout__frac_reward_zero_std": 0.1,
+        "rollout__truncated": 0.0,
+    }
+    guards = HealthChecks(patience=3)
     with caplog.at_level(logging.WARNING):
         for number, seen in enumerate([good, good | bad, good | bad, good, *[good | bad] * 6]):
             step(guards, number, **seen)
     assert caplog.text.count("warning:") == 1 and remedy in caplog.text and name in caplog.text
-    stopping = Guards(patience=2, stop=True)
+    stopping = HealthChecks(patience=2, stop=True)
     step(stopping, **good)
     step(stopping, **(good | bad))
     with pytest.raises(ValueError, match=f"{name} has been"):
         step(stopping, **(good | bad))
-    off = Guards(patience=1, stop=True, **{name: None})
+    off = HealthChecks(patience=1, stop=True, **{name: None})
     step(off, **good)
     step(off, **(good | bad))
 
 
 def test_a_guard_that_stops_leaves_a_run_that_can_go_on(small):
-    cfg = small("method=opd", "trainer.max_steps=6", "callbacks.checkpoint.every=1", "callbacks.guards.kl=1e-9")
-    cfg.callbacks.guards.patience, cfg.callbacks.guards.stop = 3, True
+    cfg = small("method=opd", "trainer.max_steps=6", "callbacks.checkpoint.every=1", "callbacks.health_checks.kl=1e-9")
+    cfg.callbacks.health_checks.patience, cfg.callbacks.health_checks.stop = 3, True
     with pytest.raises(ValueError, match="kl has been"):
         run(cfg)
-    cfg.callbacks.guards.stop = False
+    cfg.callbacks.health_checks.stop = False
     status = json.loads((run(cfg) / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 6)
 
@@ -157,7 +162,9 @@ def rows(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if "seconds" not in k and "second" not in k and "mib" not in k} for row in found]
 
 
-@pytest.mark.parametrize(("every", "step", "place"), [(50, 4, Guards), (2, 4, Checkpoint), (2, 5, Guards), (1, 1, Checkpoint)])
+@pytest.mark.parametrize(
+    ("every", "step", "place"), [(50, 4, HealthChecks), (2, 4, Checkpoint), (2, 5, HealthChecks), (1, 1, Checkpoint)]
+)
 def test_metrics_are_those_of_an_unbroken_run_wherever_it_broke(small, monkeypatch, every, step, place):
     """Before the first checkpoint, and between a checkpoint and what Lightning does after it."""
     options = ["method=opd", "trainer.max_steps=8", f"callbacks.checkpoint.every={every}", "evaluation.every=3"]

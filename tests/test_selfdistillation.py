@@ -58,7 +58,7 @@ def samples_of(tokenizer, examples, n=1, lengths=None, ids=None) -> list[Sample]
         ids = torch.randint(2, 12, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(3))
     renderer = ChatRenderer(tokenizer)
     return [
-        single_turn(e, group, renderer.render(e.messages), Completion(ids[b, : lengths[b]].tolist(), "stop"), "student", "keep")
+        single_turn(e, group, renderer.render(e.messages), Completion(ids[b, : lengths[b]].tolist(), "stop"), "student", False)
         for b, (group, e) in enumerate(asked)
     ]
 
@@ -244,7 +244,7 @@ def test_untold_rows_are_in_no_number_and_make_no_step(small):
         "method=sdpo",
         "context=sibling",
         "loss/policy_gradient=grpo",
-        "rollout.samples_per_prompt=2",
+        "rollout.num_generations=2",
         "evaluation=text",
     ]
     folder = run(small(*overrides, "task.skill=complement"))
@@ -271,7 +271,7 @@ def test_a_merged_adapter_is_the_same_model(tiny, world):
         ["method=sdft", "teacher=ema", "teacher.rate=0.3", "adapter=lora", "adapter.r=2", "optim.lr=0.01"],
         ["method=sdft", "teacher=ema", "teacher.of=factors", "adapter=lora", "adapter.r=2", "optim.lr=0.01"],
         ["method=sdft", "teacher=sync", "teacher.every=2"],
-        ["method=sdpo", "rollout.samples_per_prompt=3", "trainer.precision=bf16-mixed"],
+        ["method=sdpo", "rollout.num_generations=3", "trainer.precision=bf16-mixed"],
         ["method=sdft", "adapter=lora", "adapter.r=2", "adapter.lora_dropout=0.3", "optim.lr=0.01"],
     ],
     ids=["ema", "ema_lora", "factors", "sync", "sdpo", "frozen_lora"],
@@ -385,7 +385,7 @@ def walked(tiny, samples, context, objective=None):
     model = Pretrained(tiny)
     tokenizer = model.tokenizer()
     renderer, teacher = ChatRenderer(tokenizer), LocalTeacher(FrozenStart(), context)
-    policy = type("Given", (), {"teachers": frozenset(), "updates_per_rollout": 1, "sampling": SamplingParams(8)})()
+    policy = type("Given", (), {"teachers": frozenset(), "num_iterations": 1, "sampling": SamplingParams(8)})()
     parts = (model, renderer, TransformersGenerator(tokenizer), policy, objective, {"teacher": teacher})
     module = DistillationModule(*parts, optim=None, seed=0, verify=lambda e, t: None)
     module.student = Student(model.model())
@@ -409,7 +409,7 @@ def test_beside_another_term_untold_rows_lose_the_divergence_alone(tiny):
         parts = dict(weight=completion_mask, aggregate=token_mean)
         return walked(tiny, samples, context, Objective(**parts, **terms))[0]
 
-    kl = dict(divergence=reverse_kl, support=FullVocabulary())
+    kl = dict(divergence=reverse_kl, vocab_support=FullVocabulary())
     both, alone = gradient(**kl, cross_entropy=CrossEntropy()), gradient(**kl)
     ce = gradient(**kl, cross_entropy=CrossEntropy(), coefficients={"divergence": 0.0})
     # Alone, the mean is over the told row's three tokens; beside cross-entropy it is over all six.
@@ -473,8 +473,8 @@ def test_the_teacher_scores_the_very_ids_that_the_student_wrote(reader, family, 
     written = torch.randint(0, len(tokenizer), (len(rows), max(lengths)), generator=draw)
     samples = samples_of(tokenizer, examples, lengths=lengths, ids=written)
     context = Quote("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
-    micro_tokens = data.draw(st.sampled_from([None, 1, 64]))
-    found = ready(Live(), reader, tokenizer, context).score(samples, micro_tokens)
+    max_tokens_per_microbatch = data.draw(st.sampled_from([None, 1, 64]))
+    found = ready(Live(), reader, tokenizer, context).score(samples, max_tokens_per_microbatch)
     expected = []
     for example, ids, n in zip(examples, written.tolist(), lengths, strict=True):
         prompt = encode_chat(tokenizer, context(example), enable_thinking=True)
@@ -497,7 +497,7 @@ BAD = {
         "TrustRegion can only score",
     ),
     "waits": (["method=seqkd", "teacher=frozen", "context=sibling"], "waits for the student's attempts"),
-    "alone": (["method=sdpo", "rollout.samples_per_prompt=1", "context=sibling"], "without siblings"),
+    "alone": (["method=sdpo", "rollout.num_generations=1", "context=sibling"], "without siblings"),
     "off": (
         ["teacher=frozen", "context=none", "loss/cross_entropy=nll", "loss.coefficients.cross_entropy=0"],
         "zero by construction",

@@ -22,7 +22,7 @@ from opd_lightning.utils.metrics import StepMetrics
 def packed(lengths=(3, 1), counts=(True, True)) -> Tokens:
     """The tokens of samples of these lengths; those that do not count were cut off, and are masked for it."""
     samples = [
-        single_turn(None, i, Rendered([5]), Completion([0] * n, "stop" if counted else "length"), "student", "mask")
+        single_turn(None, i, Rendered([5]), Completion([0] * n, "stop" if counted else "length"), "student", True)
         for i, (n, counted) in enumerate(zip(lengths, counts, strict=True))
     ]
     return pack(samples, torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_group_advantages_by_hand():
     expected = torch.tensor([[0.5, -0.5, -0.5, 0.5], [0.0] * 4]) / torch.tensor([[std + 1e-4], [1.0]])
     torch.testing.assert_close(group_relative(rewards), expected)
     torch.testing.assert_close(group_relative(rewards, scale_by_std=False)[0], torch.tensor([0.5, -0.5, -0.5, 0.5]))
-    with pytest.raises(ValueError, match="samples_per_prompt=1"):
+    with pytest.raises(ValueError, match="num_generations=1"):
         group_relative(rewards[:, :1])
 
 
@@ -45,7 +45,7 @@ def test_leave_one_out_and_batch_baselines_by_hand():
     others = [(rewards.sum() - r) / 5 for r in rewards.flatten()]
     torch.testing.assert_close(reinforce(rewards).flatten(), rewards.flatten() - torch.stack(others))
     assert reinforce(rewards, baseline=False) is rewards and (reinforce(torch.full((3, 1), 0.7)) == 0).all()
-    with pytest.raises(ValueError, match="samples_per_prompt=1"):
+    with pytest.raises(ValueError, match="num_generations=1"):
         leave_one_out(rewards[:, :1])
     with pytest.raises(ValueError, match=r"data\.batch_size=1"):
         reinforce(rewards[:1, :1])
@@ -80,15 +80,15 @@ def test_the_sampler_ratio_is_truncated_and_scales_the_gradient(sampler, expecte
     log_s = torch.log(torch.tensor([[0.4, 0.6]])).requires_grad_()
     known = {"advantage": torch.tensor([1.0]), "sampler_logprob": torch.log(torch.tensor([sampler]))}
     tokens = Tokens(torch.tensor([0]), torch.tensor([0]), torch.ones(1), **known)
-    loss, stats = PolicyGradient(group_relative, sampler_cap=2.0)(log_s, tokens)
+    loss, stats = PolicyGradient(group_relative, importance_sampling_cap=2.0)(log_s, tokens)
     (slope,) = torch.autograd.grad(loss.sum(), log_s, retain_graph=True)
     torch.testing.assert_close(stats["sampler_ratio"], torch.tensor([expected]))
     torch.testing.assert_close(slope, torch.tensor([[-expected, 0.0]]))
     target = FullLogProbs(torch.log(torch.tensor([[0.5, 0.5]])))
     capped, plain = (SampledToken(cap)(reverse_kl, log_s, target, tokens) for cap in (2.0, None))
     torch.testing.assert_close(capped, expected * plain)
-    with pytest.raises(ValueError, match=r"loss\.policy_gradient\.sampler_cap=0\.5"):
-        PolicyGradient(group_relative, sampler_cap=0.5)
+    with pytest.raises(ValueError, match=r"loss\.policy_gradient\.importance_sampling_cap=0\.5"):
+        PolicyGradient(group_relative, importance_sampling_cap=0.5)
 
 
 def test_terms_add_up_with_their_coefficients():

@@ -42,8 +42,8 @@ class Ragged:
     on_policy = False
     teachers: frozenset[str] = frozenset()
 
-    def __init__(self, updates_per_rollout: int = 1, samples: int = 1):
-        self.updates_per_rollout, self.sampling = updates_per_rollout, SamplingParams(max(LENGTHS), n=samples)
+    def __init__(self, num_iterations: int = 1, samples: int = 1):
+        self.num_iterations, self.sampling = num_iterations, SamplingParams(max(LENGTHS), n=samples)
 
     def __call__(self, prompts, seed, generator=None, teachers=None):
         drawn = torch.randint(2, 30, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(7)).tolist()
@@ -52,7 +52,7 @@ class Ragged:
         assert len(prompts.examples) * n == len(LENGTHS)
         return Rollout(
             [
-                single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "dataset", "keep")
+                single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "dataset", False)
                 for b, completion in enumerate(completions)
             ]
         )
@@ -60,7 +60,7 @@ class Ragged:
 
 def sequences_of(prompt: list[int], completion: list[int]) -> Sequences:
     """One completion behind its prompt, ready to be read."""
-    sample = single_turn(None, 0, Rendered(prompt), Completion(completion, "stop"), "dataset", "keep")
+    sample = single_turn(None, 0, Rendered(prompt), Completion(completion, "stop"), "dataset", False)
     return collate([sample], 0, torch.device("cpu"))
 
 
@@ -70,7 +70,7 @@ def step(
     *,
     teacher=None,
     dtype="float32",
-    micro_tokens=None,
+    max_tokens_per_microbatch=None,
     rollout=None,
     verify=None,
     clip_norm=None,
@@ -89,7 +89,9 @@ def step(
         local.check_tokenizer(tokenizer)
     optim = Optim(torch.optim.SGD, lr=1.0, clip_norm=clip_norm, schedule="constant")
     writer = TransformersGenerator(tokenizer)
-    module = DistillationModule(model, renderer, writer, rollout, objective, teachers, optim, 0, verify, micro_tokens, chunk=5)
+    module = DistillationModule(
+        model, renderer, writer, rollout, objective, teachers, optim, 0, verify, max_tokens_per_microbatch, logits_chunk_size=5
+    )
     if halt_after is not None:
         build, done = optim.build, []
 
@@ -102,11 +104,11 @@ def step(
 
         optim.build = halting
     prompts_per_step = len(LENGTHS) // rollout.sampling.n
-    data = PromptData(WorldTask().examples("train"), renderer, prompts_per_step, 0, rollout.updates_per_rollout)
+    data = PromptData(WorldTask().examples("train"), renderer, prompts_per_step, 0, rollout.num_iterations)
     trainer = L.Trainer(
         accelerator="cpu",
         precision=precision,
-        max_steps=rollout.updates_per_rollout,
+        max_steps=rollout.num_iterations,
         max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
@@ -122,7 +124,7 @@ def step(
 
 
 def distil(divergence=reverse_kl, support=None, aggregate=token_mean) -> Objective:
-    return Objective(completion_mask, aggregate, divergence=divergence, support=support or FullVocabulary())
+    return Objective(completion_mask, aggregate, divergence=divergence, vocab_support=support or FullVocabulary())
 
 
 OBJECTIVES = {
@@ -163,7 +165,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, to
     for budget in (None, 45, 1):
         objective = OBJECTIVES[name]()
         teacher = External(other, dtype=dtype) if objective.teachers else None
-        options = dict(rollout=Ragged(samples=3), verify=reward_some, dtype=dtype, micro_tokens=budget)
+        options = dict(rollout=Ragged(samples=3), verify=reward_some, dtype=dtype, max_tokens_per_microbatch=budget)
         gradients.append(step(tiny, objective, teacher=teacher, **options)[1])
     whole = gradients[0]
     assert whole.norm() > 1e-2
@@ -210,15 +212,19 @@ def grpo(**options) -> Objective:
     return Objective(completion_mask, token_mean, policy_gradient=PolicyGradient(group_relative, **options))
 
 
-@pytest.mark.parametrize("micro_tokens", [None, 1])
-def test_equal_rewards_are_a_silent_step_that_is_counted(tiny, micro_tokens):
+@pytest.mark.parametrize("max_tokens_per_microbatch", [None, 1])
+def test_equal_rewards_are_a_silent_step_that_is_counted(tiny, max_tokens_per_microbatch):
     """No gradient rather than a zero gradient: AdamW would move weights on the latter."""
     module, gradient, metrics = step(
-        tiny, grpo(), rollout=Ragged(samples=3), verify=lambda e, t: Verdict(1.0, 1.0), micro_tokens=micro_tokens
+        tiny,
+        grpo(),
+        rollout=Ragged(samples=3),
+        verify=lambda e, t: Verdict(1.0, 1.0),
+        max_tokens_per_microbatch=max_tokens_per_microbatch,
     )
     assert gradient.abs().max() == 0 and float(metrics["train/skipped"]) == 1.0
     assert module.trainer.global_step == 1 and all(p.grad is None for p in module.student.parameters())
-    assert float(metrics["rollout/dead_groups"]) == 1.0
+    assert float(metrics["rollout/frac_reward_zero_std"]) == 1.0
 
 
 def test_the_policy_ratio_starts_at_one_and_moves_with_updates(tiny):
@@ -226,7 +232,7 @@ def test_the_policy_ratio_starts_at_one_and_moves_with_updates(tiny):
     options = dict(rollout=Ragged(samples=3), verify=reward_some, clip_norm=0.5)
     _, _, first = step(tiny, grpo(), **options)
     assert float(first["train/ratio"]) == 1.0 and float(first["train/clip_fraction"]) == 0.0
-    _, _, fourth = step(tiny, grpo(), **{**options, "rollout": Ragged(updates_per_rollout=4, samples=3)})
+    _, _, fourth = step(tiny, grpo(), **{**options, "rollout": Ragged(num_iterations=4, samples=3)})
     assert float(fourth["train/ratio"]) != 1.0 and float(fourth["train/clip_fraction"]) > 0.0
 
 
@@ -346,7 +352,7 @@ def test_a_budget_ends_a_run_and_the_run_is_finished(small):
     assert run(small(*overrides)) == folder and json.loads((folder / "ledger.json").read_text()) == ledger
 
 
-def test_ratio_and_clip_are_active_at_four_updates_per_rollout(small):
+def test_ratio_and_clip_are_active_at_four_num_iterations(small):
     """With clip-higher, on the shipped start model, whose samples are right now and then."""
     folder = run(
         small(
@@ -355,7 +361,7 @@ def test_ratio_and_clip_are_active_at_four_updates_per_rollout(small):
             "~model.teacher",
             "method=grpo",
             "loss/policy_gradient=clip_higher",
-            "rollout.updates_per_rollout=4",
+            "rollout.num_iterations=4",
             "trainer.max_steps=8",
             "data.batch_size=32",
             "task.n_train=64",
@@ -439,7 +445,7 @@ class Widest(TorchDispatchMode):
 def test_no_preset_ever_holds_the_logits_of_a_batch(small, narrow, method):
     """Over two whole runs: at most a chunk of rows, or the rows of one decoding step, exists at a time."""
     models = (f"model.path={narrow[0]}", f"model.teacher={narrow[1]}")
-    cfg = small(f"method={method}", *models, "chunk=4", "evaluation=none", "task.max_new_tokens=12")
+    cfg = small(f"method={method}", *models, "logits_chunk_size=4", "evaluation=none", "task.max_new_tokens=12")
     with Widest(vocabulary=32) as watch:
         run(cfg)
     decoding = 8 * 4  # completions that are decoded at a time, at most

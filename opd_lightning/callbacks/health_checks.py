@@ -1,4 +1,4 @@
-"""Guards: numbers that say that a run goes wrong while its loss still looks well, each with the remedy."""
+"""HealthChecks: numbers that say that a run goes wrong while its loss still looks well, each with the remedy."""
 
 import logging
 from typing import Any
@@ -12,29 +12,31 @@ log = logging.getLogger(__name__)
 
 REMEDIES = {
     "kl": "the student runs away from its teacher; lower optim.lr, or use another loss/divergence",
-    "length": "completions grow without end; lower rollout.max_new_tokens, use rollout.truncated=mask, or look at EOS (check)",
+    "length": "completions grow without end; lower rollout.max_new_tokens, use "
+    "rollout.mask_truncated_completions=true, or look at EOS (check)",
     "entropy": "the student hardly samples any more and explores nothing; lower optim.lr, or add loss/reference=reverse_kl",
-    "dead_groups": "all samples of a prompt score alike, so that nothing is learned; choose easier or harder prompts, or more "
-    "rollout.samples_per_prompt",
+    "frac_reward_zero_std": "all samples of a prompt score alike, so that nothing is learned; choose easier or harder "
+    "prompts, or more "
+    "rollout.num_generations",
     "repetition": "completions repeat themselves; lower optim.lr, or use loss/divergence=forward_kl",
-    "truncated": "most completions never end; raise rollout.max_new_tokens, or use rollout.truncated=mask",
+    "truncated": "most completions never end; raise rollout.max_new_tokens, or use rollout.mask_truncated_completions=true",
 }
 
 
-class Guards(L.Callback):
+class HealthChecks(L.Callback):
     """Warns, or stops, when a number has been out of bounds for some updates in a row.
 
-    A loss or gradient that is not finite needs no guard: the training step itself stops before the weights are touched.
+    A loss or gradient that is not finite needs no check: the training step itself stops before the weights are touched.
 
     Args:
         kl: largest KL(student || teacher), nats per token.
         length: largest mean length, in those of the run's first rollout.
         entropy: least entropy of the student, nats per token; only where completions are sampled from it.
-        dead_groups: largest share of prompts whose samples score alike.
+        frac_reward_zero_std: largest share of prompts whose samples score alike.
         repetition: largest share of repeated 4-grams of tokens.
         truncated: largest share of completions that ran into the token limit.
-        patience: rollouts in a row, one update each unless rollout.updates_per_rollout says more.
-        stop: end the run with an error instead of a warning. Null as a bound switches a guard off.
+        patience: rollouts in a row, one update each unless rollout.num_iterations says more.
+        stop: end the run with an error instead of a warning. Null as a bound switches a check off.
     """
 
     def __init__(
@@ -42,19 +44,19 @@ class Guards(L.Callback):
         kl: float | None = 20.0,
         length: float | None = 4.0,
         entropy: float | None = 1e-4,
-        dead_groups: float | None = 0.98,
+        frac_reward_zero_std: float | None = 0.98,
         repetition: float | None = 0.6,
         truncated: float | None = 0.95,
         patience: int = 10,
         stop: bool = False,
     ):
         if patience < 1:
-            raise ValueError(f"callbacks.guards.patience={patience} must be at least 1 update.")
-        self.bounds = {"kl": kl, "length": length, "entropy": entropy, "dead_groups": dead_groups}
+            raise ValueError(f"callbacks.health_checks.patience={patience} must be at least 1 update.")
+        self.bounds = {"kl": kl, "length": length, "entropy": entropy, "frac_reward_zero_std": frac_reward_zero_std}
         self.bounds |= {"repetition": repetition, "truncated": truncated}
         for name, bound in self.bounds.items():
             if bound is not None and not bound > 0:
-                raise ValueError(f"callbacks.guards.{name}={bound} must be positive; null switches it off.")
+                raise ValueError(f"callbacks.health_checks.{name}={bound} must be positive; null switches it off.")
         self.patience, self.stop = patience, stop
         self.beyond = dict.fromkeys(REMEDIES, 0)
         self.first_length: float | None = None
@@ -63,7 +65,7 @@ class Guards(L.Callback):
         """Look at the step that was just taken.
 
         Raises:
-            ValueError: a guard stops the run.
+            ValueError: a check stops the run.
         """
         for name, value in self.watched(trainer, module, outputs).items():
             bound = self.bounds[name]
@@ -76,15 +78,19 @@ class Guards(L.Callback):
                     f"update {trainer.global_step}: {name} has been {value:.3g} (bound {bound:g}) for {self.patience} updates"
                 )
                 if self.stop:
-                    raise ValueError(f"{sentence}: {REMEDIES[name]}. callbacks.guards.stop=false goes on all the same.")
+                    raise ValueError(f"{sentence}: {REMEDIES[name]}. callbacks.health_checks.stop=false goes on all the same.")
                 log.warning(f"warning: {sentence}: {REMEDIES[name]}.")
 
     def watched(self, trainer: L.Trainer, module: Any, outputs: Any) -> dict[str, float]:
         """The numbers of this step that there are."""
         seen = outputs["metrics"]
         if module.rollout.sampling.n < 2:  # a group of one always scores alike
-            seen = {name: value for name, value in seen.items() if name != "rollout/dead_groups"}
-        told = {"dead_groups": "rollout/dead_groups", "truncated": "rollout/truncated", "kl": "train/reverse_kl"}
+            seen = {name: value for name, value in seen.items() if name != "rollout/frac_reward_zero_std"}
+        told = {
+            "frac_reward_zero_std": "rollout/frac_reward_zero_std",
+            "truncated": "rollout/truncated",
+            "kl": "train/reverse_kl",
+        }
         sampled = module.rollout.student_writes
         found = {name: seen[key] for name, key in told.items() if key in seen and (sampled or name == "kl")}
         if not sampled:

@@ -21,6 +21,7 @@ OBJECTS = {
     "opd_lightning.teacher.TrustRegion": "opd_lightning.teachers.trust_region",
     "opd_lightning.teacher.Live": "opd_lightning.teachers.live",
     "opd_lightning.callbacks.Bookkeeping": "opd_lightning.callbacks.CostLedger",
+    "opd_lightning.callbacks.Guards": "opd_lightning.callbacks.HealthChecks",
 }
 MODULES = {
     "opd_lightning.context.builders": "opd_lightning.teachers.contexts.builders",
@@ -42,8 +43,27 @@ MODULES = {
     "opd_lightning.sweep": "opd_lightning.reporting.overview",
 }
 FOLDERS = {"pkg://opd_lightning/assets/": "pkg://opd_lightning/toy/assets/"}
-KEYS: dict[str, str] = {}
-"""Configuration keys and groups: "old.key" or "old/group" to the new one."""
+KEYS = {
+    "micro_tokens": "max_tokens_per_microbatch",
+    "chunk": "logits_chunk_size",
+    "loss.support": "loss.vocab_support",
+    "loss/support": "loss/vocab_support",
+    "loss.vocab_support.sampler_cap": "loss.vocab_support.importance_sampling_cap",
+    "loss.policy_gradient.sampler_cap": "loss.policy_gradient.importance_sampling_cap",
+    "callbacks.guards": "callbacks.health_checks",
+    "callbacks.health_checks.dead_groups": "callbacks.health_checks.frac_reward_zero_std",
+} | {
+    f"{place}.{old}": f"{place}.{new}"
+    for place in ("rollout", "rollout.other")
+    for old, new in (
+        ("samples_per_prompt", "num_generations"),
+        ("updates_per_rollout", "num_iterations"),
+        ("truncated", "mask_truncated_completions"),
+    )
+}
+"""Configuration keys and groups: "old.key" or "old/group" to the new one, in the order in which they are applied."""
+VALUES = {"keep": False, "mask": True}
+"""Values of `truncated` as those of `mask_truncated_completions`."""
 
 
 SINCE: dict[str, Any] = {
@@ -115,6 +135,8 @@ def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> No
     if not isinstance(node, dict) or old[-1] not in node:
         return
     value = node.pop(old[-1])
+    if old[-1] == "truncated":
+        value = VALUES.get(value, value)
     for key in new[:-1]:
         config = config.setdefault(key, {})
     config[new[-1]] = value
@@ -127,7 +149,9 @@ def renamed(override: str) -> str:
         return override
     sign, key, rest = found.groups()
     for old, new in KEYS.items():
-        if key == old or key.startswith(f"{old}.") or key.startswith(f"{old}@"):
+        if key == old or key.startswith((f"{old}.", f"{old}@")):
             warn(old, new)
-            return f"{sign}{new}{key[len(old) :]}{rest}"
-    return override
+            key = new + key[len(old) :]
+            if old.endswith("truncated"):
+                rest = rest.replace("keep", "false").replace("mask", "true")
+    return f"{sign}{key}{rest}"

@@ -52,7 +52,7 @@ class Choices:
             rollout=build(cfg["rollout"], **offers),
             teacher=build(cfg["teacher"], context=context),
             context=context,
-            support=build(cfg["loss"]["support"]) if cfg["loss"]["divergence"] else None,
+            support=build(cfg["loss"]["vocab_support"]) if cfg["loss"]["divergence"] else None,
         )
 
 
@@ -79,14 +79,14 @@ def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     loss = cfg["loss"]
     sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
     sampled = chosen.support is not None and chosen.support.needs_own_samples
-    estimates = [term for term in (loss["policy_gradient"], loss["support"] if sampled else None) if term]
+    estimates = [term for term in (loss["policy_gradient"], loss["vocab_support"] if sampled else None) if term]
     same = ({"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0}, dict.fromkeys(sampling))
-    if all(term.get("sampler_cap") is not None for term in estimates) or sampling in same:
+    if all(term.get("importance_sampling_cap") is not None for term in estimates) or sampling in same:
         return []
     return [
         f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
-        f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. A sampler_cap "
-        "(2.0, say) in loss.policy_gradient or loss.support corrects for it."
+        f"{loss['temperature']} over the whole vocabulary: the estimate is biased where the two differ. "
+        "importance_sampling_cap=2 in loss.policy_gradient or loss.vocab_support corrects for it."
     ]
 
 
@@ -140,12 +140,14 @@ def check_provides(teacher: Any, support: Any) -> None:
     if support.requires not in teacher.provides:
         given = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
         raise ValueError(
-            f"loss/support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher gives "
-            f"{given}; choose loss/support=topk or sampled, or another teacher."
+            f"loss/vocab_support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher "
+            f"gives {given}; choose loss/vocab_support=topk or sampled, or another teacher."
         )
     k = getattr(support, "k", None)
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:
-        raise ValueError(f"loss.support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives (teacher.k); lower it.")
+        raise ValueError(
+            f"loss.vocab_support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives (teacher.k); lower it."
+        )
 
 
 def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
@@ -168,8 +170,8 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
     if chosen.support is not None and chosen.support.needs_own_samples and not own:
         raise ValueError(
-            f"loss/support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
-            "rollout=student or loss/support=full."
+            f"loss/vocab_support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
+            "rollout=student or loss/vocab_support=full."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0
@@ -193,9 +195,9 @@ def check_numbers(cfg: dict[str, Any]) -> None:
         raise ValueError(
             f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens, flops or seconds end it."
         )
-    updates = cfg["rollout"]["updates_per_rollout"]
+    updates = cfg["rollout"]["num_iterations"]
     if updates >= 1 and steps > 0 and steps % updates:
-        raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.updates_per_rollout={updates}; make it one.")
+        raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.num_iterations={updates}; make it one.")
     schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
     if schedule not in schedules:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
@@ -204,17 +206,17 @@ def check_numbers(cfg: dict[str, Any]) -> None:
             f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."
         )
-    counts = {"data.batch_size": cfg["data"]["batch_size"], "chunk": cfg["chunk"]}
+    counts = {"data.batch_size": cfg["data"]["batch_size"], "logits_chunk_size": cfg["logits_chunk_size"]}
     for key, value in {**counts, "seed": cfg["seed"], "evaluation.every": cfg["evaluation"]["every"]}.items():
         check_type(key, value, int)
     check_type("data.max_prompt_tokens", cfg["data"]["max_prompt_tokens"], int | None)
     if cfg["data"]["overlong"] not in ("refuse", "drop"):
         raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
-    check_type("micro_tokens", cfg["micro_tokens"], int | None)
+    check_type("max_tokens_per_microbatch", cfg["max_tokens_per_microbatch"], int | None)
     for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1.")
-    if cfg["micro_tokens"] is not None and cfg["micro_tokens"] < 1:
-        raise ValueError(f"micro_tokens={cfg['micro_tokens']} must be at least 1; null takes the whole batch at once.")
+    if (most := cfg["max_tokens_per_microbatch"]) is not None and most < 1:
+        raise ValueError(f"max_tokens_per_microbatch={most} must be at least 1; null takes the whole batch at once.")
     if cfg["evaluation"]["every"] < 1:
         raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")

@@ -37,7 +37,7 @@ MAPPINGS = ("data", "study", "loss.coefficients", "evaluation", "evaluation.suit
 """Nodes that the program reads key by key."""
 
 OBJECTS: tuple[str, ...] = ("budget", "model", "task", "generator", "rollout", "context", "optim", "trainer", "loss")
-OBJECTS += ("loss.support", "loss.weight", "loss.aggregate")
+OBJECTS += ("loss.vocab_support", "loss.weight", "loss.aggregate")
 """Nodes that no run does without."""
 
 OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "environment", "logger", "evaluation.answers")

@@ -56,15 +56,13 @@ class PromptData(L.LightningDataModule):
         renderer: the student's.
         batch_size: prompts per rollout over all devices.
         seed: of the order of prompts.
-        updates_per_rollout: optimizer steps per batch; tells how many batches a restored run has consumed.
+        num_iterations: optimizer steps per batch; tells how many batches a restored run has consumed.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], renderer: Renderer, batch_size: int, seed: int, updates_per_rollout: int = 1
-    ):
+    def __init__(self, examples: Sequence[Example], renderer: Renderer, batch_size: int, seed: int, num_iterations: int = 1):
         super().__init__()
         self.examples, self.renderer, self.batch_size, self.seed = examples, renderer, batch_size, seed
-        self.updates_per_rollout = updates_per_rollout
+        self.num_iterations = num_iterations
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
@@ -75,7 +73,7 @@ class PromptData(L.LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            start=self.trainer.global_step // self.updates_per_rollout,
+            start=self.trainer.global_step // self.num_iterations,
         )
         return DataLoader(range(len(self.examples)), batch_sampler=stream, collate_fn=self.collate)  # type: ignore[arg-type]
 

@@ -60,7 +60,7 @@ def _group(rewards: Tensor) -> int:
     n = rewards.shape[-1]
     if n < 2:
         raise ValueError(
-            f"rollout.samples_per_prompt={n} leaves a group advantage without a baseline; use 2 or more "
+            f"rollout.num_generations={n} leaves a group advantage without a baseline; use 2 or more "
             "(rollout=student_group has 8)."
         )
     return n

@@ -30,15 +30,18 @@ class DivergenceTerm:
 
     def __init__(self, divergence: Entries, support: Any, clip: Any, ratio_cap: float | None, scale: float):
         if support is None:
-            raise ValueError("loss.divergence needs loss/support= to say over which tokens it is taken; full is the exact one.")
+            raise ValueError(
+                "loss.divergence needs loss/vocab_support= to say over which tokens it is taken; full is the exact one."
+            )
         if support.needs_own_samples and (clip is not None or ratio_cap is not None):
             raise ValueError(
-                "loss/support=sampled takes neither loss/clip nor loss.ratio_cap; it has sampler_cap and its own ratio."
+                "loss/vocab_support=sampled takes neither loss/clip nor loss.ratio_cap; it has "
+                "importance_sampling_cap and its own ratio."
             )
         if support.needs_own_samples and not is_elementwise(divergence):
             raise ValueError(
-                "loss/support=sampled needs a divergence whose entries follow from one token each; choose reverse_kl, or "
-                "loss/support=full."
+                "loss/vocab_support=sampled needs a divergence whose entries follow from one token each; choose reverse_kl, or "
+                "loss/vocab_support=full."
             )
         if ratio_cap is not None and not ratio_cap >= 1:
             raise ValueError(f"loss.ratio_cap={ratio_cap} must be at least 1; 2.0 is SDPO's, null leaves the ratio out.")

@@ -33,4 +33,4 @@ def sampler_ratio(logprob: Tensor, tokens: Tokens, cap: float) -> Tensor:
 def check_cap(place: str, cap: float | None) -> None:
     """Raises ValueError unless a cap is at least 1, or None."""
     if cap is not None and not cap >= 1:
-        raise ValueError(f"{place}.sampler_cap={cap} must be at least 1; 2.0 is usual, null leaves the ratio out.")
+        raise ValueError(f"{place}.importance_sampling_cap={cap} must be at least 1; 2.0 is usual, null leaves the ratio out.")

@@ -27,7 +27,7 @@ class Objective:
         weight: which tokens count; see `token_weights.py`.
         aggregate: what the sum is divided by; see `token_weights.py`.
         divergence: a divergence from the teacher. None: no teacher is needed.
-        support: over which tokens that divergence is taken; see `vocab_support.py`.
+        vocab_support: over which tokens that divergence is taken; see `vocab_support.py`.
         policy_gradient: a term on rewarded completions. None: no verifier is needed.
         cross_entropy: a term on the written tokens.
         reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
@@ -55,7 +55,7 @@ class Objective:
         weight: Callable[[Tokens], Tensor],
         aggregate: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
         divergence: Entries | None = None,
-        support: Any = None,
+        vocab_support: Any = None,
         policy_gradient: PolicyGradient | None = None,
         cross_entropy: CrossEntropy | None = None,
         reference: Entries | None = None,
@@ -82,7 +82,7 @@ class Objective:
             raise ValueError(f"loss.temperature={temperature} must be positive; 1.0 is the models' own distribution.")
         self.weight, self.aggregate, self.temperature, self.gate = weight, aggregate, temperature, gate
         scale = temperature**2 if temperature_squared else 1.0
-        self.divergence = None if divergence is None else DivergenceTerm(divergence, support, clip, ratio_cap, scale)
+        self.divergence = None if divergence is None else DivergenceTerm(divergence, vocab_support, clip, ratio_cap, scale)
         self.policy_gradient, self.cross_entropy, self.reference = policy_gradient, cross_entropy, reference
         self.coefficients = dict.fromkeys(self.TERMS, 1.0) | dict(coefficients or {})
 

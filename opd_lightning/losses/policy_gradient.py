@@ -27,7 +27,7 @@ class PolicyGradient:
         advantage: maps the rewards [P, G] of the whole batch (P prompts, G samples each) to advantages [P, G].
         clip: how far the ratio may fall, and rise unless `clip_high` is given; None never clips.
         clip_high: how far the ratio may rise (DAPO's clip-higher, arXiv 2503.14476).
-        sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        importance_sampling_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class PolicyGradient:
         advantage: Callable[[Tensor], Tensor],
         clip: float | None = 0.2,
         clip_high: float | None = None,
-        sampler_cap: float | None = None,
+        importance_sampling_cap: float | None = None,
     ):
         if clip is not None and not 0 < clip < 1:
             raise ValueError(f"loss.policy_gradient.clip={clip} must lie between 0 and 1; null never clips.")
         if clip_high is not None and (clip is None or not clip_high > 0):
             raise ValueError(f"loss.policy_gradient.clip_high={clip_high} must be positive and needs clip beside it.")
-        check_cap("loss.policy_gradient", sampler_cap)
-        self.advantage, self.clip, self.sampler_cap = advantage, clip, sampler_cap
+        check_cap("loss.policy_gradient", importance_sampling_cap)
+        self.advantage, self.clip, self.importance_sampling_cap = advantage, clip, importance_sampling_cap
         self.clip_high = clip if clip_high is None else clip_high
 
     def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,7 +56,7 @@ class PolicyGradient:
             clipped = ratio.clamp(1 - self.clip, 1 + self.clip_high) * tokens.advantage
             stats["clip_fraction"] = (clipped < gain).to(gain.dtype)
             gain = torch.minimum(gain, clipped)
-        if self.sampler_cap is not None:
-            stats["sampler_ratio"] = sampler_ratio(logprob, tokens, self.sampler_cap)
+        if self.importance_sampling_cap is not None:
+            stats["sampler_ratio"] = sampler_ratio(logprob, tokens, self.importance_sampling_cap)
             gain = gain * stats["sampler_ratio"]
         return -gain, stats

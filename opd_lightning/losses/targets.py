@@ -117,7 +117,7 @@ class TopKLogProbs:
             ValueError: k is more than there are.
         """
         if k > self.ids.shape[1]:
-            raise ValueError(f"loss.support.k={k} exceeds the {self.ids.shape[1]} tokens that the teacher gives; lower it.")
+            raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
     def rest(self, ids: Tensor) -> Tensor:

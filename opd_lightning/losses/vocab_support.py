@@ -52,12 +52,12 @@ class TopK:
 
     def __init__(self, k: int, of: str = "teacher", rest: str = "tail"):
         if k < 1:
-            raise ValueError(f"loss.support.k={k} must be at least 1.")
+            raise ValueError(f"loss.vocab_support.k={k} must be at least 1.")
         if of not in ("teacher", "student"):
-            raise ValueError(f"loss.support.of={of!r} is unknown; choose teacher or student.")
+            raise ValueError(f"loss.vocab_support.of={of!r} is unknown; choose teacher or student.")
         if rest not in ("tail", "renormalise"):
             raise ValueError(
-                f"loss.support.rest={rest!r} is unknown; choose tail or renormalise (dropping the rest leaves a gradient "
+                f"loss.vocab_support.rest={rest!r} is unknown; choose tail or renormalise (dropping the rest leaves a gradient "
                 "where student and teacher agree)."
             )
         self.k, self.of, self.rest = k, of, rest
@@ -71,7 +71,9 @@ class TopK:
         """Returns the divergence [n] over k tokens, or k and the tail."""
         vocabulary = log_s.shape[-1]
         if self.k > vocabulary:
-            raise ValueError(f"loss.support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/support=full.")
+            raise ValueError(
+                f"loss.vocab_support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/vocab_support=full."
+            )
         if self.k == vocabulary and isinstance(target, FullLogProbs):
             return divergence(log_s, target.log_p).sum(-1)
         top, of_teacher = self.top(log_s, target)
@@ -106,16 +108,16 @@ class SampledToken:
     of the loss is no estimate of the divergence; read the logged KLs instead.
 
     Args:
-        sampler_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        importance_sampling_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
         baseline: subtract E_{y~S}[c(y)] from c, over the whole vocabulary (vOPD, arXiv 2605.07865; for reverse KL it is
             KL(S || T)): unbiased still, and of less variance, where the teacher's whole distribution is at hand.
     """
 
     needs_own_samples = True
 
-    def __init__(self, sampler_cap: float | None = None, baseline: bool = False):
-        check_cap("loss.support", sampler_cap)
-        self.sampler_cap, self.baseline = sampler_cap, baseline
+    def __init__(self, importance_sampling_cap: float | None = None, baseline: bool = False):
+        check_cap("loss.vocab_support", importance_sampling_cap)
+        self.importance_sampling_cap, self.baseline = importance_sampling_cap, baseline
 
     @property
     def requires(self) -> Provides:
@@ -128,8 +130,8 @@ class SampledToken:
         log_s, log_t = log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), target.of(tokens.ids)
         cost = self.cost(divergence, log_s, log_t) - expected
         ratio = update_ratio(log_s, tokens).detach()
-        if self.sampler_cap is not None:
-            ratio = ratio * sampler_ratio(log_s, tokens, self.sampler_cap)
+        if self.importance_sampling_cap is not None:
+            ratio = ratio * sampler_ratio(log_s, tokens, self.importance_sampling_cap)
         return ratio * cost * log_s
 
     def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:

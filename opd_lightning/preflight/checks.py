@@ -113,7 +113,7 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         need, window = max(tokens) + parts.rollout.sampling.max_new_tokens, model.window()
         text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
         yield Finding(f"{name}'s prompts", "pass" if need <= window else "fail", text)
-    samples, updates = parts.rollout.sampling.n, parts.rollout.updates_per_rollout
+    samples, updates = parts.rollout.sampling.n, parts.rollout.num_iterations
     batch, devices = cfg.data.batch_size, cfg.trainer.devices
     text = f"{batch} prompts x {samples} completions per rollout, {updates} update{'s' * (updates > 1)} on each"
     if cfg.trainer.max_steps > 0:
@@ -168,7 +168,7 @@ def probe(parts: Components, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
         yield Finding("teacher", "pass", "not probed: there is none that could write and be judged before training")
         return
     device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
-    student = Student(parts.model.model(), cfg.chunk).to(device)
+    student = Student(parts.model.model(), cfg.logits_chunk_size).to(device)
     student.verify_head(f"model.path={parts.model.path}")
     parts.generator.update_weights(student, 0)
     teacher.setup(student, parts.renderer)

@@ -66,7 +66,7 @@ def check_contexts(parts: Any) -> None:
     for name, part in all_parts(parts.teachers):
         if part.context.needs_siblings and parts.rollout.sampling.n < 2:
             raise ValueError(
-                f"rollout.samples_per_prompt=1 leaves a completion without siblings for the {name} to read; choose "
+                f"rollout.num_generations=1 leaves a completion without siblings for the {name} to read; choose "
                 "rollout=student_group, or context=feedback."
             )
         if part.context.reads_attempts and not parts.task.verifies:

@@ -63,7 +63,11 @@ def memory(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     total = sum(sizes.values())
     told = ", ".join(f"{part} {size / GIB:.2g}" for part, size in sizes.items() if size)
     state = "pass" if total < 0.7 * room else "warn"
-    remedy = "" if state == "pass" else "; lower micro_tokens or data.batch_size, or try model.checkpointing=true, adapter=lora"
+    remedy = (
+        ""
+        if state == "pass"
+        else "; lower max_tokens_per_microbatch or data.batch_size, or try model.checkpointing=true, adapter=lora"
+    )
     yield Finding("memory", state, f"about {total / GIB:.2g} GiB ({told}) of the {name}'s {room / GIB:.3g}{remedy}")
 
 
@@ -76,7 +80,7 @@ def passing(parts: Components, cfg: DictConfig, config: PretrainedConfig, width:
     longest = max(lengths(list(parts.examples), parts, NoContext(parts.model.template_options)), default=0)
     length, light = longest + parts.rollout.sampling.max_new_tokens, parts.model.checkpointing
     rows = cfg.data.batch_size * parts.rollout.sampling.n
-    tokens = min(rows * length, max(cfg.micro_tokens or rows * length, length))
+    tokens = min(rows * length, max(cfg.max_tokens_per_microbatch or rows * length, length))
     wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     values = 2 * config.hidden_size if light else 16 * config.hidden_size + 2 * wide
     keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -84,7 +88,7 @@ def passing(parts: Components, cfg: DictConfig, config: PretrainedConfig, width:
     cached = 2 * rows * length * config.num_hidden_layers * keys * head * width
     return {
         "activations": tokens * config.num_hidden_layers * values * 4,
-        "logits": 4 * cfg.chunk * config.vocab_size * 4,
+        "logits": 4 * cfg.logits_chunk_size * config.vocab_size * 4,
         "rollout cache": cached if parts.rollout.student_writes else 0,
     }
 

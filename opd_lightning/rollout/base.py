@@ -5,18 +5,16 @@ import torch
 from opd_lightning.types import Completion, Example, Rendered, Sample
 
 
-def check_options(updates_per_rollout: int, truncated: str) -> None:
+def check_options(num_iterations: int) -> None:
     """Raises ValueError for values that no rollout takes."""
-    if updates_per_rollout < 1:
-        raise ValueError(f"rollout.updates_per_rollout={updates_per_rollout} must be at least 1.")
-    if truncated not in ("keep", "mask"):
-        raise ValueError(f"rollout.truncated={truncated!r} is unknown; choose keep or mask.")
+    if num_iterations < 1:
+        raise ValueError(f"rollout.num_iterations={num_iterations} must be at least 1.")
 
 
 def single_turn(
-    example: Example, group: int, prompt: Rendered, completion: Completion, source: str, truncated: str, version: int = 0
+    example: Example, group: int, prompt: Rendered, completion: Completion, source: str, mask_truncated: bool, version: int = 0
 ) -> Sample:
-    """A prompt and the completion behind it; with truncated="mask" one that was cut off is left out of the loss."""
+    """A prompt and the completion behind it; with `mask_truncated` one that was cut off is left out of the loss."""
     n = len(prompt.token_ids)
     logprobs = None if completion.logprobs is None else torch.tensor([0.0] * n + completion.logprobs)
     token_ids = torch.tensor([*prompt.token_ids, *completion.token_ids], dtype=torch.long)
@@ -30,6 +28,6 @@ def single_turn(
         finish_reason=completion.finish_reason,
         logprobs=logprobs,
         policy_version=version,
-        include_in_loss=truncated == "keep" or completion.finish_reason != "length",
+        include_in_loss=not mask_truncated or completion.finish_reason != "length",
         model_inputs=prompt.model_inputs,
     )

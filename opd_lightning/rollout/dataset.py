@@ -14,8 +14,8 @@ class DatasetRollout:
     Args:
         renderer: the student's.
         max_new_tokens: longer completions are cut there and count as truncated.
-        samples_per_prompt: must be 1; more would be copies.
-        updates_per_rollout, truncated: as for the student's rollouts.
+        num_generations: must be 1; more would be copies.
+        num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
 
     on_policy = False
@@ -27,17 +27,17 @@ class DatasetRollout:
         self,
         renderer: Renderer,
         max_new_tokens: int,
-        samples_per_prompt: int = 1,
-        updates_per_rollout: int = 1,
-        truncated: str = "keep",
+        num_generations: int = 1,
+        num_iterations: int = 1,
+        mask_truncated_completions: bool = False,
     ):
-        if samples_per_prompt != 1:
+        if num_generations != 1:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt} repeats the same reference; use 1, or rollout=student."
+                f"rollout.num_generations={num_generations} repeats the same reference; use 1, or rollout=student."
             )
-        check_options(updates_per_rollout, truncated)
+        check_options(num_iterations)
         self.renderer, self.sampling = renderer, SamplingParams(max_new_tokens)
-        self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
+        self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
 
     def __call__(
         self, prompts: Prompts, seed: int = 0, generator: Generator | None = None, teachers: Mapping[str, Any] | None = None
@@ -53,5 +53,5 @@ class DatasetRollout:
                 raise ValueError(f"example {example.id} has no completion to imitate; rollout=dataset needs one for each.")
             ids, limit = self.renderer.reply(example.completion), self.sampling.max_new_tokens
             completion = Completion(ids[:limit], "length" if len(ids) > limit else "stop")
-            samples.append(single_turn(example, i, prompt, completion, "dataset", self.truncated))
+            samples.append(single_turn(example, i, prompt, completion, "dataset", self.mask_truncated))
         return Rollout(samples)

@@ -43,11 +43,11 @@ class Episodes:
         environment: makes a new environment for each sample.
         renderer: the student's.
         sampling: of each reply; max_new_tokens is the limit of all replies of an episode together.
-        truncated: "keep" episodes that ran into the limit in the loss, or "mask" them.
+        mask_truncated: leave episodes that ran into the limit out of the loss.
     """
 
-    def __init__(self, environment: Callable[[], Environment], renderer: Any, sampling: SamplingParams, truncated: str):
-        self.environment, self.renderer, self.sampling, self.truncated = environment, renderer, sampling, truncated
+    def __init__(self, environment: Callable[[], Environment], renderer: Any, sampling: SamplingParams, mask_truncated: bool):
+        self.environment, self.renderer, self.sampling, self.mask_truncated = environment, renderer, sampling, mask_truncated
 
     def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
         """`sampling.n` samples of each example, those of one example adjacent."""
@@ -104,7 +104,7 @@ class Episodes:
             finish_reason=reason,  # type: ignore[arg-type]
             logprobs=torch.tensor([0.0] * n + episode.logprobs[:last]) if sampled else None,
             verdict=episode.verdict,
-            include_in_loss=self.truncated == "keep" or reason != "length",
+            include_in_loss=not self.mask_truncated or reason != "length",
         )
 
 

@@ -20,7 +20,7 @@ class MixtureRollout:
     Args:
         other: the other writer; its completions per prompt must be as many.
         share: of the prompts that the student answers.
-        renderer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated: as for
+        renderer, max_new_tokens, temperature, top_p, top_k, num_generations, num_iterations, mask_truncated_completions: as for
             `StudentRollout`.
     """
 
@@ -38,23 +38,23 @@ class MixtureRollout:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        samples_per_prompt: int = 1,
-        updates_per_rollout: int = 1,
-        truncated: str = "keep",
+        num_generations: int = 1,
+        num_iterations: int = 1,
+        mask_truncated_completions: bool = False,
     ):
         if not 0 <= share <= 1:
             raise ValueError(f"rollout.share={share} must lie in [0, 1]: 1 leaves every prompt to the student.")
-        if other.sampling.n != samples_per_prompt:
+        if other.sampling.n != num_generations:
             raise ValueError(
-                f"rollout.samples_per_prompt={samples_per_prompt}, but the other writer makes {other.sampling.n}; use "
+                f"rollout.num_generations={num_generations}, but the other writer makes {other.sampling.n}; use "
                 f"{other.sampling.n}."
             )
         self.student = StudentRollout(
-            renderer, max_new_tokens, temperature, top_p, top_k, samples_per_prompt, updates_per_rollout, truncated
+            renderer, max_new_tokens, temperature, top_p, top_k, num_generations, num_iterations, mask_truncated_completions
         )
         self.other, self.share, self.sampling = other, share, self.student.sampling
         self.reads_references, self.teachers = other.reads_references, other.teachers
-        self.updates_per_rollout = updates_per_rollout
+        self.num_iterations = num_iterations
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
         """One sample per prompt and completion, in the order of the prompts."""

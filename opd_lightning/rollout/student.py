@@ -15,9 +15,9 @@ class StudentRollout:
     Args:
         renderer: the student's.
         max_new_tokens, temperature, top_p, top_k: see `SamplingParams`.
-        samples_per_prompt: completions per prompt.
-        updates_per_rollout: optimizer steps taken on one rollout.
-        truncated: "keep" completions that ran into the token limit in the loss, or "mask" them.
+        num_generations: completions per prompt.
+        num_iterations: optimizer steps taken on one rollout.
+        mask_truncated_completions: leave completions that ran into the token limit out of the loss.
         environment: makes a new episode for each sample; None ends after the first reply.
     """
 
@@ -33,17 +33,17 @@ class StudentRollout:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        samples_per_prompt: int = 1,
-        updates_per_rollout: int = 1,
-        truncated: str = "keep",
+        num_generations: int = 1,
+        num_iterations: int = 1,
+        mask_truncated_completions: bool = False,
         environment: Callable[[], Environment] | None = None,
     ):
         if temperature == 0:
             raise ValueError("rollout.temperature=0 never explores; training rollouts need a positive one, 1.0 is usual.")
-        check_options(updates_per_rollout, truncated)
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, samples_per_prompt)
-        self.updates_per_rollout, self.truncated = updates_per_rollout, truncated
-        self.episodes = None if environment is None else Episodes(environment, renderer, self.sampling, truncated)
+        check_options(num_iterations)
+        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, num_generations)
+        self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
+        self.episodes = None if environment is None else Episodes(environment, renderer, self.sampling, self.mask_truncated)
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
         """One sample per prompt and completion, drawn from `seed`."""
@@ -52,7 +52,9 @@ class StudentRollout:
         done, n = generator.generate(prompts.rendered, self.sampling, seed), self.sampling.n
         return Rollout(
             [
-                single_turn(prompts.examples[i // n], i // n, prompts.rendered[i // n], completion, "student", self.truncated)
+                single_turn(
+                    prompts.examples[i // n], i // n, prompts.rendered[i // n], completion, "student", self.mask_truncated
+                )
                 for i, completion in enumerate(done)
             ]
         )

@@ -22,8 +22,8 @@ class TeacherRollout:
         folder: what the teacher wrote is kept there, so that later epochs and a resumed run read it again; None keeps it
             in memory. A teacher that moves writes anew every time.
         max_new_tokens, temperature, top_p, top_k: see `SamplingParams`; temperature 0 takes the teacher's greedy answer.
-        samples_per_prompt: completions per prompt.
-        updates_per_rollout, truncated: as for the student's rollouts.
+        num_generations: completions per prompt.
+        num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
 
     on_policy = False
@@ -38,13 +38,13 @@ class TeacherRollout:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        samples_per_prompt: int = 1,
-        updates_per_rollout: int = 1,
-        truncated: str = "keep",
+        num_generations: int = 1,
+        num_iterations: int = 1,
+        mask_truncated_completions: bool = False,
     ):
-        check_options(updates_per_rollout, truncated)
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, samples_per_prompt)
-        self.folder, self.updates_per_rollout, self.truncated = folder, updates_per_rollout, truncated
+        check_options(num_iterations)
+        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, num_generations)
+        self.folder, self.num_iterations, self.mask_truncated = folder, num_iterations, mask_truncated_completions
         self.written: dict[str, tuple[list[int], bool]] | None = None
         self.costs: dict[int, tuple[int, int]] = {}
 
@@ -70,7 +70,7 @@ class TeacherRollout:
                 self.keep({"seed": seed, "tokens": cost.tokens, "flops": cost.flops, "rows": fresh})
         completions = [Completion(known[name][0], "length" if known[name][1] else "stop") for name in names]
         samples = [
-            single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "teacher", self.truncated)
+            single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "teacher", self.mask_truncated)
             for b, completion in enumerate(completions)
         ]
         return Rollout(samples, cost)

@@ -24,7 +24,7 @@ HASHED = (
     "data",
     "budget",
 )
-"""What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro_tokens."""
+"""What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro-batches."""
 
 
 def run_hash(cfg: DictConfig) -> str:

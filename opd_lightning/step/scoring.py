@@ -76,7 +76,7 @@ class Scoring:
         n, ids = self.group_size, [sample.group for sample in samples]
         assert all(len(set(ids[i : i + n])) == 1 for i in range(0, len(ids), n)), "samples of one prompt stand together"
         groups = rewards.view(-1, n)
-        metrics.mean("rollout/dead_groups", (groups == groups[:, :1]).all(1).float())
+        metrics.mean("rollout/frac_reward_zero_std", (groups == groups[:, :1]).all(1).float())
         gathered = module.all_gather(groups)  # a baseline may be the whole batch's
         assert isinstance(gathered, Tensor)
         first = module.global_rank * len(groups)

@@ -167,8 +167,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         optim=build(cfg.optim),
         seed=cfg.seed,
         verify=task.verify,
-        micro_tokens=cfg.micro_tokens,
-        chunk=cfg.chunk,
+        max_tokens_per_microbatch=cfg.max_tokens_per_microbatch,
+        logits_chunk_size=cfg.logits_chunk_size,
         adapter=build(cfg.adapter),
     )
     data = PromptData(
@@ -176,7 +176,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         parts.renderer,
         batch_size=cfg.data.batch_size,
         seed=cfg.seed,
-        updates_per_rollout=rollout.updates_per_rollout,
+        num_iterations=rollout.num_iterations,
     )
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, folder=folder)

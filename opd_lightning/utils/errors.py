@@ -12,7 +12,8 @@ def sentence(error: BaseException) -> str | None:
     """A sentence for an error that is nobody's mistake in the configuration; None for all others."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError) or "out of memory" in text.lower():
-        return f"memory ran out ({text}). Lower micro_tokens or data.batch_size, or use model.checkpointing=true. {GO_ON}."
+        remedy = "Lower max_tokens_per_microbatch or data.batch_size, or use model.checkpointing=true"
+        return f"memory ran out ({text}). {remedy}. {GO_ON}."
     if re.search(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos", text):
         closed = re.search(r"Permission denied|Read-only", text)
         remedy = "Look at output_dir, and at who may write there" if closed else "Make room, or choose another output_dir"

@@ -8,7 +8,7 @@ SECRET = re.compile(
     r"(?i)(api_?key|private_?key|secret|passw|credential|authorization)|_pat$"
     r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)token$"
 )
-"""Names of secrets, in configurations and among environment variables; `micro_tokens` and `eos_token` are none."""
+"""Names of secrets, in configurations and among environment variables; `max_tokens_per_microbatch` and `eos_token` are none."""
 
 MASK = "(secret)"
 
