@@ -97,7 +97,7 @@ def test_runs_that_are_missing_are_said(tmp_path):
         collect(tmp_path / "demo", tmp_path)
 
 
-def finished_run(folder: Path, seed: int, start: str = "opd_lightning/assets/world/start", name: str = "sft") -> None:
+def finished_run(folder: Path, seed: int, start: str = "opd_lightning/toy/assets/world/start", name: str = "sft") -> None:
     """What `collect` reads of a run of study=forgetting."""
     folder.mkdir(parents=True)
     history = [
@@ -122,8 +122,8 @@ def test_collected_runs_replace_their_own_rows_and_keep_all_others(tmp_path):
     told = ["results.csv: 1 runs replaced, 1 added, 149 kept", "rates.csv: 0 runs replaced, 0 added, 90 kept"]
     assert collect(page, tmp_path / "outputs") == told
     after = (page / "results.csv").read_text().splitlines()
-    place = next(i for i, line in enumerate(before) if line.startswith("sft,opd_lightning/assets/world/start,1,"))
-    made = [f"sft,opd_lightning/assets/world/start,{seed},5,0.96,0.25,5,1,True" for seed in (1, 7)]
+    place = next(i for i, line in enumerate(before) if line.startswith("sft,opd_lightning/toy/assets/world/start,1,"))
+    made = [f"sft,opd_lightning/toy/assets/world/start,{seed},5,0.96,0.25,5,1,True" for seed in (1, 7)]
     assert after == [*before[:place], made[0], *before[place + 1 :], made[1]] and (page / "rates.csv").read_text() == rates
     assert all(f"\n|{start}|" in table(page) for start in "ABCDEFGHI")
     assert collect(page, tmp_path / "outputs")[0] == "results.csv: 2 runs replaced, 0 added, 149 kept"
