@@ -95,11 +95,7 @@ class DistillationModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """One rollout and the updates it is worth.
-
-        Returns:
-            What callbacks read as `outputs`: the samples, the scored batch and the step's metrics.
-        """
+        """One rollout and its updates; returns what callbacks read as `outputs`: the samples, the scored batch, metrics."""
         metrics = StepMetrics(self.device)
         with self.ledger.timing("rollout"):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
@@ -194,10 +190,9 @@ class DistillationModule(L.LightningModule):
         """One reduction over devices, one log call, and the ledger."""
         means, totals = metrics.reduce(self.all_sum)
         self.ledger.add(totals)
-        loss = {k: v / self.rollout.num_iterations for k, v in totals.items() if k == "train/loss"}
-        rate = {"train/lr": float(self.trainer.optimizers[0].param_groups[0]["lr"])}
-        cost = {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
-        row = means | loss | rate | cost
+        row = means | {k: v / self.rollout.num_iterations for k, v in totals.items() if k == "train/loss"}
+        row["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        row |= {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
         self.log_dict(row, logger=False, batch_size=1)
         # Lightning would log after the callbacks, one of which writes the checkpoint, and again what only earlier steps had.
         for logger in self.trainer.loggers:

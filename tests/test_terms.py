@@ -98,7 +98,7 @@ def test_terms_add_up_with_their_coefficients():
     advantage = torch.tensor([1.0, -1.0, 0.5, 0.0])
     tokens = Tokens(torch.tensor([1, 2, 3, 4]), torch.arange(4), torch.ones(4), advantage=advantage)
     parts = {
-        "divergence": {"divergence": reverse_kl, "support": FullVocabulary()},
+        "divergence": {"divergence": reverse_kl, "vocab_support": FullVocabulary()},
         "policy_gradient": {"policy_gradient": PolicyGradient(group_relative)},
         "cross_entropy": {"cross_entropy": CrossEntropy()},
     }

@@ -1,4 +1,4 @@
-"""Callbacks: everything around the walk."""
+"""Callbacks: everything around the training step."""
 
 from opd_lightning.callbacks.budget import Budget
 from opd_lightning.callbacks.checkpoint import Checkpoint

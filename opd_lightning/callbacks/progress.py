@@ -1,4 +1,4 @@
-"""A progress bar that knows the walk: loss, both KLs, tokens per second, time left."""
+"""A progress bar of the training step: loss, both KLs, tokens per second, time left."""
 
 import sys
 import time

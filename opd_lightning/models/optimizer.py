@@ -1,4 +1,4 @@
-"""The optimizer, its schedule and its gradient clip, as one noun of the configuration."""
+"""The optimizer, its schedule and its gradient clip, as one component of the configuration."""
 
 import math
 from collections.abc import Callable, Iterable
