@@ -94,6 +94,9 @@ class DistillationModule(L.LightningModule):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
         return [optimizer], [schedule]
 
+    def on_train_start(self) -> None:
+        self.generator.update_weights(self.student, self.global_step)  # a checkpoint may have been restored
+
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns what callbacks read as `outputs`: the samples, the scored batch, metrics."""
         metrics = StepMetrics(self.device)
