@@ -254,6 +254,8 @@ def test_null_switches_a_callback_off(name):
         ("start_from=[1]", r"start_from=\[1\] is no list of overrides; give one"),
         ("task._target_=null", r"task\._target_=null is no name of a class; give"),
         ("~loss.weight", r"loss\.weight=null is not"),
+        ("callbacks.diagnostics=-1", r"callbacks\.diagnostics is no callback"),
+        ("evaluation.suite.accuracy=-1", r"evaluation\.suite\.accuracy has options and no evaluation"),
     ],
 )
 def test_a_node_that_a_run_needs_is_asked_for(override, sentence):

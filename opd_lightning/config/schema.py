@@ -99,10 +99,10 @@ def check_names(cfg: dict[str, Any]) -> None:
             if key not in keys:
                 raise ValueError(f"{place}.{key}={value!r} is no key{nearest(key, keys)}")
     for key, value in cfg["callbacks"].items():
-        if value is not None and "_target_" not in value:
+        if value is not None and not (isinstance(value, dict) and "_target_" in value):
             raise ValueError(f"callbacks.{key} is no callback{nearest(key, [k for k in cfg['callbacks'] if k != key])}")
     for key, value in cfg["evaluation"]["suite"].items():
-        if value is not None and "_target_" not in value:
+        if value is not None and not (isinstance(value, dict) and "_target_" in value):
             raise ValueError(
                 f"evaluation.suite.{key} has options and no evaluation: they belong to another option of evaluation=; choose "
                 f"that one, or drop them (~evaluation.suite.{key})."
