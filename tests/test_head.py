@@ -154,7 +154,12 @@ def test_gradcheck_of_every_divergence_support_and_clip(divergence, support, cli
     hidden, weight, bias, tokens, scores = parts(bias=True, n=3, h=2, v=6)
     tokens = Tokens(tokens.ids, tokens.position, tokens.weight, old_logprob=torch.full((3,), -2.5, dtype=torch.float64))
     ratio = None if support.startswith("sampled") else 2.0
-    options = {"divergence": DIVERGENCES[divergence], "support": SUPPORTS[support], "clip": CLIPS[clip], "ratio_cap": ratio}
+    options = {
+        "divergence": DIVERGENCES[divergence],
+        "vocab_support": SUPPORTS[support],
+        "clip": CLIPS[clip],
+        "ratio_cap": ratio,
+    }
     loss = Objective(completion_mask, token_mean, **options, temperature=1.3)
     through = lambda h, w, b: head_loss(h, Head(w, b), tokens, {"teacher": scores}, loss, 2)[0]  # noqa: E731
     ours = torch.autograd.grad(through(hidden, weight, bias), (hidden, weight, bias))

@@ -6,15 +6,16 @@ from difflib import get_close_matches
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-from opd_lightning.config.aliases import FOLDERS, moved
+from opd_lightning.config.aliases import FOLDERS, KEYS, moved
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """The end of a sentence on an unknown name: the nearest known one, or all of them."""
     names = [str(k) for k in known]
     close = get_close_matches(str(name), names, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    old = [] if close else [KEYS[key] for key in get_close_matches(str(name), KEYS, n=1) if KEYS[key] in names]
+    if close or old:
+        return f"; did you mean {(close or old)[0]}?"
     return f"; known are {', '.join(sorted(names))}." if names else "."
 
 
