@@ -24,7 +24,7 @@ demo: .venv/ok  ## SFT, OPD, SDFT and GRPO from one start model, one seed: a tab
 	$(BIN)/python -m opd_lightning.study outputs/demo
 
 test: .venv/dev  ## the fast test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

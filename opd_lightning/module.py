@@ -102,7 +102,9 @@ class DistillationModule(L.LightningModule):
         metrics = StepMetrics(self.device)
         with self.ledger.timing("rollout"):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
-            rollout = self.rollout(prompts, seed, self.generator, self.teachers)
+            # Ranks may write unequally often: weights that are spread over devices are gathered once, around all of it.
+            with self.student.evaluating() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
+                rollout = self.rollout(prompts, seed, self.generator, self.teachers)
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
         with self.ledger.timing("score"):
             batch = self.score(rollout.samples, metrics)
@@ -127,14 +129,12 @@ class DistillationModule(L.LightningModule):
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
                 "raise rollout.max_new_tokens, or set rollout.mask_truncated_completions=false."
             )
-        assert tokens.sample is not None
-        rows = tokens.sample[weight != 0].unique().tolist() or [0]
+        rows = tokens.sample[weight != 0].unique().tolist() or [0]  # type: ignore[index]
         tokens = replace(tokens, weight=weight / normaliser.clamp_min(1e-12))
         batch = Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows)
         if self.rollout.num_iterations == 1 or not self.objective.compares_updates or batch.skip_update:
             return batch
-        forward = update_flops(self.sizes, [samples[b] for b in rows])["forward"]
-        metrics.total("flops/forward", forward)
+        metrics.total("flops/forward", update_flops(self.sizes, [samples[b] for b in rows])["forward"])
         return self.remember(batch)
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:

@@ -174,6 +174,13 @@ class Sample:
         return self.token_ids[self.prompt_length :].tolist()
 
     @property
+    def reply_ids(self) -> list[int]:
+        """The last stretch of trainable tokens: the completion, or the last reply of a conversation."""
+        last = int(self.loss_mask.nonzero().max()) + 1 if self.loss_mask.any() else len(self.token_ids)
+        gaps = (~self.loss_mask[:last]).nonzero()
+        return self.token_ids[int(gaps.max()) + 1 if len(gaps) else 0 : last].tolist()
+
+    @property
     def trainable(self) -> int:
         """Number of trainable tokens."""
         return int(self.loss_mask.sum())

@@ -16,12 +16,13 @@ from opd_lightning.environments.calculator import calculate
 from opd_lightning.generation import TransformersGenerator
 from opd_lightning.losses import Objective
 from opd_lightning.losses.divergences import forward_kl, reverse_kl
+from opd_lightning.losses.targets import TopKLogProbs, TopKScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import StudentRollout
 from opd_lightning.runs.metrics_file import read_csv
-from opd_lightning.teachers import MixedTeacher, RoutedTeacher, TopKTeacher, external, frozen
+from opd_lightning.teachers import BaseTeacher, MixedTeacher, RoutedTeacher, TopKTeacher, external, frozen
 from opd_lightning.toy.world import WorldTask, world_tokenizer
 from opd_lightning.training.run import run
 from opd_lightning.types import Completion, Example, Prompts, Rendered, Sample, SamplingParams, Verdict
@@ -206,6 +207,7 @@ def test_routes():
             ["method=opd_sampled", "teacher=topk", "loss.vocab_support.baseline=true"],
             "reads of the teacher its whole vocabulary",
         ),
+        (["method=opd_topk", "teacher=topk", "loss.temperature=2"], "loss.temperature=2 needs a teacher of the whole"),
         (["method=seqkd", "teacher=mixed"], "can only score"),
         (["method=sft", "environment=calculator"], "environment=.*rollout=DatasetRollout"),
     ],
@@ -382,3 +384,56 @@ def test_two_devices_train_like_one_on_every_contract(tiny_run, tmp_path, traine
     rows = [read_csv(f.parents[1] / "metrics.csv") for f in files]
     for name in ("train/grad_norm", "train/loss"):
         assert [r[name] for r in rows[0]] == pytest.approx([r[name] for r in rows[1]], rel=1e-4)
+
+
+def test_an_unfinished_episode_is_judged_by_the_students_words_alone(student, renderer):
+    """The calculator's 7 is no answer of the student's, whose last reply was cut off."""
+    example = Example("1", [{"role": "user", "content": "rotate 3 4"}])
+    prompts = Prompts([example], [renderer.render(example.messages)])
+    rollout = StudentRollout(renderer, 4, environment=partial(Calculator, Judge()))
+    (sample,) = rollout(prompts, 0, Scripted(renderer, ["7", "1 2 3 4"]), {}).samples
+    assert sample.verdict is None and renderer.decode(sample.reply_ids) == "1 2"
+    assert "7" in renderer.decode(sample.completion_ids)
+
+
+@pytest.mark.parametrize("support", [TopK(2), SampledToken()], ids=["topk", "sampled"])
+def test_what_is_not_valid_cannot_spoil_a_gradient(student, renderer, support):
+    """A server's empty answers are NaN and -1; the other tokens learn as if these were not there."""
+    some = samples(renderer)
+    n = sum(s.trainable for s in some)
+    ids = torch.cat([s.token_ids[s.loss_mask] for s in some])
+    valid = torch.arange(n) % 2 == 0
+
+    class Answers(BaseTeacher):
+        provides = frozenset({"topk", "sampled"})
+
+        def __init__(self, bad):
+            super().__init__()
+            top = torch.stack([ids, (ids + 1) % 30], 1)
+            logprobs = torch.log(torch.tensor([[0.6, 0.3]])).repeat(n, 1)
+            top[~valid], logprobs[~valid] = (-1, torch.nan) if bad else (0, -1.0)
+            self.target = TopKLogProbs(top, logprobs, logprobs[:, 0].clone(), valid)
+
+        def score(self, samples, max_tokens=None):
+            return TopKScores(self.target, 32)
+
+    found = by_package(student, Answers(True), some, reverse_kl, support, renderer)
+    assert found.isfinite().all() and close(found, by_package(student, Answers(False), some, reverse_kl, support, renderer))
+
+
+def test_parts_of_a_routed_teacher_cost_and_tell_what_they_read(student, renderer, other):
+    some = samples(renderer)
+    one, both = external(other), RoutedTeacher({"new": external(other), "prior": external(other), "unused": external(other)})
+    for teacher in (one, both):
+        teacher.setup(student, renderer)
+    assert both.score(some).cost == one.score(some).cost and both.logit_flops(9) == one.logit_flops(9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [["method=gkd"], ["method=grpo", "environment=calculator", "rollout.max_new_tokens=8"]])
+def test_devices_that_write_unequally_often_go_on(tiny_run, case):  # noqa: F811
+    """FSDP2: a rank without a prompt of the student's, or with longer episodes, does not leave the other one waiting."""
+    base = [o for o in tiny_run if not re.match(r"trainer\.(max_steps|devices)|evaluation", o)]
+    line = [*base, *case, "evaluation=none", "logger=none", "trainer=fsdp2", "trainer.devices=2", "trainer.max_steps=6"]
+    code, output = call(*line, "study.name=unequal")
+    assert code == 0, output

@@ -68,16 +68,12 @@ def test_every_study_of_a_page_is_a_configuration():
     assert all(f"study={study}" in commands for study in there)
 
 
-def sweep(study: str, folder: Path) -> None:
-    """A study of a few one-update runs."""
-    short = [*ONE_UPDATE, *SWEEPS[study], "logger=none", "callbacks.progress=null", f"output_dir={folder}"]
-    line = [sys.executable, "-m", "opd_lightning", "-m", f"study={study}", "seed=0,1", *short]
-    subprocess.run(line, check=True, cwd=ROOT, capture_output=True)
-
-
 @pytest.mark.parametrize("study", ["teachers", *(pytest.param(s, marks=pytest.mark.slow) for s in SWEEPS if s != "teachers")])
-def test_a_study_is_made_and_collected(study, tmp_path):
-    sweep(study, tmp_path / "outputs")
+def test_a_study_is_made_and_collected(study, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    short = [*ONE_UPDATE, *SWEEPS[study], "logger=none", "callbacks.progress=null", f"output_dir={tmp_path / 'outputs'}"]
+    code, output, _ = command("-m", f"study={study}", "seed=0,1", *short, defaults=False)
+    assert code == 0, output
     shutil.copytree(HERE / study, tmp_path / study)
     (tmp_path / study / "results.csv").unlink()
     spec = read_page(tmp_path / study)["files"]["results.csv"]

@@ -45,7 +45,8 @@ class Diagnostics(L.Callback):
         if trainer.global_step % self.every:
             return
         samples = outputs["samples"]
-        numbers = {"rollout/repetition": sum(repetition(sample.completion_ids) for sample in samples) / len(samples)}
+        written = [sample.token_ids[sample.loss_mask].tolist() for sample in samples]
+        numbers = {"rollout/repetition": sum(map(repetition, written)) / len(samples)}
         parts = [part for teacher in module.teachers.values() for part in teacher.parts]
         wording = {words for part in parts for words in ngrams(part.context.wording())}
         if wording:

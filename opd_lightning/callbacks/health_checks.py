@@ -98,7 +98,7 @@ class HealthChecks(L.Callback):
         if "train/student_entropy" in seen:
             found["entropy"] = seen["train/student_entropy"]
         self.first_length = self.first_length or seen["rollout/length"]
-        repeated = [repetition(sample.completion_ids) for sample in outputs["samples"]]
+        repeated = [repetition(sample.token_ids[sample.loss_mask].tolist()) for sample in outputs["samples"]]
         share = sum(repeated) / len(repeated)
         if trainer.world_size > 1:  # the other numbers are means over devices already; all must stop at the same step
             share = float(trainer.strategy.reduce(torch.tensor(share, device=module.device), reduce_op="mean"))

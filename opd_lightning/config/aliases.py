@@ -1,6 +1,6 @@
 """Old names of this release: `_target_` paths, package paths and configuration keys that have moved, each with one warning.
 
-Saved runs and users' own configurations hold them; they are read for one release and then refused.
+Keys are read on the command line and in saved runs, `_target_`s everywhere, for one release; then they are refused.
 """
 
 import logging
@@ -152,6 +152,6 @@ def renamed(override: str) -> str:
         if key == old or key.startswith((f"{old}.", f"{old}@")):
             warn(old, new)
             key = new + key[len(old) :]
-            if old.endswith("truncated"):
+            if old.endswith("truncated") and re.fullmatch(r"=(keep|mask)(,(keep|mask))*", rest):
                 rest = rest.replace("keep", "false").replace("mask", "true")
     return f"{sign}{key}{rest}"

@@ -10,7 +10,7 @@ from transformers import SchedulerType
 from opd_lightning.config import build, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, shipped, targets
+from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, parameters_of, shipped, targets
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -62,6 +62,8 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
+    if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
+        raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
     if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
@@ -110,6 +112,8 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
     check_provides(teacher, chosen.support)
+    if loss["temperature"] != 1 and "full" not in teacher.provides:
+        raise ValueError(f"loss.temperature={loss['temperature']} needs a teacher of the whole vocabulary; use 1.")
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
     informed = other_signal or any(part.context.informs for part in teacher.parts)
     if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed:
@@ -154,7 +158,7 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     """The completions are such that the loss's terms can learn from them."""
     loss, rollout = cfg["loss"], chosen.rollout
     own, name = rollout.on_policy, type(rollout).__name__
-    if cfg.get("environment") and not hasattr(rollout, "episodes"):
+    if cfg.get("environment") and "environment" not in parameters_of(cfg["rollout"]["_target_"]):
         raise ValueError(
             f"environment={cfg['environment']['_target_']} answers the student, and rollout={name} plays no episodes; choose "
             "rollout=student, or environment=single_turn."

@@ -15,12 +15,12 @@ from opd_lightning.config import CONF_DIR
 from opd_lightning.config.names import find, nearest
 
 EXTRAS = {
-    "generator": {"tokenizer", "renderer"},
+    "generator": {"task", "tokenizer", "renderer", "folder"},
     "environment": {"task"},
-    "rollout": {"renderer", "folder", "environment"},
+    "rollout": {"task", "tokenizer", "renderer", "folder", "environment"},
     "teacher": {"context"},
     "reference": {"context"},
-    "evaluation": {"task", "tokenizer", "renderer", "model"},
+    "evaluation": {"task", "tokenizer", "renderer", "folder", "model"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }

@@ -46,9 +46,9 @@ class ChatRenderer:
                 wrote would not be what it reads.
         """
         said = [*messages, {"role": "assistant", "content": reply}]
-        before = self.closed(said)
+        before, begin = self.closed(said), len(self.render(messages).token_ids)
         after = self.render([*said, *answers]).token_ids
-        ends = [i for i, token in enumerate(before) if token == self.tokenizer.eos_token_id]
+        ends = [i for i, token in enumerate(before) if token == self.tokenizer.eos_token_id and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
         if after[:cut] != before[:cut]:
             raise ValueError(

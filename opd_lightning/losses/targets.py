@@ -4,6 +4,7 @@ A `TeacherScores` keeps N tokens small and gives targets chunk by chunk; a targe
 vocabulary supports work. A kind of target has no method for what it cannot tell: such runs are refused when they are built.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +31,8 @@ class FullLogits:
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "FullLogits":
         """On the first ids of the vocabulary alone, in a dtype."""
-        return replace(self, logits=self.logits.to(dtype)[:, :vocabulary])
+        logits = self.logits.to(dtype)[:, :vocabulary]
+        return replace(self, logits=logits if self.valid is None else torch.where(self.valid[:, None], logits, 0.0))
 
     def log_probs(self, temperature: float) -> "FullLogProbs":
         """Log-probabilities of the logits divided by a temperature."""
@@ -82,17 +84,22 @@ class TopKLogProbs:
         return TopKLogProbs(self.ids[index], self.logprobs[index], self.sampled[index], _rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
-        """In a dtype; an id outside of the vocabulary is an error.
+        """In a dtype, with harmless numbers where nothing is valid; an id outside of the vocabulary is an error.
 
         Raises:
             ValueError: the teacher names a token that the student does not have.
         """
-        if self.ids.numel() and int(self.ids.max()) >= vocabulary:
+        ids, logprobs, sampled = self.ids, self.logprobs.to(dtype), self.sampled.to(dtype)
+        if self.valid is not None:
+            ids = torch.where(self.valid[:, None], ids, 0)
+            logprobs = torch.where(self.valid[:, None], logprobs, -math.log(ids.shape[1] + 1))
+            sampled = torch.where(self.valid, sampled, -1.0)
+        if ids.numel() and int(ids.max()) >= vocabulary:
             raise ValueError(
-                f"the teacher names the token {int(self.ids.max())}, and the student has {vocabulary} tokens; choose models "
-                "of one family."
+                f"the teacher names the token {int(ids.max())}, and the student has {vocabulary} tokens; choose models of one "
+                "family."
             )
-        return replace(self, logprobs=self.logprobs.to(dtype), sampled=self.sampled.to(dtype))
+        return replace(self, ids=ids, logprobs=logprobs, sampled=sampled)
 
     def log_probs(self, temperature: float) -> "TopKLogProbs":
         """Themselves.
@@ -138,8 +145,9 @@ class SampledLogProbs:
         return SampledLogProbs(self.sampled[index], _rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
-        """In a dtype."""
-        return replace(self, sampled=self.sampled.to(dtype))
+        """In a dtype, with a harmless number where nothing is valid."""
+        sampled = self.sampled.to(dtype)
+        return replace(self, sampled=sampled if self.valid is None else torch.where(self.valid, sampled, -1.0))
 
     def log_probs(self, temperature: float) -> "SampledLogProbs":
         """Themselves; raises ValueError for a temperature other than 1."""

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from opd_lightning.data.renderer import ChatRenderer
-from opd_lightning.losses import Objective
-from opd_lightning.losses.targets import FullLogits
+from opd_lightning.losses.targets import FullLogits, SampledLogProbs, TopKLogProbs
 from opd_lightning.models import Pretrained
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teachers.base import all_parts
@@ -38,13 +37,13 @@ def preflight(parts: Any) -> dict[str, Any]:
             "(task/verifier=numeric, say) or choose a method without rewards."
         )
     check_contexts(parts)
-    check_objective(objective, parts.model)
+    check_objective(parts)
     if rollout.reads_references:
         check_references(examples)
     held = list({e.id: e for evaluation in parts.suite.values() for e in evaluation.examples}.values())
     check_disjoint(examples, held)
     for teacher in parts.teachers.values():
-        getattr(teacher, "check_examples", lambda _: None)(examples)
+        teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
     readers = parts.readers()
     model, context = readers["student"]
@@ -82,11 +81,29 @@ def digest(examples: Sequence[Example]) -> str:
     return hashlib.blake2b(json.dumps(read).encode(), digest_size=8).hexdigest()
 
 
-def check_objective(objective: Objective, model: Pretrained) -> None:
-    """The loss takes a token of this vocabulary; its parts say themselves what they cannot take."""
+def check_objective(parts: Any) -> None:
+    """The loss takes a token of this vocabulary and what the teachers give; its parts say themselves what they cannot take.
+
+    Raises:
+        ValueError: they cannot.
+    """
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
-    logits = torch.zeros(1, model.words())
-    objective(logits, {name: FullLogits(logits) for name in objective.teachers}, Tokens(zero, zero, one, zero, one, one))
+    logits = torch.zeros(1, parts.model.words())
+    k = torch.arange(min(parts.model.words(), 1024))[None]
+    kinds = {
+        "full": FullLogits(logits),
+        "topk": TopKLogProbs(k, torch.full(k.shape, -10.0), -one),
+        "sampled": SampledLogProbs(-one),
+    }
+    given = {name: parts.teachers[name].provides for name in parts.objective.teachers}
+    targets: dict[str, Any] = {name: kinds[next(kind for kind in kinds if kind in can)] for name, can in given.items()}
+    try:
+        parts.objective(logits, targets, Tokens(zero, zero, one, zero, one, one))
+    except AttributeError as error:
+        raise ValueError(
+            f"loss: a part of it reads more of a teacher than that gives ({error}); choose another loss/gate, or "
+            "a teacher of the whole vocabulary."
+        ) from error
 
 
 def check_references(examples: Sequence[Example]) -> None:

@@ -65,7 +65,7 @@ class Scoring:
     def judge(self, samples: list[Sample]) -> list[Sample]:
         """The samples with verdicts: the environment's, else the task's."""
         assert self.verify is not None, "an objective that reads rewards, and a context that reads attempts, need a verifier"
-        texts = self.renderer.decode_all([sample.completion_ids for sample in samples])
+        texts = self.renderer.decode_all([sample.reply_ids for sample in samples])
         return [
             sample if sample.verdict is not None else replace(sample, verdict=self.verify(sample.example, text))
             for sample, text in zip(samples, texts, strict=True)
@@ -95,7 +95,7 @@ class Scoring:
             metrics.total(f"{name}_tokens", scores.cost.tokens)
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
-                metrics.mean(f"rollout/{name}_{key}", values)
+                metrics.mean(f"rollout/{name}_{key}", values, where=~values.isnan())
             if highest >= scores.vocabulary:
                 raise ValueError(
                     f"a completion holds the id {highest}, which {name} does not have (its vocabulary is "

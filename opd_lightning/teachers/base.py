@@ -45,6 +45,9 @@ class BaseTeacher:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Before anything is loaded; raises ValueError if the student's tokenizer does not fit."""
 
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Before anything is loaded; raises ValueError if an example cannot be scored."""
+
     def setup(self, student: Any, renderer: Renderer) -> None:
         """Nothing to load."""
         self.student, self.renderer = student, renderer
@@ -113,6 +116,11 @@ class Composite(BaseTeacher):
         """All must fit."""
         for teacher in self.teachers.values():
             teacher.check_tokenizer(tokenizer)
+
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """All of them, unless told otherwise."""
+        for teacher in self.teachers.values():
+            teacher.check_examples(examples)
 
     def setup(self, student: Any, renderer: Renderer) -> None:
         """All are set up."""

@@ -100,7 +100,7 @@ class LocalTeacher(BaseTeacher):
 
     def attempts(self, samples: Sequence[Sample]) -> list[Attempt | None]:
         """The judged completions."""
-        texts = self.renderer.decode_all([sample.completion_ids for sample in samples])  # type: ignore[attr-defined]
+        texts = self.renderer.decode_all([sample.reply_ids for sample in samples])  # type: ignore[attr-defined]
         return [
             None if sample.verdict is None else Attempt(text, sample.verdict)
             for sample, text in zip(samples, texts, strict=True)

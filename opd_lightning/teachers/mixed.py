@@ -88,5 +88,6 @@ class MixedTeacher(Composite):
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> MixedScores:
         """All read all samples."""
-        parts = [teacher.score(samples, max_tokens) for teacher in self.teachers.values()]
-        return MixedScores(parts, list(self.weights.values()), self.space)
+        parts = {name: teacher.score(samples, max_tokens) for name, teacher in self.teachers.items()}
+        metrics = {f"{name}_{key}": values for name, part in parts.items() for key, values in part.metrics.items()}
+        return MixedScores(list(parts.values()), list(self.weights.values()), self.space, metrics)

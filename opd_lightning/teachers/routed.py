@@ -25,6 +25,7 @@ class RoutedScores:
     parts: Sequence[Any]
     part: Tensor
     row: Tensor
+    cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -42,11 +43,6 @@ class RoutedScores:
             if part.valid is not None:
                 valid[self.part == i] = part.valid[self.row[self.part == i]]
         return valid
-
-    @property
-    def cost(self) -> Cost:
-        """Theirs together."""
-        return sum((part.cost for part in self.parts), Cost())
 
     def take(self, index: Tensor | slice) -> "RoutedScores":
         """The rows at an index of the packed axis."""
@@ -106,8 +102,8 @@ class RoutedTeacher(Composite):
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Every example has a teacher; raises ValueError otherwise."""
-        for example in examples:
-            self.route(example)
+        for name, teacher in self.teachers.items():
+            teacher.check_examples([example for example in examples if self.route(example) == name])
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> RoutedScores:
         """Each teacher reads its samples; one without any reads the first, for others may wait for its share of the weights."""
@@ -115,11 +111,21 @@ class RoutedTeacher(Composite):
         counts, device = [sample.trainable for sample in samples], self.student.lm.device
         part = torch.zeros(sum(counts), dtype=torch.long, device=device)
         row = torch.zeros_like(part)
-        parts = []
+        parts, cost = [], Cost()
+        metrics: dict[str, Tensor] = {}
         for i, (name, teacher) in enumerate(self.teachers.items()):
             mine = [b for b, own in enumerate(names) if own == name]
-            parts.append(teacher.score([samples[b] for b in mine or [0]], max_tokens))
+            scores = teacher.score([samples[b] for b in mine or [0]], max_tokens)
+            parts.append(scores)
+            for key, values in scores.metrics.items():
+                told = metrics.setdefault(key, torch.full((len(samples),), torch.nan, device=device))
+                told[mine] = values.to(told.dtype)[: len(mine)]
             if mine:
                 index = packed_index(mine, counts).to(device)
                 part[index], row[index] = i, torch.arange(len(index), device=device)
-        return RoutedScores(parts, part, row)
+                cost += scores.cost
+        return RoutedScores(parts, part, row, cost, metrics)
+
+    def logit_flops(self, positions: int) -> int:
+        """Of one of them on each position, their mean: which one it was is not asked."""
+        return super().logit_flops(positions) // len(self.teachers)
