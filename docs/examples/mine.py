@@ -22,7 +22,7 @@ def hellinger(log_s, log_t):
 
 
 def unsure(log_s, targets, tokens, boost=2.0):
-    """A factor of each token's loss that reads scores and verdicts: where the teacher is surer than the student, and the answer was wrong."""
+    """A factor of each token's loss from scores and verdicts: where the teacher is surer, and the answer was wrong."""
     teacher = targets["teacher"]
     gap = -(log_s.exp() * log_s).sum(-1) + (teacher.log_p.exp() * teacher.log_p).sum(-1)
     wrong = torch.ones_like(gap) if tokens.reward is None else 1 - tokens.reward
