@@ -40,6 +40,7 @@ class Ragged:
     """Completions of fixed random tokens whose lengths vary twelvefold."""
 
     on_policy = False
+    student_writes = False
     teachers: frozenset[str] = frozenset()
 
     def __init__(self, num_iterations: int = 1, samples: int = 1):
