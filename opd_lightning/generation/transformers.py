@@ -124,6 +124,7 @@ def decode(
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=processors,
+            synced_gpus=False,  # weights are whole here: ranks may write unequally long, and unequally often
         )
     finally:
         lm.generation_config = restore

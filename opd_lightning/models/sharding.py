@@ -43,6 +43,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part is not module, recurse=False)
 
 
+def align(module: nn.Module, lm: nn.Module) -> None:
+    """Let every device read one token of what was gathered, so that all have used it last in the same way.
+
+    FSDP2 fetches weights for a backward pass in the order of the forward passes before it, those of decoding included: a device
+    that had nothing to write would fetch others than one that had, and both would wait for ever.
+    """
+    if any(isinstance(m, FSDPModule) for m in module.modules()):
+        lm.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(lm.parameters()).device))  # type: ignore[operator]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A number that may be spread over devices, as each device's own."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
-from opd_lightning.models.sharding import gathered
+from opd_lightning.models.sharding import align, gathered
 from opd_lightning.types import Sequences, Tokens
 
 
@@ -60,6 +60,7 @@ class Student(nn.Module):
         try:
             with torch.no_grad(), gathered(self):
                 yield self.lm
+                align(self, self.lm)
         finally:
             self.train(was_training)
             self.in_eval_mode = False
