@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
-from opd_lightning.config.aliases import renamed
+from opd_lightning.config.aliases import renamed, updated
 from opd_lightning.config.overrides import explain
 from opd_lightning.reporting.overview import Overview, overview
 from opd_lightning.utils.secrets import redacted
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
     from opd_lightning.training.run import run
 
     try:
+        cfg = updated(cfg)
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
             raise ValueError(f"study={cfg.study.name} is a sweep over several runs; add -m (python -m opd_lightning -m ...).")
         if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1:

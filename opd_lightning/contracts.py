@@ -73,7 +73,15 @@ class Generator(Protocol):
 
 
 class Renderer(Protocol):
-    """A tokenizer with its chat template."""
+    """A tokenizer with its chat template.
+
+    Attributes:
+        tokenizer: the model's.
+        template_options: keyword arguments for the chat template.
+    """
+
+    tokenizer: Any
+    template_options: dict[str, Any]
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat up to where the assistant's reply begins."""
@@ -85,6 +93,10 @@ class Renderer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
+        ...
+
+    def decode_all(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Text of each row without special tokens."""
         ...
 
 

@@ -127,7 +127,7 @@ class DistillationModule(L.LightningModule):
         if normaliser == 0 and self.global_step == 0 and valid is None:
             raise ValueError(
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
-                "raise rollout.max_new_tokens, or set rollout.mask_truncated_completions=false."
+                "raise rollout.sampling.max_new_tokens, or set rollout.mask_truncated_completions=false."
             )
         rows = tokens.sample[weight != 0].unique().tolist() or [0]  # type: ignore[index]
         tokens = replace(tokens, weight=weight / normaliser.clamp_min(1e-12))

@@ -79,15 +79,15 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"rollout.max_new_tokens={self.max_new_tokens} must be at least 1.")
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
         if self.temperature < 0:
-            raise ValueError(f"rollout.temperature={self.temperature} must not be negative; 0 is greedy.")
+            raise ValueError(f"temperature={self.temperature} must not be negative; 0 is greedy.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"rollout.top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution whole.")
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution whole.")
         if self.top_k < 0:
-            raise ValueError(f"rollout.top_k={self.top_k} must not be negative; 0 leaves the distribution whole.")
+            raise ValueError(f"top_k={self.top_k} must not be negative; 0 leaves the distribution whole.")
         if self.n < 1:
-            raise ValueError(f"rollout.num_generations={self.n} must be at least 1.")
+            raise ValueError(f"n={self.n} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,13 @@ class Completion:
         token_ids: with the end token, if one came.
         finish_reason: "stop" at an end token, "length" at the limit.
         logprobs: of each token under the distribution that it was drawn from; None when greedy.
+        policy_version: the version of the student's weights that wrote it; None for another model's, or weights in between.
     """
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     logprobs: list[float] | None = None
+    policy_version: int | None = None
 
 
 class Prompts:
@@ -150,7 +152,7 @@ class Sample:
         finish_reason: why it ended.
         logprobs [L]: of each trainable token under the distribution that it was drawn from; None where that is not known.
         verdict: an environment's or the task's; None before it is judged, or where nobody judges.
-        policy_version: optimizer steps behind the weights that wrote it.
+        policy_version: optimizer steps behind the weights that wrote it; None where the student did not.
         include_in_loss: False leaves the sample out of the loss.
         model_inputs: what else the model takes.
     """
@@ -164,7 +166,7 @@ class Sample:
     finish_reason: Literal["stop", "length", "environment"]
     logprobs: Tensor | None = None
     verdict: Verdict | None = None
-    policy_version: int = 0
+    policy_version: int | None = None
     include_in_loss: bool = True
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 

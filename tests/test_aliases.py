@@ -74,3 +74,32 @@ def test_an_old_key_of_the_command_line_is_the_new_one(old, caplog):
 
 def test_old_command_lines_of_the_readme_compose():
     assert compose(["method=opd", "loss/support=topk", "micro_tokens=100", "chunk=64"]).model.path
+
+
+def test_old_names_in_a_users_own_file_are_read(tmp_path, caplog):
+    """The package's own YAML has none; a user's experiment may."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /method: gkd}, {override /evaluation: sampled}, _self_]\n"
+        "micro_tokens: 100\n"
+        "rollout: {temperature: 0.8, truncated: mask, samples_per_prompt: 2, other: {samples_per_prompt: 2}}\n"
+        "loss: {support: {k: 5}, aggregate: {tokens: '${rollout.max_new_tokens}'}}\n"
+        "evaluation: {suite: {sampled: {samples: 9, template_options: {enable_thinking: true}}}}\n"
+    )
+    say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        cfg = compose(["experiment=mine", "rollout.top_p=0.5"], [tmp_path])
+    assert cfg.max_tokens_per_microbatch == 100 and cfg.loss.vocab_support.k == 5
+    assert cfg.rollout.sampling == {
+        "_target_": "opd_lightning.types.SamplingParams",
+        "max_new_tokens": cfg.task.max_new_tokens,
+        "temperature": 0.8,
+        "top_p": 0.5,
+        "top_k": 0,
+    }
+    assert cfg.rollout.mask_truncated_completions is True and cfg.rollout.num_generations == 2
+    assert cfg.loss.aggregate.tokens == cfg.task.max_new_tokens
+    sampled = cfg.evaluation.suite.sampled
+    assert sampled.sampling.n == 9 and sampled.renderer.template_options.enable_thinking
+    assert caplog.text.count("the old name is read for one release") >= 5

@@ -88,7 +88,7 @@ def planted(name, tmp_path, other) -> list[str]:
         tokenizer.save_pretrained(folder)
         return ["method=opd", f"teacher.path={folder}"]
     return {
-        "window": ["method=opd", "task.max_new_tokens=8", "rollout.max_new_tokens=125"],
+        "window": ["method=opd", "task.max_new_tokens=8", "rollout.sampling.max_new_tokens=125"],
         "batch": ["method=opd", "data.batch_size=5", "trainer.devices=2", "trainer.strategy=ddp"],
         "unwritable": ["method=opd", f"output_dir={other}/config.json/out"],
         "reference": [
@@ -190,7 +190,7 @@ def test_the_command_shows_no_secret(command, monkeypatch):
 def test_the_command_says_so_by_its_exit_code(command):
     code, output, files = command("method=opd", "--fast", main=check_command)
     assert code == 0 and "pass" in output and not files
-    code, output, files = command("method=opd", "rollout.max_new_tokens=125", main=check_command)
+    code, output, files = command("method=opd", "rollout.sampling.max_new_tokens=125", main=check_command)
     assert code == 1 and "fail" in output and not files and "Traceback" not in output
     code, output, _ = command("method=opdd", main=check_command)
     assert code == 1 and "opdd is no option of method" in output

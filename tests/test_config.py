@@ -114,9 +114,9 @@ def test_the_first_stage_is_part_of_a_runs_identity():
 
 
 def test_sampling_away_from_the_losss_distribution_is_warned_of():
-    assert any("biased" in w for w in check(compose(["method=grpo", "rollout.temperature=0.5"])))
-    assert any("biased" in w for w in check(compose(["method=opd_sampled", "rollout.top_p=0.9"])))
-    assert check(compose(["method=opd", "rollout.temperature=0.5"])) == []
+    assert any("biased" in w for w in check(compose(["method=grpo", "rollout.sampling.temperature=0.5"])))
+    assert any("biased" in w for w in check(compose(["method=opd_sampled", "rollout.sampling.top_p=0.9"])))
+    assert check(compose(["method=opd", "rollout.sampling.temperature=0.5"])) == []
 
 
 def test_runs_land_where_they_can_be_found_again():
@@ -130,7 +130,7 @@ def test_runs_land_where_they_can_be_found_again():
     [
         ("optim.lr=1e-3", True),
         ("task.skill=swap", True),
-        ("rollout.temperature=0.7", True),
+        ("rollout.sampling.temperature=0.7", True),
         ("data.batch_size=32", True),
         ("trainer.precision=bf16-mixed", True),
         ("seed=7", False),
@@ -153,7 +153,7 @@ def test_the_horizon_belongs_to_a_run_whose_schedule_depends_on_it():
 
 BAD = {
     "no_such_option": (["+optim.learning_rate=1"], r"optim\.learning_rate=1 is no option of .*Optim"),
-    "typo_with_a_neighbour": (["+rollout.temprature=1"], r"rollout\.temprature=1 .*did you mean temperature\?"),
+    "typo_with_a_neighbour": (["+rollout.temprature=1"], r"rollout\.temprature=1 .*did you mean sampling\.temperature\?"),
     "unknown_key": (["+sede=1"], r"sede=1 is no key of a run; did you mean seed\?"),
     "name_of_a_folder": (["name='a=b'"], r"name='a=b' names a folder"),
     "unimportable": (["task._target_=opd_lightning.tasks.Nope"], r"task\._target_=.* cannot be imported"),
@@ -181,7 +181,7 @@ BAD = {
         r"trainer\.max_steps=100 is no multiple of rollout\.num_iterations=3",
     ),
     "no_schedule": (["optim.schedule=cosin"], r"optim\.schedule=cosin .*did you mean cosine\?"),
-    "no_tokens": (["rollout.max_new_tokens=0"], r"rollout\.max_new_tokens=0 must be at least 1"),
+    "no_tokens": (["rollout.sampling.max_new_tokens=0"], r"rollout\.sampling\.max_new_tokens=0 must be at least 1"),
     "no_prompts": (["data.batch_size=0"], r"data\.batch_size=0 must be at least 1"),
     "bad_dtype": (["model.dtype=float99"], r"model\.dtype='float99'"),
     "bad_template": (["method=sdft", "context.template='{prompt}'"], r"context\.template="),

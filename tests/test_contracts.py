@@ -255,7 +255,7 @@ class Judge:
 def test_a_conversation_is_what_the_template_says_and_the_calculators_tokens_are_not_trained_on(renderer):
     example = Example("1", [{"role": "user", "content": "rotate 3 4"}])
     generator = Scripted(renderer, ["3", "answer 7"])
-    rollout = StudentRollout(renderer, 20, environment=partial(Calculator, Judge()))
+    rollout = StudentRollout(renderer, SamplingParams(20), environment=partial(Calculator, Judge()))
     (sample,) = rollout(Prompts([example], [renderer.render(example.messages)]), 0, generator, {}).samples
     chat = [*example.messages, {"role": "assistant", "content": "3"}, {"role": "user", "content": "3"}]
     assert sample.token_ids.tolist() == [*renderer.render(chat).token_ids, *renderer.reply("answer 7")]
@@ -278,7 +278,7 @@ def test_episodes_of_different_length_go_on_side_by_side(renderer):
 
     some = [Example(str(i), [{"role": "user", "content": f"rotate {i}"}]) for i in range(2)]
     generator = Scripted(renderer, ["7", "1", "2", "7"])
-    rollout = StudentRollout(renderer, 20, environment=UntilSeven)
+    rollout = StudentRollout(renderer, SamplingParams(20), environment=UntilSeven)
     first, second = rollout(Prompts(some, [renderer.render(e.messages) for e in some]), 0, generator, {}).samples
     assert [len(asked) for asked in generator.asked] == [2, 1, 1]
     assert renderer.decode(first.token_ids[first.loss_mask]) == "7" and first.verdict.content == 1.0
@@ -287,7 +287,9 @@ def test_episodes_of_different_length_go_on_side_by_side(renderer):
 
 def test_an_episode_ends_at_the_limit_of_its_tokens(renderer):
     example = Example("1", [{"role": "user", "content": "rotate 3 4"}])
-    rollout = StudentRollout(renderer, 3, environment=partial(Calculator, Judge()), mask_truncated_completions=True)
+    rollout = StudentRollout(
+        renderer, SamplingParams(3), environment=partial(Calculator, Judge()), mask_truncated_completions=True
+    )
     (sample,) = rollout(
         Prompts([example], [renderer.render(example.messages)]), 0, Scripted(renderer, ["3", "answer 7 1"]), {}
     ).samples
@@ -301,8 +303,8 @@ def test_one_turn_is_the_rollout_without_an_environment(student, renderer):
     task = WorldTask(n_train=4, n_eval=4)
     some = list(task.examples("train"))[:3]
     prompts = Prompts(some, [renderer.render(e.messages) for e in some])
-    plain = StudentRollout(renderer, 6, num_generations=2)(prompts, 7, generator, {}).samples
-    single = StudentRollout(renderer, 6, num_generations=2, environment=partial(SingleTurn, task))
+    plain = StudentRollout(renderer, SamplingParams(6), num_generations=2)(prompts, 7, generator, {}).samples
+    single = StudentRollout(renderer, SamplingParams(6), num_generations=2, environment=partial(SingleTurn, task))
     for a, b in zip(plain, single(prompts, 7, generator, {}).samples, strict=True):
         assert torch.equal(a.token_ids, b.token_ids) and torch.equal(a.loss_mask, b.loss_mask) and a.group == b.group
         assert a.finish_reason == b.finish_reason and torch.equal(a.logprobs, b.logprobs)
@@ -329,7 +331,7 @@ def test_the_calculator(text, value):
 
 @pytest.mark.parametrize("method", ["grpo", "opd", "sdft"])
 def test_a_run_in_an_environment(small, method):
-    folder = run(small(f"method={method}", "environment=calculator", "rollout.max_new_tokens=8", "evaluation=none"))
+    folder = run(small(f"method={method}", "environment=calculator", "rollout.sampling.max_new_tokens=8", "evaluation=none"))
     rows = read_csv(folder / "metrics.csv")
     assert len(rows) == 3 and all(row["rollout/length"] <= 8 for row in rows[1:])
 
@@ -390,7 +392,7 @@ def test_an_unfinished_episode_is_judged_by_the_students_words_alone(student, re
     """The calculator's 7 is no answer of the student's, whose last reply was cut off."""
     example = Example("1", [{"role": "user", "content": "rotate 3 4"}])
     prompts = Prompts([example], [renderer.render(example.messages)])
-    rollout = StudentRollout(renderer, 4, environment=partial(Calculator, Judge()))
+    rollout = StudentRollout(renderer, SamplingParams(4), environment=partial(Calculator, Judge()))
     (sample,) = rollout(prompts, 0, Scripted(renderer, ["7", "1 2 3 4"]), {}).samples
     assert sample.verdict is None and renderer.decode(sample.reply_ids) == "1 2"
     assert "7" in renderer.decode(sample.completion_ids)
@@ -430,7 +432,9 @@ def test_parts_of_a_routed_teacher_cost_and_tell_what_they_read(student, rendere
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [["method=gkd"], ["method=grpo", "environment=calculator", "rollout.max_new_tokens=8"]])
+@pytest.mark.parametrize(
+    "case", [["method=gkd"], ["method=grpo", "environment=calculator", "rollout.sampling.max_new_tokens=8"]]
+)
 def test_devices_that_write_unequally_often_go_on(tiny_run, case):  # noqa: F811
     """FSDP2: a rank without a prompt of the student's, or with longer episodes, does not leave the other one waiting."""
     base = [o for o in tiny_run if not re.match(r"trainer\.(max_steps|devices)|evaluation", o)]

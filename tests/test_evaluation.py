@@ -24,6 +24,7 @@ from opd_lightning.teachers import LocalTeacher, external, frozen
 from opd_lightning.teachers.contexts import Quote
 from opd_lightning.toy.instructions import InstructionTask
 from opd_lightning.toy.world import WorldTask
+from opd_lightning.types import SamplingParams
 
 
 def writing(student: Student, tokenizer) -> TransformersGenerator:
@@ -48,7 +49,7 @@ def teachers(student, tokenizer, teacher: LocalTeacher) -> dict[str, LocalTeache
 
 def test_divergence_is_zero_from_itself_and_positive_from_another(model, other):
     student, tokenizer, generator = model
-    evaluation = TeacherDivergence(WorldTask(n_eval=8), tokenizer, 6, batch_size=5)
+    evaluation = TeacherDivergence(WorldTask(n_eval=8), ChatRenderer(tokenizer), 6, batch_size=5)
     same = evaluation(student, teachers(student, tokenizer, frozen()), generator)
     assert abs(same["heldout/reverse_kl"].value) < 1e-6 and abs(same["heldout/forward_kl"].value) < 1e-6
     first = evaluation(student, teachers(student, tokenizer, external(other)), generator)
@@ -60,7 +61,7 @@ def test_divergence_is_zero_from_itself_and_positive_from_another(model, other):
 def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
     student, tokenizer, generator = model
     task = WorldTask(n_eval=6)
-    scores = ReferenceLikelihood(task, tokenizer, n=6, batch_size=4)(
+    scores = ReferenceLikelihood(task, ChatRenderer(tokenizer), n=6, batch_size=4)(
         student, teachers(student, tokenizer, external(other)), generator
     )
     for name, lm in (("log_likelihood", student.lm), ("teacher_log_likelihood", Pretrained(other).model())):
@@ -78,13 +79,16 @@ def test_likelihood_is_that_of_a_plain_forward_pass(model, other):
 def test_accuracy_does_not_depend_on_how_prompts_are_batched(model):
     student, tokenizer, generator = model
     task = WorldTask(n_eval=12)
-    parts, whole = GreedyAccuracy(task, tokenizer, 8, batch_size=5), GreedyAccuracy(task, tokenizer, 8)
+    parts, whole = (
+        GreedyAccuracy(task, ChatRenderer(tokenizer), 8, batch_size=5),
+        GreedyAccuracy(task, ChatRenderer(tokenizer), 8),
+    )
     assert parts(student, {}, generator) == whole(student, {}, generator)
 
 
 def test_sampled_accuracy_draws_the_same_every_time_and_reports_every_k(model):
     student, tokenizer, generator = model
-    evaluation = SampledAccuracy(WorldTask(n_eval=6), tokenizer, 4, samples=3, passes=(1, 3))
+    evaluation = SampledAccuracy(WorldTask(n_eval=6), ChatRenderer(tokenizer), SamplingParams(4, n=3), passes=(1, 3))
     scores = evaluation(student, {}, generator)
     assert scores == evaluation(student, {}, generator) and scores["new/avg@3"].prompts == 6
     assert scores["new/pass@1"].value == pytest.approx(scores["new/avg@3"].value)
@@ -115,7 +119,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(p):
 
 def test_length_truncation_and_format_are_those_of_the_answers(model):
     student, tokenizer, generator = model
-    scores = GreedyAccuracy(WorldTask(n_eval=8), tokenizer, 3)(student, {}, generator)
+    scores = GreedyAccuracy(WorldTask(n_eval=8), ChatRenderer(tokenizer), 3)(student, {}, generator)
     assert 1 <= scores["new/length"].value <= 3 and scores["new/length"].low <= scores["new/length"].value
     assert scores["new/truncated"].value == pytest.approx(
         1.0 if scores["new/length"].value == 3 else scores["new/truncated"].value
@@ -123,15 +127,15 @@ def test_length_truncation_and_format_are_those_of_the_answers(model):
     assert scores["new/format"].prompts == 8
 
 
-@pytest.mark.parametrize("options", [{"samples": 2, "passes": (3,)}, {"temperature": 0.0}])
+@pytest.mark.parametrize("options", [{"n": 2}, {"n": 3, "temperature": 0.0}])
 def test_bad_sampled_evaluations_are_refused(model, options):
     with pytest.raises(ValueError, match=r"evaluation\.suite\.sampled\."):
-        SampledAccuracy(WorldTask(n_eval=4), model[1], 4, **options)
+        SampledAccuracy(WorldTask(n_eval=4), ChatRenderer(model[1]), SamplingParams(4, **options), passes=(3,))
 
 
 def test_answers_are_one_per_prompt(model):
     _, tokenizer, generator = model
-    evaluation = GreedyAnswers(WorldTask(), tokenizer, 5, n=3)
+    evaluation = GreedyAnswers(WorldTask(), ChatRenderer(tokenizer), 5, n=3)
     assert len(evaluation(generator)) == len(evaluation.prompts) == 3
 
 
@@ -152,7 +156,7 @@ def test_the_teacher_is_measured_with_its_context_and_the_student_without():
     task, tokenizer, student = WorldTask(n_eval=4), start.tokenizer(), Student(start.model())
     generator = writing(student, tokenizer)
     known = teachers(student, tokenizer, frozen(Quote("demonstration", "{prompt} [ {demonstration} ]")))
-    evaluation = TeacherAccuracy(task, tokenizer, max_new_tokens=12, n=4)
+    evaluation = TeacherAccuracy(task, ChatRenderer(tokenizer), max_new_tokens=12, n=4)
     found = {name: e.value for name, e in evaluation(student, known, generator).items()}
     assert found == {"teacher/shown/accuracy": 1.0, "teacher/shown/student_accuracy": 0.0}
     assert evaluation.warnings(found) == [] and evaluation(student, {}, generator) == {}
@@ -164,14 +168,14 @@ def test_the_distance_to_the_start_is_zero_at_the_start_and_by_skill(tiny):
     model, task = Pretrained(tiny), WorldTask(n_eval=8)
     student = Student(model.model())
     generator = writing(student, model.tokenizer())
-    prior = StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="prior")
+    prior = StartDivergence(model, task, ChatRenderer(model.tokenizer()), max_new_tokens=4, skill="prior")
     assert {e.skill.split("/")[0] for e in prior.examples} == {"prior"}
     assert all(abs(e.value) < 1e-6 for e in prior(student, {}, generator).values())
     for p in student.parameters():
         p.data += 0.05
     assert all(e.value > 1e-3 for e in prior(student, {}, generator).values())
     with pytest.raises(ValueError, match="has the skill 'fly'"):
-        StartDivergence(model, task, model.tokenizer(), max_new_tokens=4, skill="fly")
+        StartDivergence(model, task, ChatRenderer(model.tokenizer()), max_new_tokens=4, skill="fly")
 
 
 def test_repetition_and_leakage():

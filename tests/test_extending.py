@@ -11,7 +11,7 @@ CASES = {
     "gate_with_verdicts": ["method=grpo_opd", "loss/gate=unsure"],
     "teacher": ["teacher=unigram"],
     "generator": ["generator=logged"],
-    "environment": ["method=grpo", "environment=ask_again", "rollout.max_new_tokens=12"],
+    "environment": ["method=grpo", "environment=ask_again", "rollout.sampling.max_new_tokens=12"],
     "task": ["method=sft", "task=last_digit", "evaluation=shortest"],
     "evaluation": ["evaluation=shortest"],
 }

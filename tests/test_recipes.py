@@ -30,7 +30,7 @@ def test_a_recipe_trains_two_updates_on_stand_ins(name, tmp_path, caplog):
 def test_a_recipe_means_the_real_thing_without_the_switch(name):
     cfg = compose([f"experiment={name}"])
     check(cfg)
-    assert cfg.model.path.startswith("Qwen/") and cfg.rollout.max_new_tokens >= 1024 and cfg.data.batch_size >= 32
+    assert cfg.model.path.startswith("Qwen/") and cfg.rollout.sampling.max_new_tokens >= 1024 and cfg.data.batch_size >= 32
     assert "stand-in" not in str(cfg.task.path)
 
 

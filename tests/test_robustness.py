@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from opd_lightning.evaluation import GreedyAccuracy, HarnessTasks, Robustness
+from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.evaluation import GreedyAccuracy, HarnessTasks, Perturbations, Robustness
 from opd_lightning.evaluation.robustness import foreign_token, noisy
 from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
@@ -29,14 +30,14 @@ def generator(start) -> TransformersGenerator:
     return engine
 
 
-def robustness(task=None, **options) -> Robustness:
+def robustness(task=None, skill="prior", **options) -> Robustness:
     task = task or WorldTask(n_eval=32)
-    return Robustness(task, world_tokenizer(), task.max_new_tokens, **({"skill": "prior"} | options))
+    return Robustness(task, ChatRenderer(world_tokenizer()), task.max_new_tokens, Perturbations(**options), skill)
 
 
 def test_without_perturbation_it_is_greedy_accuracy(start, generator):
     task = WorldTask(n_eval=32)
-    greedy = GreedyAccuracy(task, world_tokenizer(), task.max_new_tokens)(start, {}, generator)["prior/accuracy"]
+    greedy = GreedyAccuracy(task, ChatRenderer(world_tokenizer()), task.max_new_tokens)(start, {}, generator)["prior/accuracy"]
     found = robustness(noises=[1e-9])(start, {}, generator)
     assert found["robust/none"] == greedy and found["robust/noise_1e-09"].value == greedy.value
 
@@ -111,7 +112,7 @@ def test_the_harness_is_asked_for_where_it_is_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "perturbs nothing"),
+        ({}, "perturbations is empty"),
         ({"noises": [0.1], "skill": "none"}, "no example of the test split has the skill 'none'"),
         ({"noises": [-1.0]}, "must not be negative"),
     ],

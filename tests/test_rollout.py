@@ -50,7 +50,7 @@ def read(rollout: Rollout) -> list[list[int]]:
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_k": 5}, {"temperature": 1.3, "top_p": 0.8}])
 def test_recorded_log_probabilities_are_those_of_the_sampling_distribution(student, renderer, generator, options):
     """Against a fresh forward pass on the joined sequences, without cache, without padding on the left."""
-    samples = StudentRollout(renderer, 20, **options)(prompts(renderer), 3, generator, {}).samples
+    samples = StudentRollout(renderer, SamplingParams(20, **options))(prompts(renderer), 3, generator, {}).samples
     logits = student.read([collate(samples, 0, student.lm.device)]).chunk(slice(None)).logits
     written = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
     for warper in warpers(SamplingParams(20, **options)):
@@ -62,7 +62,7 @@ def test_recorded_log_probabilities_are_those_of_the_sampling_distribution(stude
 
 
 def test_equal_seeds_give_equal_completions_and_leave_the_global_stream_alone(renderer, generator):
-    policy = StudentRollout(renderer, 12, num_generations=2)
+    policy = StudentRollout(renderer, SamplingParams(12), num_generations=2)
     before = torch.get_rng_state()
     a, b, c = (ids(policy(prompts(renderer), seed, generator, {})) for seed in (1, 1, 2))
     assert a == b != c
@@ -71,7 +71,7 @@ def test_equal_seeds_give_equal_completions_and_leave_the_global_stream_alone(re
 
 def test_generation_leaves_train_mode_and_the_models_own_config_as_they_were(student, renderer, generator):
     config = student.lm.generation_config
-    StudentRollout(renderer, 4)(prompts(renderer), 0, generator, {})
+    StudentRollout(renderer, SamplingParams(4))(prompts(renderer), 0, generator, {})
     assert student.training and student.lm.training and student.lm.generation_config is config
 
 
@@ -96,14 +96,16 @@ def test_lengths_end_at_eos_even_where_pad_is_eos(student):
 
 
 def test_samples_of_a_prompt_are_adjacent(renderer, generator):
-    samples = StudentRollout(renderer, 4, num_generations=3)(prompts(renderer, 2), 0, generator, {}).samples
+    samples = StudentRollout(renderer, SamplingParams(4), num_generations=3)(prompts(renderer, 2), 0, generator, {}).samples
     assert [s.example.id for s in samples] == [e.id for e in prompts(renderer, 2).examples for _ in range(3)]
     assert [s.group for s in samples] == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_truncated_completions_are_kept_or_left_out(renderer, generator, mask):
-    samples = StudentRollout(renderer, 2, mask_truncated_completions=mask)(prompts(renderer), 0, generator, {}).samples
+    samples = StudentRollout(renderer, SamplingParams(2), mask_truncated_completions=mask)(
+        prompts(renderer), 0, generator, {}
+    ).samples
     cut = [sample.finish_reason == "length" for sample in samples]
     assert any(cut)
     assert [sample.include_in_loss for sample in samples] == [not (mask and c) for c in cut]
@@ -112,27 +114,27 @@ def test_truncated_completions_are_kept_or_left_out(renderer, generator, mask):
 def test_reference_completions_end_with_eos_and_say_when_they_were_cut(renderer):
     examples = WorldTask().examples("train")[:3]
     batch = Prompts(examples, [renderer.render(e.messages) for e in examples])
-    whole = DatasetRollout(renderer, 50)(batch, 0)
+    whole = DatasetRollout(renderer, SamplingParams(50))(batch, 0)
     assert all(row[-1] == renderer.tokenizer.eos_token_id for row in ids(whole))
     assert all(sample.finish_reason == "stop" for sample in whole.samples)
     assert renderer.decode_all(ids(whole)) == [e.completion for e in examples]
-    assert all(sample.finish_reason == "length" for sample in DatasetRollout(renderer, 4)(batch, 0).samples)
+    assert all(sample.finish_reason == "length" for sample in DatasetRollout(renderer, SamplingParams(4))(batch, 0).samples)
 
 
 @pytest.mark.parametrize(
-    ("options", "field"),
+    ("sampling", "options", "field"),
     [
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"num_generations": 0}, "num_generations"),
-        ({"num_iterations": 0}, "num_iterations"),
+        ({"temperature": 0.0}, {}, r"rollout\.sampling\.temperature="),
+        ({"temperature": -1.0}, {}, "temperature="),
+        ({"top_p": 0.0}, {}, "top_p="),
+        ({"top_k": -1}, {}, "top_k="),
+        ({}, {"num_generations": 0}, r"rollout\.num_generations="),
+        ({}, {"num_iterations": 0}, r"rollout\.num_iterations="),
     ],
 )
-def test_bad_options_are_refused_by_name(renderer, options, field):
-    with pytest.raises(ValueError, match=rf"rollout\.{field}="):
-        StudentRollout(renderer, 4, **options)
+def test_bad_options_are_refused_by_name(renderer, sampling, options, field):
+    with pytest.raises(ValueError, match=field):
+        StudentRollout(renderer, SamplingParams(4, **sampling), **options)
 
 
 def teachers(student, renderer, teacher: LocalTeacher) -> dict[str, LocalTeacher]:
@@ -147,7 +149,7 @@ def test_the_teacher_writes_what_it_would_write_by_itself(student, renderer, gen
     batch = prompts(renderer, 3)
     shown = Quote("demonstration", "{prompt} [ {demonstration} ]")
     known = teachers(student, renderer, external(other, context=shown))
-    rollout = TeacherRollout(6, temperature=0.0)(batch, 0, generator, known)
+    rollout = TeacherRollout(SamplingParams(6, temperature=0.0))(batch, 0, generator, known)
     lm = Pretrained(other).model()
     for sample, example in zip(rollout.samples, batch.examples, strict=True):
         done = decode(lm, [renderer.render(shown(example)).token_ids], SamplingParams(6, temperature=0.0), [1], 0)
@@ -158,10 +160,10 @@ def test_the_teacher_writes_what_it_would_write_by_itself(student, renderer, gen
 
 def test_what_a_fixed_teacher_wrote_is_read_again_even_by_another_process(student, renderer, generator, other, tmp_path):
     known = teachers(student, renderer, external(other, context=NoContext()))
-    policy, batch = TeacherRollout(6, tmp_path, num_generations=2), prompts(renderer, 4)
+    policy, batch = TeacherRollout(SamplingParams(6), tmp_path, num_generations=2), prompts(renderer, 4)
     first = policy(batch, 1, generator, known)
     again = policy(batch, 2, generator, known)
-    later = TeacherRollout(6, tmp_path, num_generations=2)(batch, 3, generator, known)
+    later = TeacherRollout(SamplingParams(6), tmp_path, num_generations=2)(batch, 3, generator, known)
     for rollout in (again, later):
         assert ids(rollout) == ids(first) and rollout.teacher_cost.tokens == 0 < first.teacher_cost.tokens
         assert [s.finish_reason for s in rollout.samples] == [s.finish_reason for s in first.samples]
@@ -171,16 +173,16 @@ def test_what_a_fixed_teacher_wrote_is_read_again_even_by_another_process(studen
 
 def test_half_a_line_of_a_killed_process_is_drawn_again(student, renderer, generator, other, tmp_path):
     known = teachers(student, renderer, external(other))
-    first = TeacherRollout(6, tmp_path)(prompts(renderer, 4), 1, generator, known)
+    first = TeacherRollout(SamplingParams(6), tmp_path)(prompts(renderer, 4), 1, generator, known)
     file = next(tmp_path.rglob("rank-0.jsonl"))
     file.write_text(file.read_text()[:-20])
-    again = TeacherRollout(6, tmp_path)(prompts(renderer, 4), 1, generator, known)
+    again = TeacherRollout(SamplingParams(6), tmp_path)(prompts(renderer, 4), 1, generator, known)
     assert ids(again) == ids(first) and again.teacher_cost == first.teacher_cost
 
 
 def test_a_teacher_that_moves_writes_anew(student, renderer, generator, tmp_path):
     known = teachers(student, renderer, live())
-    policy = TeacherRollout(12, tmp_path)
+    policy = TeacherRollout(SamplingParams(12), tmp_path)
     a, b = (policy(prompts(renderer), seed, generator, known) for seed in (1, 2))
     assert a.teacher_cost.tokens > 0 < b.teacher_cost.tokens and not list(tmp_path.rglob("*.jsonl"))
     assert ids(a) != ids(b)
@@ -189,7 +191,7 @@ def test_a_teacher_that_moves_writes_anew(student, renderer, generator, tmp_path
 def test_a_mixture_keeps_each_prompt_with_its_completion(renderer, generator):
     """In the order of the prompts, the data set's rows are the references, and the shares are about as asked."""
     batch = prompts(renderer, 40)
-    policy = MixtureRollout(renderer, DatasetRollout(renderer, 30), 0.5, 30)
+    policy = MixtureRollout(renderer, DatasetRollout(renderer, SamplingParams(30)), 0.5, SamplingParams(30))
     rollout = policy(batch, 5, generator, {})
     assert read(rollout) == [prompt.token_ids for prompt in batch.rendered]
     assert [s.example for s in rollout.samples] == batch.examples and [s.group for s in rollout.samples] == list(range(40))
@@ -200,14 +202,18 @@ def test_a_mixture_keeps_each_prompt_with_its_completion(renderer, generator):
     again = policy(batch, 5, generator, {})
     assert ids(again) == ids(rollout)
     for share, writer in ((0.0, "dataset"), (1.0, "student")):
-        rollout = MixtureRollout(renderer, DatasetRollout(renderer, 30), share, 30)(batch, 0, generator, {})
+        rollout = MixtureRollout(renderer, DatasetRollout(renderer, SamplingParams(30)), share, SamplingParams(30))(
+            batch, 0, generator, {}
+        )
         assert {s.source for s in rollout.samples} == {writer}
 
 
 def test_a_mixture_keeps_samples_of_a_prompt_together(student, renderer, generator, other):
     known = teachers(student, renderer, external(other))
     batch = prompts(renderer, 8)
-    policy = MixtureRollout(renderer, TeacherRollout(5, num_generations=3), 0.5, 5, num_generations=3)
+    policy = MixtureRollout(
+        renderer, TeacherRollout(SamplingParams(5), num_generations=3), 0.5, SamplingParams(5), num_generations=3
+    )
     samples = policy(batch, 1, generator, known).samples
     assert [s.example.id for s in samples] == [e.id for e in batch.examples for _ in range(3)]
     assert [s.group for s in samples] == [i for i in range(8) for _ in range(3)]
@@ -217,6 +223,6 @@ def test_a_mixture_keeps_samples_of_a_prompt_together(student, renderer, generat
 
 def test_mixtures_that_cannot_be_are_refused(renderer):
     with pytest.raises(ValueError, match=r"rollout\.share=1\.5"):
-        MixtureRollout(renderer, DatasetRollout(renderer, 4), 1.5, 4)
+        MixtureRollout(renderer, DatasetRollout(renderer, SamplingParams(4)), 1.5, SamplingParams(4))
     with pytest.raises(ValueError, match=r"rollout\.num_generations=2"):
-        MixtureRollout(renderer, DatasetRollout(renderer, 4), 0.5, 4, num_generations=2)
+        MixtureRollout(renderer, DatasetRollout(renderer, SamplingParams(4)), 0.5, SamplingParams(4), num_generations=2)

@@ -49,7 +49,7 @@ def step(guards: HealthChecks, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) 
     ("name", "bad", "remedy"),
     [
         ("kl", {"train__reverse_kl": 50.0}, "lower optim.lr"),
-        ("length", {"rollout__length": 50.0}, "rollout.max_new_tokens"),
+        ("length", {"rollout__length": 50.0}, "rollout.sampling.max_new_tokens"),
         ("entropy", {"train__student_entropy": 1e-6}, "explores nothing"),
         ("frac_reward_zero_std", {"rollout__frac_reward_zero_std": 1.0}, "easier or harder prompts"),
         ("repetition", {"ids": ((7,) * 30,)}, "repeat themselves"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import GreedyAccuracy
 from opd_lightning.generation import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
@@ -93,7 +94,7 @@ def test_the_shipped_models_have_the_skills_they_are_shipped_for(model, new):
     tokenizer, student = pretrained.tokenizer(), Student(pretrained.model())
     generator = TransformersGenerator(tokenizer)
     generator.update_weights(student, 0)
-    scores = GreedyAccuracy(WorldTask(n_eval=128), tokenizer, 12)(student, {}, generator)
+    scores = GreedyAccuracy(WorldTask(n_eval=128), ChatRenderer(tokenizer), 12)(student, {}, generator)
     assert new[0] <= scores["new/accuracy"].value <= new[1]
     assert scores["prior/accuracy"].value > 0.98 and scores["prior/format"].value > 0.99
     made = json.loads(importlib.resources.files("opd_lightning").joinpath(f"toy/assets/world/{model}/made.json").read_text())

@@ -12,14 +12,15 @@ log = logging.getLogger(__name__)
 
 REMEDIES = {
     "kl": "the student runs away from its teacher; lower optim.lr, or use another loss/divergence",
-    "length": "completions grow without end; lower rollout.max_new_tokens, use "
+    "length": "completions grow without end; lower rollout.sampling.max_new_tokens, use "
     "rollout.mask_truncated_completions=true, or look at EOS (check)",
     "entropy": "the student hardly samples any more and explores nothing; lower optim.lr, or add loss/reference=reverse_kl",
     "frac_reward_zero_std": "all samples of a prompt score alike, so that nothing is learned; choose easier or harder "
     "prompts, or more "
     "rollout.num_generations",
     "repetition": "completions repeat themselves; lower optim.lr, or use loss/divergence=forward_kl",
-    "truncated": "most completions never end; raise rollout.max_new_tokens, or use rollout.mask_truncated_completions=true",
+    "truncated": "most completions never end; raise rollout.sampling.max_new_tokens, or use "
+    "rollout.mask_truncated_completions=true",
 }
 
 

@@ -1,16 +1,18 @@
 """Old names of this release: `_target_` paths, package paths and configuration keys that have moved, each with one warning.
 
-Keys are read on the command line and in saved runs, `_target_`s everywhere, for one release; then they are refused.
+They are read everywhere, on the command line, in users' own files and in saved runs, for one release; then they are refused.
 """
 
 import logging
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +45,49 @@ MODULES = {
     "opd_lightning.sweep": "opd_lightning.reporting.overview",
 }
 FOLDERS = {"pkg://opd_lightning/assets/": "pkg://opd_lightning/toy/assets/"}
-KEYS = {
-    "micro_tokens": "max_tokens_per_microbatch",
-    "chunk": "logits_chunk_size",
-    "loss.support": "loss.vocab_support",
-    "loss/support": "loss/vocab_support",
-    "loss.vocab_support.sampler_cap": "loss.vocab_support.importance_sampling_cap",
-    "loss.policy_gradient.sampler_cap": "loss.policy_gradient.importance_sampling_cap",
-    "callbacks.guards": "callbacks.health_checks",
-    "callbacks.health_checks.dead_groups": "callbacks.health_checks.frac_reward_zero_std",
+SAMPLING = {name: f"sampling.{name}" for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
+ARGUMENTS: dict[str, dict[str, str]] = {
+    f"opd_lightning.rollout.{name}": SAMPLING
+    for name in ("StudentRollout", "TeacherRollout", "DatasetRollout", "MixtureRollout")
 } | {
-    f"{place}.{old}": f"{place}.{new}"
-    for place in ("rollout", "rollout.other")
-    for old, new in (
-        ("samples_per_prompt", "num_generations"),
-        ("updates_per_rollout", "num_iterations"),
-        ("truncated", "mask_truncated_completions"),
-    )
+    "opd_lightning.evaluation.SampledAccuracy": SAMPLING | {"samples": "sampling.n"},
+    "opd_lightning.evaluation.Robustness": {
+        name: f"perturbations.{name}" for name in ("openings", "corrupted", "distractors", "temperatures", "noises", "seed")
+    },
 }
+"""Arguments of a target that are now those of an object among its arguments."""
+PARTS = {
+    "sampling": "opd_lightning.types.SamplingParams",
+    "perturbations": "opd_lightning.evaluation.Perturbations",
+    "renderer": "opd_lightning.data.renderer.ChatRenderer",
+}
+KEYS = (
+    {
+        "micro_tokens": "max_tokens_per_microbatch",
+        "chunk": "logits_chunk_size",
+        "loss.support": "loss.vocab_support",
+        "loss/support": "loss/vocab_support",
+        "loss.vocab_support.sampler_cap": "loss.vocab_support.importance_sampling_cap",
+        "loss.policy_gradient.sampler_cap": "loss.policy_gradient.importance_sampling_cap",
+        "callbacks.guards": "callbacks.health_checks",
+        "callbacks.health_checks.dead_groups": "callbacks.health_checks.frac_reward_zero_std",
+    }
+    | {
+        f"{place}.{old}": f"{place}.{new}"
+        for place in ("rollout", "rollout.other")
+        for old, new in (
+            ("samples_per_prompt", "num_generations"),
+            ("updates_per_rollout", "num_iterations"),
+            ("truncated", "mask_truncated_completions"),
+            *SAMPLING.items(),
+        )
+    }
+    | {
+        f"evaluation.suite.{name}.{old}": f"evaluation.suite.{name}.{new}"
+        for name, target in (("sampled", "SampledAccuracy"), ("robustness", "Robustness"))
+        for old, new in ARGUMENTS[f"opd_lightning.evaluation.{target}"].items()
+    }
+)
 """Configuration keys and groups: "old.key" or "old/group" to the new one, in the order in which they are applied."""
 VALUES = {"keep": False, "mask": True}
 """Values of `truncated` as those of `mask_truncated_completions`."""
@@ -96,23 +123,44 @@ def moved(target: str, warning: bool = True) -> str:
 def modernised(node: Any, warning: bool = True) -> Any:
     """Containers of a configuration with the names of today."""
     if isinstance(node, dict):
-        told = {key: modernised(value, warning) for key, value in node.items()}
-        return told | ({"_target_": moved(told["_target_"], warning)} if isinstance(told.get("_target_"), str) else {})
+        node = {key: modernised(value, warning) for key, value in node.items()}
+        if isinstance(node.get("_target_"), str):
+            node["_target_"] = moved(node["_target_"], warning)
+            regroup(node, warning)
+        return node
     if isinstance(node, list):
         return [modernised(value, warning) for value in node]
     if isinstance(node, str):
-        return next((new + node[len(old) :] for old, new in FOLDERS.items() if node.startswith(old)), node)
+        node = next((new + node[len(old) :] for old, new in FOLDERS.items() if node.startswith(old)), node)
+        return re.sub(r"\$\{([\w.]+)\}", lambda found: f"${{{KEYS.get(found[1], found[1])}}}", node)
     return node
+
+
+def regroup(node: dict[str, Any], warning: bool) -> None:
+    """Move arguments of a target into the object that holds them today."""
+    for old, new in old_arguments(node).items():
+        if warning:
+            warn(f"{node['_target_']}({old}=)", new)
+        value, (part, name) = node.pop(old), new.split(".")
+        if value is not None:
+            node.setdefault(part, {"_target_": PARTS[part]})[name] = value
+
+
+def old_arguments(node: dict[str, Any]) -> dict[str, str]:
+    """The arguments of a node's target that belong elsewhere today."""
+    target = str(node.get("_target_"))
+    known = ARGUMENTS.get(target, {})
+    if target.startswith("opd_lightning.evaluation."):
+        known = known | {"template_options": "renderer.template_options"}
+    return {old: new for old, new in known.items() if old in node}
 
 
 def has_old_names(node: Any) -> bool:
     """Is there something to modernise?"""
     if isinstance(node, dict):
-        return any(
-            (isinstance(value, str) and key == "_target_" and (value in OBJECTS or value.rpartition(".")[0] in MODULES))
-            or has_old_names(value)
-            for key, value in node.items()
-        )
+        target = node.get("_target_")
+        old = isinstance(target, str) and (target in OBJECTS or target.rpartition(".")[0] in MODULES)
+        return old or bool(old_arguments(node)) or any(map(has_old_names, node.values()))
     return isinstance(node, list) and any(map(has_old_names, node))
 
 
@@ -121,25 +169,42 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
     if "generator" not in config:
         say_once(f"{folder} was made by an earlier version; the old names in its config.yaml are read for one release.")
-    config = SINCE | modernised(config, warning=False)
+    return rename_keys(SINCE | modernised(config, warning=False), warning=False)
+
+
+def updated(cfg: DictConfig) -> DictConfig:
+    """A composed configuration with the names of today, where files of the user's own have old ones."""
+    tree: Any = OmegaConf.to_container(cfg)
+    if not has_old_names(tree) and rename_keys(deepcopy(tree), warning=False) == tree:
+        return cfg
+    made = OmegaConf.create(rename_keys(modernised(tree)))
+    OmegaConf.set_struct(made, OmegaConf.is_struct(cfg))
+    return made
+
+
+def rename_keys(config: dict[str, Any], warning: bool = True) -> dict[str, Any]:
+    """Nested dictionaries with the keys of today, changed in place."""
     for old, new in KEYS.items():
-        rename(config, old.replace("/", ".").split("."), new.replace("/", ".").split("."))
+        if rename(config, old.replace("/", ".").split("."), new.replace("/", ".").split(".")) and warning:
+            warn(old, new)
     return config
 
 
-def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
-    """Move a value of nested dictionaries, if it is there."""
+def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> bool:
+    """Move a value of nested dictionaries, if it is there; what stands at the new place already is added to."""
     node: Any = config
     for key in old[:-1]:
         node = node.get(key) if isinstance(node, dict) else None
     if not isinstance(node, dict) or old[-1] not in node:
-        return
+        return False
     value = node.pop(old[-1])
     if old[-1] == "truncated":
         value = VALUES.get(value, value)
     for key in new[:-1]:
         config = config.setdefault(key, {})
-    config[new[-1]] = value
+    known = config.get(new[-1])
+    config[new[-1]] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+    return True
 
 
 def renamed(override: str) -> str:

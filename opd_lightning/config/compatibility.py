@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import SchedulerType
 
 from opd_lightning.config import build, plain
@@ -49,7 +49,7 @@ class Choices:
         offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment"))
         context = build(cfg["context"])
         return cls(
-            rollout=build(cfg["rollout"], **offers),
+            rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # so that errors know the place
             teacher=build(cfg["teacher"], context=context),
             context=context,
             support=build(cfg["loss"]["vocab_support"]) if cfg["loss"]["divergence"] else None,
@@ -79,7 +79,7 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     """A gradient that is read off samples needs samples of the distribution that the loss takes them for."""
     loss = cfg["loss"]
-    sampling = {key: cfg["rollout"].get(key) for key in ("temperature", "top_p", "top_k")}
+    sampling = {key: cfg["rollout"]["sampling"].get(key) for key in ("temperature", "top_p", "top_k")}
     sampled = chosen.support is not None and chosen.support.needs_own_samples
     estimates = [term for term in (loss["policy_gradient"], loss["vocab_support"] if sampled else None) if term]
     same = ({"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0}, dict.fromkeys(sampling))
@@ -217,7 +217,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     if cfg["data"]["overlong"] not in ("refuse", "drop"):
         raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
     check_type("max_tokens_per_microbatch", cfg["max_tokens_per_microbatch"], int | None)
-    for key, value in (counts | {"rollout.max_new_tokens": cfg["rollout"]["max_new_tokens"]}).items():
+    for key, value in counts.items():
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1.")
     if (most := cfg["max_tokens_per_microbatch"]) is not None and most < 1:

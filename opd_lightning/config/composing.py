@@ -9,7 +9,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from opd_lightning.config.aliases import renamed
+from opd_lightning.config.aliases import renamed, updated
 
 HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
@@ -31,9 +31,9 @@ def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
     if folders:
         overrides = [*overrides, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", overrides=overrides)
+        return updated(hydra.compose("config", overrides=overrides))
     with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return hydra.compose("config", overrides=overrides)
+        return updated(hydra.compose("config", overrides=overrides))
 
 
 def plain(cfg: DictConfig | ListConfig) -> Any:

@@ -1,6 +1,7 @@
 """Instantiating: how a node of the configuration becomes an object, and what is said when it cannot."""
 
 import inspect
+import re
 from typing import Any
 
 import hydra
@@ -43,6 +44,8 @@ def explained(error: InstantiationException, node: DictConfig | dict) -> str | N
     """
     cause = error.__cause__
     foreign = not str(node.get("_target_")).startswith("opd_lightning")
+    if isinstance(cause, ValueError) and not foreign and re.match(r"\w+=", str(cause)):
+        return f"{found[1]}.{cause}" if (found := re.search(r"full_key: (\S+)$", str(error))) else str(cause)
     if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
         return str(cause)
     if not foreign or not isinstance(cause, (ValueError, TypeError, MisconfigurationException)):

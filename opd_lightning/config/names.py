@@ -1,7 +1,7 @@
 """Names: of objects that a configuration points to, and those that are nearly right."""
 
 import importlib.resources
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pydoc import ErrorDuringImport, locate
 from typing import Any
@@ -9,10 +9,16 @@ from typing import Any
 from opd_lightning.config.aliases import FOLDERS, KEYS, moved
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """The end of a sentence on an unknown name: the nearest known one, or all of them."""
+def nearest(name: object, known: Iterable[object], deeper: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence on an unknown name: the nearest known one, or all of them.
+
+    Args:
+        deeper: names further down, with their places, which are told only if one is near.
+    """
     names = [str(k) for k in known]
-    close = get_close_matches(str(name), names, n=1)
+    close = get_close_matches(str(name), names, n=1) or [
+        (deeper or {})[match] for match in get_close_matches(str(name), deeper or {}, n=1)
+    ]
     old = [] if close else [KEYS[key] for key in get_close_matches(str(name), KEYS, n=1) if KEYS[key] in names]
     if close or old:
         return f"; did you mean {(close or old)[0]}?"

@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.config.names import nearest
+from opd_lightning.config.schema import leaves
 from opd_lightning.utils.secrets import is_secret
 
 
@@ -107,7 +108,11 @@ def unknown(override: Override, base: Any, beside: str) -> str | None:
         if part not in node:
             siblings = [".".join([*path, str(name)]) for name in node if not str(name).startswith("_")]
             groups = [] if path else [p.name for p in Path(CONF_DIR).iterdir() if p.is_dir()]
-            return f"{override.input_line} is no key{beside}{nearest('.'.join([*path, part]), [*siblings, *groups])}"
+            inside = {
+                ".".join([*path, leaf.rpartition(".")[2]]): ".".join([*path, leaf]) for leaf, _ in leaves(node) if "." in leaf
+            }
+            near = nearest(".".join([*path, part]), [*siblings, *groups], inside)
+            return f"{override.input_line} is no key{beside}{near}"
         path.append(part)
         node = node[part]
     return None

@@ -148,8 +148,9 @@ def check_binding(place: str, node: dict[str, Any]) -> None:
         return
     given = {key for key in node if not key.startswith("_")}
     extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
+    inside = {leaf.rpartition(".")[2]: leaf for leaf, _ in leaves(node) if "." in leaf}
     for key in given - set(parameters):
-        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters)}")
+        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters, inside)}")
     for key in given & set(parameters):
         check_type(f"{place}.{key}", node[key], parameters[key].annotation)
     if not node.get("_partial_"):

@@ -9,7 +9,7 @@ from opd_lightning.evaluation.answers import GreedyAnswers
 from opd_lightning.evaluation.divergence import ReferenceLikelihood, StartDivergence, TeacherDivergence
 from opd_lightning.evaluation.estimate import Estimate, headlines
 from opd_lightning.evaluation.harness import HarnessTasks
-from opd_lightning.evaluation.robustness import Robustness
+from opd_lightning.evaluation.robustness import Perturbations, Robustness
 from opd_lightning.evaluation.teacher_gap import TeacherAccuracy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "GreedyAccuracy",
     "GreedyAnswers",
     "HarnessTasks",
+    "Perturbations",
     "ReferenceLikelihood",
     "Robustness",
     "SampledAccuracy",

@@ -2,15 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean as mean
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from opd_lightning.contracts import Generator, Task
-from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate, average, pass_at, proportion
 from opd_lightning.models import Student
 from opd_lightning.types import Example, SamplingParams, Verdict
@@ -37,11 +34,10 @@ class GreedyAccuracy:
 
     Args:
         task: gives the examples and the verdicts.
-        tokenizer: the student's.
+        renderer: the student's.
         max_new_tokens: a completion that has not ended by then is judged as it stands.
         split: "validation" or "test".
         batch_size: completions decoded at a time.
-        template_options: keyword arguments for the chat template.
         prefix: of the numbers' names, such as "validation/"; tells apart two accuracies in one suite.
 
     Attributes:
@@ -51,17 +47,16 @@ class GreedyAccuracy:
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
         split: str = "test",
         batch_size: int = 256,
-        template_options: dict | None = None,
         prefix: str = "",
     ):
         self.prefix = prefix
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.task, self.batch_size, self.examples = task, batch_size, task.examples(split)
-        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.renderer = renderer
         self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
@@ -81,44 +76,40 @@ class SampledAccuracy:
     """k sampled completions per held-out prompt: their mean score (avg@k), and whether any of them is right (pass@k).
 
     Args:
-        task, tokenizer, max_new_tokens, split, batch_size, template_options: as for `GreedyAccuracy`.
-        samples: completions per prompt.
-        passes: the k of pass@k; each at most `samples`.
-        temperature, top_p, top_k: see `SamplingParams`.
+        task, renderer, split, batch_size: as for `GreedyAccuracy`.
+        sampling: of its n completions per prompt.
+        passes: the k of pass@k; each at most n.
         seed: of the draws, the same at every evaluation of a run.
         solved: the least content that counts as right; verifiers with partial scores make it matter.
 
     Raises:
-        ValueError: a k of `passes` exceeds `samples`.
+        ValueError: a k of `passes` exceeds n.
     """
 
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        samples: int = 8,
-        passes: Sequence[int] = (1, 8),
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        renderer: Renderer,
+        sampling: SamplingParams,
+        passes: Sequence[int] = (1,),
         seed: int = 0,
         solved: float = 1.0,
         split: str = "test",
         batch_size: int = 256,
-        template_options: dict | None = None,
     ):
         for k in passes:
-            if not 1 <= k <= samples:
+            if not 1 <= k <= sampling.n:
                 raise ValueError(
-                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples; set samples={k} or more."
+                    f"evaluation.suite.sampled.passes={list(passes)}: pass@{k} needs {k} samples; set sampling.n={k} or more."
                 )
-        if temperature == 0:
-            raise ValueError("evaluation.suite.sampled.temperature=0 makes all samples equal; GreedyAccuracy measures that.")
+        if sampling.temperature == 0:
+            raise ValueError(
+                "evaluation.suite.sampled.sampling.temperature=0 makes all samples equal; GreedyAccuracy measures that."
+            )
         self.task, self.batch_size, self.examples = task, batch_size, task.examples(split)
-        self.renderer = ChatRenderer(tokenizer, template_options)
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k)
-        self.samples, self.passes, self.seed, self.solved = samples, passes, seed, solved
+        self.renderer = renderer
+        self.sampling, self.samples = replace(sampling, n=1), sampling.n  # `ask` lays out the samples itself
+        self.passes, self.seed, self.solved = passes, seed, solved
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """For each skill and group of skills: `avg@<samples>`, each `pass@<k>`, and how the samples are written."""

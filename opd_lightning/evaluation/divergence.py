@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.contracts import Generator, Task
-from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.losses.diagnostics import diagnose
 from opd_lightning.losses.targets import FullLogProbs
@@ -16,7 +14,7 @@ from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, StudentRollout
 from opd_lightning.teachers import external, live
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.types import Example, Prompts, Sample
+from opd_lightning.types import Example, Prompts, Sample, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
 
 
@@ -25,27 +23,24 @@ class TeacherDivergence:
 
     Args:
         task, split, n: the first n examples of a split.
-        tokenizer: the student's.
-        max_new_tokens, seed: of the sampled completions, at temperature 1.
+        renderer: the student's.
+        max_new_tokens: of the sampled completions, at temperature 1.
         batch_size: completions at a time.
-        template_options: keyword arguments for the student's chat template.
     """
 
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
         split: str = "test",
         n: int = 48,
-        seed: int = 0,
         batch_size: int = 48,
-        template_options: dict | None = None,
     ):
         self.examples = list(task.examples(split))[:n]
-        self.renderer = ChatRenderer(tokenizer, template_options)
-        self.rollout = StudentRollout(self.renderer, max_new_tokens)
-        self.seed, self.batch_size = seed, batch_size
+        self.renderer = renderer
+        self.rollout = StudentRollout(self.renderer, SamplingParams(max_new_tokens))
+        self.batch_size = batch_size
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher that knows what to read."""
@@ -59,7 +54,7 @@ class TeacherDivergence:
         itself = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
-            samples = self.rollout(prompts, derive_seed(self.seed, "evaluation", i), generator, {}).samples
+            samples = self.rollout(prompts, derive_seed(0, "evaluation", i), generator, {}).samples
             for log_p in chunks({"student": itself, "teacher": other}, samples):
                 stats = diagnose(log_p["student"], {"teacher": FullLogProbs(log_p["teacher"])})
                 sums = {name: total + stats[name].sum().item() for name, total in sums.items()}
@@ -72,7 +67,7 @@ class StartDivergence(TeacherDivergence):
 
     Args:
         model: the student's start; a copy is loaded, so a run pays its memory once more.
-        task, tokenizer, max_new_tokens, split, n, seed, batch_size, template_options: as for `TeacherDivergence`.
+        task, renderer, max_new_tokens, split, n, batch_size: as for `TeacherDivergence`.
         skill: prompts of this skill or group of skills alone, such as "prior"; None takes all.
     """
 
@@ -80,16 +75,14 @@ class StartDivergence(TeacherDivergence):
         self,
         model: Pretrained,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
         split: str = "test",
         n: int = 48,
-        seed: int = 0,
         batch_size: int = 48,
-        template_options: dict | None = None,
         skill: str | None = None,
     ):
-        super().__init__(task, tokenizer, max_new_tokens, split, n, seed, batch_size, template_options)
+        super().__init__(task, renderer, max_new_tokens, split, n, batch_size)
         mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
         if not mine:
             raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
@@ -115,17 +108,16 @@ class ReferenceLikelihood:
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         split: str = "test",
         n: int = 96,
         batch_size: int = 16,
-        template_options: dict | None = None,
     ):
         self.examples = [e for e in task.examples(split) if e.completion is not None][:n]
         if not self.examples:
             raise ValueError(f"evaluation: no example of the {split} split has a completion to measure; leave it out.")
-        self.renderer, self.batch_size = ChatRenderer(tokenizer, template_options), batch_size
-        self.rollout = DatasetRollout(self.renderer, max_new_tokens=10**6)
+        self.renderer, self.batch_size = renderer, batch_size
+        self.rollout = DatasetRollout(self.renderer, SamplingParams(10**6))
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`heldout/log_likelihood` of the student, and of the teacher if it is a local model; nats per token."""
@@ -147,7 +139,7 @@ class ReferenceLikelihood:
 CHUNK = 256
 
 
-def reader(student: Student, renderer: ChatRenderer, weights: Any = None) -> Any:
+def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
     """The student, or the weights of a teacher that is set up, as a teacher behind the student's own prompt."""
     itself = live(NoContext(renderer.template_options))
     itself.setup(student, renderer)
@@ -156,7 +148,7 @@ def reader(student: Student, renderer: ChatRenderer, weights: Any = None) -> Any
     return itself
 
 
-def batches(examples: Sequence[Example], renderer: ChatRenderer, size: int) -> Iterator[Prompts]:
+def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Iterator[Prompts]:
     """The examples' prompts, `size` at a time."""
     for start in range(0, len(examples), size):
         some = list(examples[start : start + size])

@@ -3,15 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.contracts import Generator, Task
-from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate, proportion
 from opd_lightning.models import Student
 from opd_lightning.models.adapters import substituted
@@ -19,13 +17,11 @@ from opd_lightning.types import Example, Rendered, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
 
 
-class Robustness:
-    """Accuracy on the same held-out prompts under one perturbation at a time, with their mean and the worst of them.
+@dataclass(frozen=True)
+class Perturbations:
+    """What may be done to a model or its prompts, each of the lists with one number per entry.
 
-    Args:
-        task, split: give the examples and the verdicts.
-        tokenizer: the student's.
-        max_new_tokens: of a completion, forced tokens included.
+    Attributes:
         openings: texts that a completion is made to begin with; the answer with its opening is judged.
         corrupted: token positions (from 0). There the model's own greedy answer gets another answer's token, and the model goes
             on. Judged is the answer with that token mended: whether the rest is right, that is, whether the model recovered.
@@ -33,14 +29,44 @@ class Robustness:
         distractors: texts put before the last message.
         temperatures: of sampled answers.
         noises: Gaussian noise on every weight matrix, in standard deviations of that matrix.
-        skill: prompts of this skill or group of skills alone; None takes all.
-        n: prompts.
         seed: of noise, samples and foreign tokens; the same for every run.
-        batch_size: completions at a time.
-        template_options: keyword arguments for the chat template.
 
     Raises:
-        ValueError: no example has the skill, the task has no verifier, or nothing is perturbed.
+        ValueError: nothing is perturbed, or a value is out of range.
+    """
+
+    openings: Sequence[str] = ()
+    corrupted: Sequence[int] = ()
+    distractors: Sequence[str] = ()
+    temperatures: Sequence[float] = ()
+    noises: Sequence[float] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.openings or self.corrupted or self.distractors or self.temperatures or self.noises):
+            raise ValueError(
+                "evaluation.suite.robustness.perturbations is empty; give openings, temperatures or another of its lists."
+            )
+        if any(k < 0 for k in self.corrupted) or any(x <= 0 for x in [*self.temperatures, *self.noises]):
+            raise ValueError(
+                "evaluation.suite.robustness.perturbations: positions must not be negative, temperatures and noises positive."
+            )
+
+
+class Robustness:
+    """Accuracy on the same held-out prompts under one perturbation at a time, with their mean and the worst of them.
+
+    Args:
+        task, split: give the examples and the verdicts.
+        renderer: the student's.
+        max_new_tokens: of a completion, forced tokens included.
+        perturbations: what is done to the model or its prompts.
+        skill: prompts of this skill or group of skills alone; None takes all.
+        n: prompts.
+        batch_size: completions at a time.
+
+    Raises:
+        ValueError: no example has the skill, or the task has no verifier.
     """
 
     ends_only = True
@@ -48,46 +74,33 @@ class Robustness:
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
-        openings: Sequence[str] = (),
-        corrupted: Sequence[int] = (),
-        distractors: Sequence[str] = (),
-        temperatures: Sequence[float] = (),
-        noises: Sequence[float] = (),
+        perturbations: "Perturbations",
         skill: str | None = None,
         split: str = "test",
         n: int = 128,
-        seed: int = 0,
         batch_size: int = 128,
-        template_options: dict | None = None,
     ):
         mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
         if not mine:
             raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
         if not task.verifies:
             raise ValueError("evaluation=robustness judges answers, and this task has no verifier; choose another evaluation.")
-        if not (openings or corrupted or distractors or temperatures or noises):
-            raise ValueError(
-                "evaluation.suite.robustness perturbs nothing; give openings, temperatures or another of its lists."
-            )
-        if any(k < 0 for k in corrupted) or any(x <= 0 for x in [*temperatures, *noises]):
-            raise ValueError("evaluation.suite.robustness: positions must not be negative, temperatures and noises positive.")
-        self.task, self.renderer, self.examples, self.seed = task, ChatRenderer(tokenizer, template_options), mine[:n], seed
-        self.openings, self.corrupted, self.distractors = openings, corrupted, distractors
-        self.temperatures, self.noises = temperatures, noises
+        self.task, self.renderer, self.examples = task, renderer, mine[:n]
+        self.perturbations, self.seed = perturbations, perturbations.seed
         self.sampling, self.batch_size = SamplingParams(max_new_tokens, temperature=0.0), batch_size
         self.prompts = [self.renderer.render(e.messages).token_ids for e in self.examples]
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
-        rows = self.write(generator, self.prompts, self.sampling)
-        found = {f"opening_{name(text)}": self.forced(generator, text) for text in self.openings}
-        found |= {f"corrupted_{k}": some for k in self.corrupted if (some := self.recovered(generator, rows, k)) is not None}
-        found |= {f"distracted_{name(text)}": self.distracted(generator, text) for text in self.distractors}
-        for t in self.temperatures:
+        rows, do = self.write(generator, self.prompts, self.sampling), self.perturbations
+        found = {f"opening_{name(text)}": self.forced(generator, text) for text in do.openings}
+        found |= {f"corrupted_{k}": some for k in do.corrupted if (some := self.recovered(generator, rows, k)) is not None}
+        found |= {f"distracted_{name(text)}": self.distracted(generator, text) for text in do.distractors}
+        for t in do.temperatures:
             found[f"temperature_{t}"] = self.judged(self.write(generator, self.prompts, replace(self.sampling, temperature=t)))
-        for sigma in self.noises:
+        for sigma in do.noises:
             with noisy(student, sigma, derive_seed(self.seed, "noise")):
                 generator.update_weights(student, None)
                 found[f"noise_{sigma}"] = self.judged(self.write(generator, self.prompts, self.sampling))

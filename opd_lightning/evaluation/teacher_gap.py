@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from opd_lightning.contracts import Generator, Task
-from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate, proportion
 from opd_lightning.models import Student
 from opd_lightning.types import Completion, Example, SamplingParams
@@ -17,22 +14,20 @@ class TeacherAccuracy:
 
     Args:
         task, split, n: the first n examples of a split that the context can be worded for.
-        tokenizer: the student's.
+        renderer: the student's.
         max_new_tokens: a completion that has not ended by then is judged as it stands.
-        template_options: keyword arguments for the student's chat template.
     """
 
     def __init__(
         self,
         task: Task,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer,
         max_new_tokens: int,
         split: str = "test",
         n: int = 64,
-        template_options: dict | None = None,
     ):
         self.task, self.examples = task, list(task.examples(split))[:n]
-        self.renderer = ChatRenderer(tokenizer, template_options)
+        self.renderer = renderer
         self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
         self.known: Estimate | None = None
 

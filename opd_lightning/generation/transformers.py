@@ -1,6 +1,7 @@
 """The transformers engine, which is the reference: token ids in, token ids out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,16 +31,18 @@ class TransformersGenerator:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.student: Any = None
+        self.version: int | None = None
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            return decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
+            done = decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
+        return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
 
     def update_weights(self, student: Any, version: int | None) -> None:
         """Remember the student, whose weights are read in place."""
-        self.student = student
+        self.student, self.version = student, version
 
     def close(self) -> None:
         """Nothing is held."""

@@ -63,5 +63,7 @@ def constant(weight: Tensor, sample: Tensor, samples: int, tokens: int) -> tuple
         ValueError: `tokens` < 1.
     """
     if tokens < 1:
-        raise ValueError(f"loss.aggregate.tokens={tokens} must be at least 1; rollout.max_new_tokens is the usual choice.")
+        raise ValueError(
+            f"loss.aggregate.tokens={tokens} must be at least 1; rollout.sampling.max_new_tokens is the usual choice."
+        )
     return weight, weight.new_tensor(samples * tokens)

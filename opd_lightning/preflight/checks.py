@@ -172,8 +172,7 @@ def probe(parts: Components, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
     student.verify_head(f"model.path={parts.model.path}")
     parts.generator.update_weights(student, 0)
     teacher.setup(student, parts.renderer)
-    options = parts.model.template_options
-    asked = TeacherAccuracy(parts.task, parts.tokenizer, parts.task.max_new_tokens, "validation", n, options)
+    asked = TeacherAccuracy(parts.task, parts.renderer, parts.task.max_new_tokens, "validation", n)
     found = asked(student, {"teacher": teacher}, parts.generator)
     if not found:
         yield Finding("teacher", "pass", "not probed: its context cannot be worded for held-out prompts")

@@ -222,6 +222,7 @@ def drop_overlong(
     if examples and not kept:
         raise ValueError(
             f"data.overlong=drop leaves none of the {len(examples)} training examples: every prompt, of student or teacher, is "
-            f"too long beside rollout.max_new_tokens={max_new_tokens}; lower it, or raise the limits of data and context."
+            f"too long beside rollout.sampling.max_new_tokens={max_new_tokens}; lower it, or raise the limits of data and "
+            "context."
         )
     return kept

@@ -5,14 +5,16 @@ import torch
 from opd_lightning.types import Completion, Example, Rendered, Sample
 
 
-def check_options(num_iterations: int) -> None:
+def check_options(num_generations: int, num_iterations: int) -> None:
     """Raises ValueError for values that no rollout takes."""
+    if num_generations < 1:
+        raise ValueError(f"rollout.num_generations={num_generations} must be at least 1.")
     if num_iterations < 1:
         raise ValueError(f"rollout.num_iterations={num_iterations} must be at least 1.")
 
 
 def single_turn(
-    example: Example, group: int, prompt: Rendered, completion: Completion, source: str, mask_truncated: bool, version: int = 0
+    example: Example, group: int, prompt: Rendered, completion: Completion, source: str, mask_truncated: bool
 ) -> Sample:
     """A prompt and the completion behind it; with `mask_truncated` one that was cut off is left out of the loss."""
     n = len(prompt.token_ids)
@@ -27,7 +29,7 @@ def single_turn(
         source=source,  # type: ignore[arg-type]
         finish_reason=completion.finish_reason,
         logprobs=logprobs,
-        policy_version=version,
+        policy_version=completion.policy_version,
         include_in_loss=not mask_truncated or completion.finish_reason != "length",
         model_inputs=prompt.model_inputs,
     )

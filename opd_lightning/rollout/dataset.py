@@ -13,7 +13,7 @@ class DatasetRollout:
 
     Args:
         renderer: the student's.
-        max_new_tokens: longer completions are cut there and count as truncated.
+        sampling: longer completions than its max_new_tokens are cut there and count as truncated.
         num_generations: must be 1; more would be copies.
         num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
@@ -26,7 +26,7 @@ class DatasetRollout:
     def __init__(
         self,
         renderer: Renderer,
-        max_new_tokens: int,
+        sampling: SamplingParams,
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
@@ -35,8 +35,8 @@ class DatasetRollout:
             raise ValueError(
                 f"rollout.num_generations={num_generations} repeats the same reference; use 1, or rollout=student."
             )
-        check_options(num_iterations)
-        self.renderer, self.sampling = renderer, SamplingParams(max_new_tokens)
+        check_options(num_generations, num_iterations)
+        self.renderer, self.sampling = renderer, sampling
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
 
     def __call__(

@@ -28,6 +28,7 @@ class Episode:
     logprobs: list[float] = field(default_factory=list)
     verdict: Verdict | None = None
     finish_reason: str | None = None
+    policy_version: int | None = None
 
     def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
         """Tokens of the student's, with their log-probabilities, or of the environment's."""
@@ -75,6 +76,7 @@ class Episodes:
     def reply(self, episode: Episode, completion: Completion) -> None:
         """The student's reply, and the environment's answer to it."""
         episode.add(completion.token_ids, True, completion.logprobs)
+        episode.policy_version = completion.policy_version
         if completion.finish_reason == "length":
             episode.finish_reason = "length"
             return
@@ -104,6 +106,7 @@ class Episodes:
             finish_reason=reason,  # type: ignore[arg-type]
             logprobs=torch.tensor([0.0] * n + episode.logprobs[:last]) if sampled else None,
             verdict=episode.verdict,
+            policy_version=episode.policy_version,
             include_in_loss=not self.mask_truncated or reason != "length",
         )
 
@@ -113,4 +116,4 @@ def cut(completion: Completion, limit: int) -> Completion:
     if len(completion.token_ids) <= limit:
         return completion
     logprobs = None if completion.logprobs is None else completion.logprobs[:limit]
-    return Completion(completion.token_ids[:limit], "length", logprobs)
+    return Completion(completion.token_ids[:limit], "length", logprobs, completion.policy_version)

@@ -8,7 +8,7 @@ import torch
 
 from opd_lightning.contracts import Generator, RolloutPolicy
 from opd_lightning.rollout.student import StudentRollout
-from opd_lightning.types import Cost, Prompts, Rollout, Sample
+from opd_lightning.types import Cost, Prompts, Rollout, Sample, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
 
 
@@ -20,8 +20,7 @@ class MixtureRollout:
     Args:
         other: the other writer; its completions per prompt must be as many.
         share: of the prompts that the student answers.
-        renderer, max_new_tokens, temperature, top_p, top_k, num_generations, num_iterations, mask_truncated_completions: as for
-            `StudentRollout`.
+        renderer, sampling, num_generations, num_iterations, mask_truncated_completions: as for `StudentRollout`.
     """
 
     on_policy = False
@@ -34,10 +33,7 @@ class MixtureRollout:
         renderer: Any,
         other: RolloutPolicy,
         share: float,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        sampling: SamplingParams,
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
@@ -49,9 +45,7 @@ class MixtureRollout:
                 f"rollout.num_generations={num_generations}, but the other writer makes {other.sampling.n}; use "
                 f"{other.sampling.n}."
             )
-        self.student = StudentRollout(
-            renderer, max_new_tokens, temperature, top_p, top_k, num_generations, num_iterations, mask_truncated_completions
-        )
+        self.student = StudentRollout(renderer, sampling, num_generations, num_iterations, mask_truncated_completions)
         self.other, self.share, self.sampling = other, share, self.student.sampling
         self.reads_references, self.teachers = other.reads_references, other.teachers
         self.num_iterations = num_iterations

@@ -1,6 +1,7 @@
 """The student writes: on-policy rollouts, alone or with an environment that answers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from opd_lightning.contracts import Environment, Generator
@@ -14,7 +15,7 @@ class StudentRollout:
 
     Args:
         renderer: the student's.
-        max_new_tokens, temperature, top_p, top_k: see `SamplingParams`.
+        sampling: of a completion.
         num_generations: completions per prompt.
         num_iterations: optimizer steps taken on one rollout.
         mask_truncated_completions: leave completions that ran into the token limit out of the loss.
@@ -29,19 +30,18 @@ class StudentRollout:
     def __init__(
         self,
         renderer: Any,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        sampling: SamplingParams,
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
         environment: Callable[[], Environment] | None = None,
     ):
-        if temperature == 0:
-            raise ValueError("rollout.temperature=0 never explores; training rollouts need a positive one, 1.0 is usual.")
-        check_options(num_iterations)
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, num_generations)
+        if sampling.temperature == 0:
+            raise ValueError(
+                "rollout.sampling.temperature=0 never explores; training rollouts need a positive one, 1.0 is usual."
+            )
+        check_options(num_generations, num_iterations)
+        self.sampling = replace(sampling, n=num_generations)
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
         self.episodes = None if environment is None else Episodes(environment, renderer, self.sampling, self.mask_truncated)
 

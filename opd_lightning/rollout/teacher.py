@@ -19,9 +19,9 @@ class TeacherRollout:
     """The teacher answers each prompt as it reads it, with whatever context it is shown (SeqKD, arXiv 1606.07947).
 
     Args:
+        sampling: of a completion; temperature 0 takes the teacher's greedy answer.
         folder: what the teacher wrote is kept there, so that later epochs and a resumed run read it again; None keeps it
             in memory. A teacher that moves writes anew every time.
-        max_new_tokens, temperature, top_p, top_k: see `SamplingParams`; temperature 0 takes the teacher's greedy answer.
         num_generations: completions per prompt.
         num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
@@ -33,17 +33,14 @@ class TeacherRollout:
 
     def __init__(
         self,
-        max_new_tokens: int,
+        sampling: SamplingParams,
         folder: Path | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
     ):
-        check_options(num_iterations)
-        self.sampling = SamplingParams(max_new_tokens, temperature, top_p, top_k, num_generations)
+        check_options(num_generations, num_iterations)
+        self.sampling = replace(sampling, n=num_generations)
         self.folder, self.num_iterations, self.mask_truncated = folder, num_iterations, mask_truncated_completions
         self.written: dict[str, tuple[list[int], bool]] | None = None
         self.costs: dict[int, tuple[int, int]] = {}

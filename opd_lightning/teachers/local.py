@@ -70,7 +70,7 @@ class LocalTeacher(BaseTeacher):
         if overlong.any() and not told.any():
             log.warning(
                 "warning: every prompt of the teacher in this rollout is too long with what its context tells, so nothing is "
-                "learned from it; raise context.max_prompt_tokens, or lower rollout.max_new_tokens."
+                "learned from it; raise context.max_prompt_tokens, or lower rollout.sampling.max_new_tokens."
             )
         valid = torch.repeat_interleave(told, torch.tensor(counts, device=device))
         metrics = {"valid": told.float(), "overlong": overlong.float()}

@@ -179,7 +179,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         num_iterations=rollout.num_iterations,
     )
     # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, folder=folder)
+    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
     around = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
