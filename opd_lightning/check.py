@@ -20,6 +20,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import explain, unwritable
 from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
 from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
@@ -67,6 +68,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     made = components[0]
     attempt("models", lambda: models(made))
     attempt("data", lambda: data(made, cfg))
+    attempt("replies", lambda: replies(made))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))

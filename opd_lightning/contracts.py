@@ -78,17 +78,21 @@ class Renderer(Protocol):
     Attributes:
         tokenizer: the model's.
         template_options: keyword arguments for the chat template.
+        end_ids: every id that ends a reply.
     """
 
     tokenizer: Any
     template_options: dict[str, Any]
 
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat up to where the assistant's reply begins."""
         ...
 
-    def reply(self, text: str) -> list[int]:
-        """Token ids of an assistant's reply with its end token."""
+    def reply(self, text: str, messages: Messages | None = None) -> list[int]:
+        """Token ids of an assistant's reply behind a chat, with its end token."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ python -m opd_lightning.evaluate model.path=<folder or hub id> task=world       
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from hydra.errors import HydraException
@@ -18,9 +19,9 @@ from opd_lightning.config import build, compose
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import explain
-from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.runs.status import started
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -31,11 +32,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     """
     check(cfg)
     model: Pretrained = build(cfg.model)
-    tokenizer, task = model.tokenizer(), build(cfg.task)
+    renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
+    tokenizer = renderer.tokenizer
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(model.model(), cfg.logits_chunk_size).to(device)
     student.verify_head(f"model.path={model.path}")
-    renderer = ChatRenderer(tokenizer, model.template_options)
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}

@@ -249,7 +249,10 @@ def cases() -> Iterator[Case]:
 WORDS = ("<pad>", "<eos>", *map(str, range(10)), "rotate", "result", ",", "[", "]", "=", "<unk>")
 """What the random models speak."""
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}={% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ '= ' if m['role'] == 'assistant' }}{{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}={% endif %}"
+)
 
 
 def make_models(folder: Path) -> Path:

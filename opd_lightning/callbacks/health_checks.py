@@ -19,8 +19,8 @@ REMEDIES = {
     "prompts, or more "
     "rollout.num_generations",
     "repetition": "completions repeat themselves; lower optim.lr, or use loss/divergence=forward_kl",
-    "truncated": "most completions never end; raise rollout.sampling.max_new_tokens, or use "
-    "rollout.mask_truncated_completions=true",
+    "truncated": "most completions never end; raise rollout.sampling.max_new_tokens, use "
+    "rollout.mask_truncated_completions=true, or set model.end_token if the teacher ends replies with another token",
 }
 
 

@@ -59,7 +59,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
 PARTS = {
     "sampling": "opd_lightning.types.SamplingParams",
     "perturbations": "opd_lightning.evaluation.Perturbations",
-    "renderer": "opd_lightning.data.renderer.ChatRenderer",
+    "renderer": "opd_lightning.data.renderer.with_template_options",
 }
 KEYS = (
     {

@@ -1,12 +1,17 @@
 """Rendering: token ids of a chat, through the model's own chat template, and of the replies in it."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from opd_lightning.data.chat_template import ChatTemplate
 from opd_lightning.types import Messages, Rendered
+
+PROBE = "\u220e"
+"""A reply that no template's own words hold."""
 
 
 class ChatRenderer:
@@ -15,23 +20,109 @@ class ChatRenderer:
     Args:
         tokenizer: the model's.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
+        end_token: the token that ends a reply; None takes the one with which the template closes a reply, or else EOS.
+        split_special_tokens, today: see `ChatTemplate`.
+
+    Raises:
+        ValueError: `end_token` is no token of the tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_options: dict | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_options: dict | None = None,
+        end_token: str | None = None,
+        split_special_tokens: bool = True,
+        today: datetime | None = None,
+    ):
         self.tokenizer, self.template_options = tokenizer, template_options or {}
+        self.template = ChatTemplate(tokenizer, self.template_options, split_special_tokens, today)
+        self.end_token = end_token
+        if end_token is not None and end_token not in tokenizer.get_vocab():
+            raise ValueError(f"model.end_token={end_token!r} is no token of the model's tokenizer; give one of its tokens.")
 
     def with_options(self, template_options: dict | None) -> "ChatRenderer":
         """The same tokenizer with other options for its template."""
-        return ChatRenderer(self.tokenizer, template_options)
+        split, today = self.template.split_special_tokens, self.template.today
+        return ChatRenderer(self.tokenizer, template_options, self.end_token, split, today)
+
+    @cached_property
+    def tail(self) -> list[int]:
+        """The ids of special tokens that the template writes behind a reply."""
+        try:
+            chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
+            text = self.template.text(chat, reply_follows=False)
+        except ValueError:
+            return []  # a template that knows no such chat is met when the examples are rendered
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(self.tokenizer.all_special_ids)
+        return [token for token in self.template.encode(text.rpartition(PROBE)[2], []) if token in special]
+
+    @cached_property
+    def end_id(self) -> int:
+        """The id of the token that ends a reply."""
+        if self.end_token is not None:
+            return int(self.tokenizer.get_vocab()[self.end_token])
+        return int(self.tail[0] if self.tail else self.tokenizer.eos_token_id)
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Every id that ends a reply."""
+        return sorted({self.end_id, int(self.tokenizer.eos_token_id), *self.tail[:1]})
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat up to where the assistant's reply begins; raises ValueError if the template refuses it."""
-        options = self.template_options | ({"tools": list(tools)} if tools else {})
-        return Rendered(encode_chat(self.tokenizer, messages, **options))
+        return Rendered(self.template.ids(messages, reply_follows=True, **({"tools": list(tools)} if tools else {})))
 
-    def reply(self, text: str) -> list[int]:
-        """Token ids of an assistant's reply with its end token."""
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+    def reply(self, text: str, messages: Messages | None = None) -> list[int]:
+        """Token ids of an assistant's reply, with its end token, as they stand in the rendered chat behind the prompt.
+
+        Args:
+            text: the reply; an end token at its end is not counted as text.
+            messages: the chat before it; None tokenizes the text by itself.
+
+        Raises:
+            ValueError: the template does not write the prompt before the reply as it writes it before a reply is generated.
+        """
+        text = self.without_end(text)
+        if messages is None:
+            return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id]
+        chat = [*messages, {"role": "assistant", "content": text}]
+        rest, _ = self.behind(chat)
+        behind = sum(token in self.end_ids for token in self.tail)
+        ends = [i for i, token in enumerate(rest) if token in self.end_ids][-behind:] if behind else []
+        return [*(rest[: ends[0]] if ends else rest), self.end_id]
+
+    def behind(self, chat: Messages) -> tuple[list[int], bool]:
+        """Token ids of what the template writes behind the prompt of the last turn, and whether they are the whole chat's.
+
+        They are not where the chat's tokens do not begin with the prompt's, as where a blank line at the border is one token in
+        the whole and two apart. The student reads the prompt's own tokens, so the reply is then tokenized by itself.
+
+        Raises:
+            ValueError: the chat's text does not begin with the prompt's.
+        """
+        prompt_ids, whole = self.render(chat[:-1]).token_ids, self.template.ids(chat, reply_follows=False)
+        if whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :], True
+        prompt = self.template.text(chat[:-1], reply_follows=True)
+        text, spans = self.template.spans(chat, reply_follows=False)
+        if not text.startswith(prompt):
+            at = next(i for i, (a, b) in enumerate(zip(prompt + "\0", text + "\1", strict=False)) if a != b)
+            raise ValueError(
+                f"the chat template of the model writes {prompt[at : at + 30]!r} before a reply is generated and "
+                f"{text[at : at + 30]!r} in a chat with that reply, so what is trained would not be what is read; set "
+                "model.template_options, or give model.chat_template=<file> in which both begin alike."
+            )
+        n = len(prompt)
+        return self.template.encode_rest(text[n:], [(start - n, end - n) for start, end in spans if start >= n]), False
+
+    def without_end(self, text: str) -> str:
+        """A reply without end tokens, and blanks behind them, at its end."""
+        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.end_ids]
+        while (end := next((e for e in ends if text.rstrip().endswith(e)), None)) is not None:
+            text = text.rstrip().removesuffix(end)
+        return text
 
     def between(self, messages: Messages, reply: str, answers: Messages) -> list[int]:
         """Token ids that stand between the reply's end token and where the next reply begins.
@@ -46,9 +137,9 @@ class ChatRenderer:
                 wrote would not be what it reads.
         """
         said = [*messages, {"role": "assistant", "content": reply}]
-        before, begin = self.closed(said), len(self.render(messages).token_ids)
+        before, begin = self.template.ids(said, reply_follows=False), len(self.render(messages).token_ids)
         after = self.render([*said, *answers]).token_ids
-        ends = [i for i, token in enumerate(before) if token == self.tokenizer.eos_token_id and i >= begin]
+        ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
         if after[:cut] != before[:cut]:
             raise ValueError(
@@ -56,13 +147,6 @@ class ChatRenderer:
                 "the tokens that were written; use another model, or environment=single_turn."
             )
         return after[cut:]
-
-    def closed(self, messages: Messages) -> list[int]:
-        """Token ids of a chat that ends with the assistant's reply."""
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=False, tokenize=True, return_dict=True, **self.template_options
-        )
-        return list(encoded["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -74,23 +158,10 @@ class ChatRenderer:
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, **template_options) -> list[int]:
-    """Token ids of a chat up to where the assistant's answer begins, through the model's own chat template.
+    """Token ids of a chat up to where the assistant's answer begins; see `ChatRenderer.render`."""
+    return ChatRenderer(tokenizer, template_options).render(messages).token_ids
 
-    Raises:
-        ValueError: the template refuses the chat, for example because it knows no system role.
-    """
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
-        )
-    except TemplateError as error:
-        roles = ", ".join(m["role"] for m in messages)
-        raise ValueError(
-            f"the chat template of the model refuses a chat of {roles} ({error}); leave out what it does not know "
-            "(task.system=null, or context.system=null with context.turns), or give model.chat_template=<file>."
-        ) from error
-    except Exception as error:  # a template is a program of the user's, and can fail in every way
-        raise ValueError(
-            f"the chat template of the model fails ({type(error).__name__}: {error}); give model.chat_template=<file>."
-        ) from error
-    return list(encoded["input_ids"])
+
+def with_template_options(renderer: ChatRenderer, template_options: dict | None) -> ChatRenderer:
+    """A renderer with other options for its template, for evaluations that word prompts in another way than training."""
+    return renderer.with_options(template_options)

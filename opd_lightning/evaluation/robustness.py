@@ -111,10 +111,11 @@ class Robustness:
 
     def forced(self, generator: Generator, opening: str) -> Estimate:
         """Answers that had to begin with a text."""
-        forced = self.renderer.tokenizer(opening, add_special_tokens=False).input_ids
-        rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - len(forced)))
-        rows = self.write(generator, [[*ids, *forced] for ids in self.prompts], rest)
-        return self.judged([[*forced, *row] for row in rows])
+        # As the template begins such a reply, with whatever it writes before the reply's own text.
+        forced = [self.renderer.reply(opening, example.messages)[:-1] for example in self.examples]
+        rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - max(map(len, forced))))
+        rows = self.write(generator, [[*ids, *begin] for ids, begin in zip(self.prompts, forced, strict=True)], rest)
+        return self.judged([[*begin, *row] for begin, row in zip(forced, rows, strict=True)])
 
     def recovered(self, generator: Generator, rows: Sequence[Sequence[int]], k: int) -> Estimate | None:
         """What followed a foreign token at position k; None where no answer is that long."""

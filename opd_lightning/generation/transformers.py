@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from opd_lightning.contracts import Renderer
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 
@@ -26,10 +27,12 @@ class TransformersGenerator:
 
     Args:
         tokenizer: the student's.
+        renderer: knows the tokens that end a reply; without it EOS and those of the model's generation config do.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
         self.tokenizer = tokenizer
+        self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.student: Any = None
         self.version: int | None = None
 
@@ -37,7 +40,7 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            done = decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
+            done = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id)
         return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
 
     def update_weights(self, student: Any, version: int | None) -> None:
@@ -85,11 +88,11 @@ class _Recorder(LogitsProcessor):
         self.columns.append(chosen - self.scores.logsumexp(-1))
 
 
-def eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."""
+def eos_ids(lm: PreTrainedModel, end_ids: Sequence[int]) -> list[int]:
+    """Every id that ends a completion: those that end a reply, and those of the model's generation config."""
     own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     more = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted({tokenizer.eos_token_id, *more})
+    return sorted({*end_ids, *more})
 
 
 @torch.no_grad()

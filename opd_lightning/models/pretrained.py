@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +20,7 @@ from transformers import (
 
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapters, stand_in
 from opd_lightning.models.student import Student
 
@@ -46,6 +49,8 @@ class Pretrained:
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
         teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
         chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
+        end_token: the token that ends replies, see `ChatRenderer`.
+        split_special_tokens: tokenize special tokens that texts spell as text, see `ChatTemplate`.
         checkpointing: recompute activations in the backward pass of training, for memory.
         stand_in: say that the path is a random model, see `stand_in.py`.
         field: of the configuration, to name in errors.
@@ -62,6 +67,8 @@ class Pretrained:
         checkpointing: bool = False,
         stand_in: bool = False,
         field: str = "model.path",
+        end_token: str | None = None,
+        split_special_tokens: bool = True,
     ):
         if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
@@ -71,6 +78,7 @@ class Pretrained:
         self.path, self.dtype, self.attention = path, getattr(torch, dtype), attention
         self.template_options, self.teacher = template_options or {}, teacher
         self.chat_template, self.checkpointing, self.field = chat_template, checkpointing, field
+        self.end_token, self.split_special_tokens = end_token, split_special_tokens
 
     def model(self) -> PreTrainedModel:
         """Load the weights, in eval mode."""
@@ -110,6 +118,11 @@ class Pretrained:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
+    def renderer(self, today: datetime | None = None) -> ChatRenderer:
+        """The tokenizer with its chat template; `today` is what a template with a date writes."""
+        end = self.end_token or (self._base().end_token if is_run(self.path) else None)
+        return ChatRenderer(self.tokenizer(), self.template_options, end, self.split_special_tokens, today)
+
     @staticmethod
     def _template(given: str) -> str:
         """Jinja text as it is; anything without braces names a file."""
@@ -125,6 +138,16 @@ class Pretrained:
             return self._base().vocabulary()
         with self._explained():
             return AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False).get_vocab()
+
+    def generation_ends(self) -> list[int] | None:
+        """The ids at which the model's own generation config stops; None where it has none."""
+        if is_run(self.path):
+            return self._base().generation_ends()
+        try:
+            ends = GenerationConfig.from_pretrained(locate(self.path)).eos_token_id
+        except (OSError, ValueError):
+            return None
+        return ends if ends is None or isinstance(ends, list) else [int(ends)]
 
     def window(self) -> int:
         """Tokens that the model can read at once, prompt and completion together."""
@@ -164,9 +187,10 @@ class Pretrained:
         """What the run at `path` started from."""
         start = read_run(self.path)["model"]
         dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
-        return Pretrained(
-            start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing, field=self.field
-        )
+        end = self.end_token or start.get("end_token")
+        made = Pretrained(start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing)
+        made.field, made.end_token, made.split_special_tokens = self.field, end, self.split_special_tokens
+        return made
 
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into what it adapts."""

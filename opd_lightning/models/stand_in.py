@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 SCHEME = "stand-in://"
 
 TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n"
+    "{% if loop.last and m['role'] == 'assistant' and enable_thinking is defined %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )

@@ -14,6 +14,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
+from opd_lightning.runs.status import started
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
@@ -70,8 +71,8 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
     """
     model: Pretrained = build(cfg.model)
-    tokenizer, task = model.tokenizer(), build(cfg.task)
-    renderer = ChatRenderer(tokenizer, model.template_options)
+    renderer, task = model.renderer(started(folder)), build(cfg.task)
+    tokenizer = renderer.tokenizer
     offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     environment = build(cfg.get("environment"), task=task)
     rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)

@@ -51,7 +51,10 @@ class DatasetRollout:
         for i, (example, prompt) in enumerate(zip(prompts.examples, prompts.rendered, strict=True)):
             if example.completion is None:
                 raise ValueError(f"example {example.id} has no completion to imitate; rollout=dataset needs one for each.")
-            ids, limit = self.renderer.reply(example.completion), self.sampling.max_new_tokens
+            try:
+                ids, limit = self.renderer.reply(example.completion, example.messages), self.sampling.max_new_tokens
+            except ValueError as error:
+                raise ValueError(f"example {example.id}: {error}") from error
             completion = Completion(ids[:limit], "length" if len(ids) > limit else "stop")
             samples.append(single_turn(example, i, prompt, completion, "dataset", self.mask_truncated))
         return Rollout(samples)

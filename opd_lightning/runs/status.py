@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def read_status(folder: Path) -> dict[str, Any]:
     sound = all(isinstance(status[key], kind) for key, kind in whole.items() if key in status)
     finished = {"state", "step", "ended_by"} if status.get("state") == "finished" else {"state"}
     return status if sound and finished <= set(status) and "digest" in status.get("data", {"digest": ""}) else {}
+
+
+def started(folder: Path | None) -> datetime:
+    """When the run in this folder began; now, where there is none. Chat templates that write a date take it from here."""
+    try:
+        return datetime.fromisoformat(read_status(folder)["started"] if folder is not None else "")
+    except (KeyError, TypeError, ValueError):
+        return datetime.now().replace(microsecond=0)
 
 
 def is_worker() -> bool:

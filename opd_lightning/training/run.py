@@ -32,6 +32,7 @@ from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, settled, verifier
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
@@ -129,11 +130,11 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     parts = assemble(cfg, folder)
     model, task, rollout = parts.model, parts.task, parts.rollout
-    write_status(folder, "running", start_model=model.lineage())
+    write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
+    for warning in settled(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
