@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class RunFailed(CompactHydraException):
-    """Ends a run with one sentence; Hydra prints it without a traceback unless HYDRA_FULL_ERROR=1 asks for one."""
+    """An error that ends a run; Hydra prints it without a traceback unless HYDRA_FULL_ERROR=1."""
 
 
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Make one run; in a sweep, Hydra calls this once per cell."""
-    from opd_lightning.runs.status import note_failure  # imported late, so that --help and typos answer at once
+    from opd_lightning.runs.status import record_failure  # imported late, so that --help and errors are fast
     from opd_lightning.training.run import run
 
     try:
@@ -42,28 +42,28 @@ def main(cfg: DictConfig) -> None:
         run(cfg)
     except KeyboardInterrupt as stop:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
-        sys.exit(getattr(stop, "code", 130))  # ends a sweep, as the user asked; an error in one cell does not
+        sys.exit(getattr(stop, "code", 130))  # ends a sweep; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
         sentence = redacted(explained(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {sentence}")  # the sweep goes on
             try:
-                note_failure(cfg, error)
+                record_failure(cfg, error)
             except (ValueError, OmegaConfBaseException, OSError):
                 Overview.refused.append(f"{' '.join(HydraConfig.get().overrides.task)} is refused: {sentence}")
         raise RunFailed(sentence) from error
 
 
 def explained(error: Exception) -> str:
-    """The error's own words, but for one that a study's table of learning rates makes."""
-    found = re.search(r"Interpolation key 'study\.lr\.([\w.-]+)' not found", str(error))
-    if found is None:
+    """The error's message; a clearer one if a study has no learning rate for a method."""
+    match = re.search(r"Interpolation key 'study\.lr\.([\w.-]+)' not found", str(error))
+    if match is None:
         return str(error)
-    return f"study.lr has no learning rate for {found[1]}; add one (+study.lr.{found[1]}=1e-4), or set optim.lr for all."
+    return f"study.lr has no learning rate for {match[1]}; add one (+study.lr.{match[1]}=1e-4), or set optim.lr for all."
 
 
 def entry() -> None:
-    """`main`, after a look at the names on the command line."""
+    """Run `main` after checking the names on the command line."""
     sys.argv[1:] = [word if word.startswith("-") else renamed(word) for word in sys.argv[1:]]
     if problem := explain(sys.argv[1:]):
         sys.exit(f"error: {redacted(problem)}")

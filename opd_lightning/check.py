@@ -1,4 +1,4 @@
-"""python -m opd_lightning.check [group=option] [key=value] ...: what can be known to be wrong before GPU time is spent.
+"""python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
 
 A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
 Options: --fast (no weights are loaded: no probe of the teacher).
@@ -28,14 +28,14 @@ from opd_lightning.utils.secrets import redacted
 
 
 def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
-    """Everything that can be said of a run that has not begun, in the order in which it would matter."""
-    found: list[Finding] = []
+    """The findings of all checks, in the order in which the errors would occur."""
+    findings: list[Finding] = []
 
-    def attempt(name: str, what: Callable[[], Iterator[Finding]]) -> bool:
+    def attempt(name: str, step: Callable[[], Iterator[Finding]]) -> bool:
         try:
-            found.extend(what())
+            findings.extend(step())
         except (ValueError, OmegaConfBaseException, OSError) as error:
-            found.append(Finding(name, "fail", str(error)))
+            findings.append(Finding(name, "fail", str(error)))
             return False
         return True
 
@@ -50,11 +50,11 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
 
     def trainer() -> Iterator[Finding]:
         build(cfg.trainer, logger=False)
-        asked = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
-        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in asked.items()))
+        settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
+        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
 
     if not attempt("configuration", configuration):
-        return found
+        return findings
     attempt("trainer", trainer)
     attempt("write access", access)
     components: list[Components] = []
@@ -64,7 +64,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
 
     if not attempt("parts", parts):
-        return found
+        return findings
     made = components[0]
     attempt("models", lambda: models(made))
     attempt("data", lambda: data(made, cfg))
@@ -75,16 +75,16 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("disk", lambda: disk(made, cfg))
     if not fast:
         attempt("teacher", lambda: probe(made, cfg))
-    return found
+    return findings
 
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def show(found: list[Finding]) -> None:
-    """The table."""
+def show(findings: list[Finding]) -> None:
+    """Print the table."""
     table = Table("", "what", "finding", title_justify="left")
-    for finding in found:
+    for finding in findings:
         colour = COLOURS[finding.state]
         table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(redacted(finding.text)))
     Console().print(table)
@@ -99,11 +99,11 @@ def main() -> None:
         sys.exit(f"error: {redacted(problem)}")
     quiet()
     try:
-        found = examine(compose(arguments), fast)
+        findings = examine(compose(arguments), fast)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redacted(str(error))}")
-    show(found)
-    sys.exit(any(finding.state == "fail" for finding in found))
+    show(findings)
+    sys.exit(any(finding.state == "fail" for finding in findings))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The contracts: what tasks, environments, generators, rollouts and teachers have to offer. Axis letters as in types.py."""
+"""Contracts: protocols of tasks, environments, generators, rollouts and teachers. Axis letters as in types.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self
@@ -9,17 +9,17 @@ from torch import Tensor
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
 
 Provides = Literal["full", "topk", "sampled"]
-"""What a teacher can say of a token: the whole vocabulary, its k most probable tokens, the written token's log-probability."""
+"""Kinds of targets: the full vocabulary, the k most probable tokens, or the written token's log-probability."""
 
 
 class Task(Protocol):
-    """What a task offers. Splits are "train", "validation" and "test", disjoint by construction.
+    """A task. Splits are "train", "validation" and "test", disjoint by construction.
 
     Attributes:
-        verifies: do verdicts mean anything? False refuses objectives that learn from rewards.
+        verifies: has it a verifier? False refuses objectives that read rewards.
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
-        batch_size: prompts per rollout that suit it; the default of data.batch_size.
-        contexts: how each option of `conf/context` is worded for it; read by the configuration, not by the program.
+        batch_size: prompts per rollout; the default of data.batch_size.
+        contexts: how each option of `conf/context` is worded for it; read by the configuration only.
 
     A task may also have `partial_scores` (True: a content below 1 is not right, and the mean score is reported beside the
     accuracy) and `notes` (numbers about its data, for status.json).
@@ -52,23 +52,23 @@ class Environment(Protocol):
 
 
 class Generator(Protocol):
-    """An inference engine. One serves rollouts, teachers that write and evaluations."""
+    """An inference engine, for rollouts, teachers that generate, and evaluations."""
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; equal seeds give equal completions.
 
         Args:
-            model: a callable that lends another language model, in a context manager, such as a teacher that writes; None
-                takes the student as it was last given by `update_weights`.
+            model: a callable that returns a context manager with another language model, such as a teacher's; None takes the
+                student of the last `update_weights`.
         """
         ...
 
     def update_weights(self, student: Any, version: int | None) -> None:
-        """Write with the student's weights of now; `version` counts optimizer steps, None is of weights in between."""
+        """Use the student's current weights; `version` counts optimizer steps, None is for temporarily changed weights."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the engine's resources."""
         ...
 
 
@@ -105,11 +105,11 @@ class Renderer(Protocol):
 
 
 class RolloutPolicy(Protocol):
-    """Who writes the completions; see `opd_lightning.rollout`.
+    """A source of completions; see `opd_lightning.rollout`.
 
     Attributes:
         on_policy: are all completions samples of the student itself?
-        student_writes: are some of them?
+        student_writes: are any of them?
         reads_references: does it need a reference completion for each example?
         teachers: names of the teachers that write, such as "teacher".
         sampling: how completions are drawn, and how many of each prompt.
@@ -129,10 +129,10 @@ class RolloutPolicy(Protocol):
 
 
 class Target(Protocol):
-    """What a teacher says of n tokens; see `opd_lightning.losses.targets`.
+    """A teacher's outputs on n tokens; see `opd_lightning.losses.targets`.
 
     Attributes:
-        valid [n]: False where the teacher has nothing to say of a token; None where it always has.
+        valid [n]: has the token a target? None where all have.
     """
 
     valid: Tensor | None
@@ -151,7 +151,7 @@ class Target(Protocol):
 
 
 class TeacherScores(Protocol):
-    """What a teacher says of N packed tokens, kept small until a chunk is needed.
+    """A teacher's outputs on N packed tokens, stored compactly until a chunk is needed.
 
     Attributes:
         vocabulary: V.
@@ -170,17 +170,17 @@ class TeacherScores(Protocol):
         ...
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> Target:
-        """The target of some rows; logits into `out` [n, V] if it fits."""
+        """The target of the rows; logits into `out` [n, V] if it fits."""
         ...
 
 
 class Teacher(Protocol):
-    """Whoever scores the student's tokens, and perhaps writes; see `opd_lightning.teachers`.
+    """A model that scores the student's tokens, and may generate; see `opd_lightning.teachers`.
 
     Attributes:
-        provides: what it can say of a token.
-        top_k: how many of a token's most probable ones it gives; None where it gives all.
-        parts: the teachers that it is made of, itself if it is one.
+        provides: the kinds of targets it can give.
+        top_k: size of its top k; None for the full vocabulary.
+        parts: the teachers of a mixture; itself for a single one.
     """
 
     provides: frozenset[Provides]
@@ -188,7 +188,7 @@ class Teacher(Protocol):
     parts: Sequence[Any]
 
     def setup(self, student: Any, renderer: Renderer) -> None:
-        """Once, on the student's device, before a checkpoint is restored: load or copy weights, open connections."""
+        """Called once, on the student's device, before a checkpoint is restored: load or copy weights, open connections."""
         ...
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TeacherScores:
@@ -196,17 +196,17 @@ class Teacher(Protocol):
         ...
 
     def logit_flops(self, positions: int) -> int:
-        """FLOPs of the logits of so many positions, which are made when the loss asks for them."""
+        """FLOPs of the logits of so many positions, which are computed with the loss."""
         ...
 
     def after_update(self) -> None:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run cannot make again."""
+        """State that a resumed run cannot recompute."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         ...

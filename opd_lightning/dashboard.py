@@ -1,6 +1,6 @@
 """python -m opd_lightning.dashboard ENTITY/PROJECT STUDY: a W&B workspace with the comparisons of report.html, from code.
 
-Runs are grouped by method (their job type) within the study (their group). Offline runs look the same once they are synced:
+Runs are grouped by method (their job type) within the study (their group). For offline runs, sync first:
 wandb sync outputs/<study>/*/seed-*/wandb/offline-run-*
 """
 
@@ -32,11 +32,11 @@ PANELS: dict[str, list[tuple[str, str, list[str]]]] = {
         ("length, truncated, repeated", "trainer/global_step", ["rollout/length", "rollout/truncated", "rollout/repetition"]),
     ],
 }
-"""Sections of (title, x axis, metrics); without an x axis bars of the last value. Tests hold them against what runs log."""
+"""Sections of (title, x axis, metrics); without an x axis bars of the last value. Tests compare them with what runs log."""
 
 
 def workspace(entity: str, project: str, study: str) -> Any:
-    """The workspace, which only `save()` sends anywhere.
+    """The workspace; `save()` uploads it.
 
     Raises:
         ValueError: wandb-workspaces is not installed.
@@ -77,7 +77,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     try:
         made.save()
-    except Exception as error:  # of wandb's many kinds
+    except Exception as error:  # wandb has many kinds
         sys.exit(f"error: W&B did not take the workspace ({' '.join(str(error).split())}); try: wandb login")
     print(made.url)
 

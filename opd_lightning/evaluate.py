@@ -44,14 +44,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
         teacher = build(cfg.teacher, context=build(cfg.context))
         if teacher.frozen:
             teacher.check_tokenizer(tokenizer)
-            # A teacher that is the student's start model is what the run started from, not what it became.
+            # A teacher with the student's start weights has those of the run's start, not of its result.
             teacher.setup(Student(model.start().model(), cfg.logits_chunk_size).to(device), renderer)
             teachers["teacher"] = teacher
-    offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
-    suite = [build(node, **offers) for node in cfg.evaluation.suite.values() if node is not None]
-    found = {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
+    arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
+    suite = [build(node, **arguments) for node in cfg.evaluation.suite.values() if node is not None]
+    estimates = {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
     generator.close()
-    return found
+    return estimates
 
 
 def configuration(arguments: list[str]) -> DictConfig:
@@ -81,9 +81,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.exit(__doc__)
     try:
-        found = evaluate(configuration(sys.argv[1:]))
-        told = {name: {k: v for k, v in asdict(estimate).items() if v is not None} for name, estimate in found.items()}
-        print(json.dumps(told, indent=1))
+        estimates = evaluate(configuration(sys.argv[1:]))
+        numbers = {name: {k: v for k, v in asdict(x).items() if v is not None} for name, x in estimates.items()}
+        print(json.dumps(numbers, indent=1))
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

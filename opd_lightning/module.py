@@ -1,4 +1,4 @@
-"""The training step: prompts -> rollout -> score -> loss -> update. No method has a line of its own here."""
+"""The training step: prompts -> rollout -> score -> loss -> update. It is the same for all methods."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ from opd_lightning.losses.objective import Objective
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
 from opd_lightning.models.optimizer import Optim
-from opd_lightning.models.sharding import shard, whole
+from opd_lightning.models.sharding import full_tensor, shard
 from opd_lightning.step.checkpoint import dump, restore, save
 from opd_lightning.step.log import log_flops, log_rollout, log_tokens
 from opd_lightning.step.scoring import Scoring
@@ -29,20 +29,20 @@ from opd_lightning.utils.seeds import derive_seed, seeded
 
 
 class DistillationModule(L.LightningModule):
-    """A student that learns from completions: its own or others', scored by a teacher, a verifier or neither.
+    """The training of a student on completions of any rollout, scored by teachers, a verifier or neither.
 
     Args:
         model: the student's start weights.
         renderer: the student's tokenizer and chat template.
-        generator: the engine that writes.
-        rollout: who writes the completions; see `opd_lightning.rollout`.
+        generator: the inference engine.
+        rollout: the source of completions; see `opd_lightning.rollout`.
         objective: what is minimised; see `opd_lightning.losses`.
-        teachers: such as {"teacher": ...}; those that neither objective nor rollout needs are not loaded.
+        teachers: such as {"teacher": ...}; those that neither objective nor rollout reads are not loaded.
         optim: optimizer, schedule and clip.
-        seed: of everything that is drawn during training.
-        verify: judges a completion, for objectives that read rewards and samples that no environment has judged.
-        max_tokens_per_microbatch: padded tokens per forward pass; None takes the whole batch at once.
-        logits_chunk_size: rows of logits that exist at a time.
+        seed: of all random numbers in training.
+        verify: judges a completion, where verdicts are needed and no environment gives them.
+        max_tokens_per_microbatch: padded tokens per forward pass; None takes the full batch at once.
+        logits_chunk_size: rows of logits in memory at a time.
         adapter: a PEFT configuration; None trains all weights.
     """
 
@@ -98,11 +98,11 @@ class DistillationModule(L.LightningModule):
         self.generator.update_weights(self.student, self.global_step)  # a checkpoint may have been restored
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
-        """One rollout and its updates; returns what callbacks read as `outputs`: the samples, the scored batch, metrics."""
+        """One rollout and its updates; returns samples, scored batch and metrics (`outputs` in callbacks)."""
         metrics = StepMetrics(self.device)
         with self.ledger.timing("rollout"):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
-            # Ranks may write unequally often: weights that are spread over devices are gathered once, around all of it.
+            # Ranks may generate unequally often, so sharded weights are gathered once, around all of it.
             with self.student.evaluating() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
                 rollout = self.rollout(prompts, seed, self.generator, self.teachers)
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
@@ -116,9 +116,9 @@ class DistillationModule(L.LightningModule):
         return {"samples": batch.samples, "batch": batch, "metrics": self.report(metrics)}
 
     def score(self, samples: list[Sample], metrics: StepMetrics) -> Batch:
-        """What the loss will know of each token: its weight, its advantage, the teachers' targets."""
+        """The batch with each token's weight and advantage, and the teachers' scores."""
         samples, tokens = self.scoring.pack(samples, metrics, self)
-        scores = self.scoring.ask(samples, metrics)
+        scores = self.scoring.teacher_scores(samples, metrics)
         valid = scores["teacher"].valid if "teacher" in scores else None
         weight, normaliser = self.objective.weights(tokens, len(samples), valid)
         tokens = replace(tokens, weight=weight)
@@ -135,10 +135,10 @@ class DistillationModule(L.LightningModule):
         if self.rollout.num_iterations == 1 or not self.objective.compares_updates or batch.skip_update:
             return batch
         metrics.total("flops/forward", update_flops(self.sizes, [samples[b] for b in rows])["forward"])
-        return self.remember(batch)
+        return self.with_old_logprobs(batch)
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
-        """Gradients of all micro-batches, one clip, one optimizer step, then the teachers follow."""
+        """Gradients of all micro-batches, one clip, one optimizer step, then the teachers' updates."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer) and isinstance(schedule, LRScheduler)
         optimizer.zero_grad(set_to_none=True)
@@ -157,11 +157,11 @@ class DistillationModule(L.LightningModule):
             losses[packed_index(rows, counts).to(losses.device)] = stats["loss"].to(losses.dtype)
             log_tokens(metrics, loss, stats, tokens, live)
         if plan:
-            norm = whole(self.optim.clip(self.student.parameters()))
+            norm = full_tensor(self.optim.clip(self.student.parameters()))
             if not torch.isfinite(norm):
                 raise dump(self, "the gradient is not finite. Lower optim.lr or optim.clip_norm.", batch, losses)
             metrics.mean("train/grad_norm", norm)
-        # A skipped step has no gradients at all: AdamW leaves such weights alone, and would move them on zero gradients.
+        # A skipped step has gradients None, which AdamW ignores; zero gradients would still change weights.
         optimizer.step()
         schedule.step()
         metrics.mean("train/skipped", torch.tensor(float(batch.skip_update), device=self.device))
@@ -171,17 +171,17 @@ class DistillationModule(L.LightningModule):
             teacher.after_update()
 
     def plan(self, batch: Batch) -> list[tuple[list[int], bool]]:
-        """Micro-batches of the active samples, as many on every device; those that only fill up count nothing (False)."""
+        """Micro-batches of the active samples, equally many on every device; padding ones have weight 0 (False)."""
         lengths = [len(batch.samples[b].token_ids) for b in batch.active]
         plan = [([batch.active[i] for i in part], True) for part in plan_micro_batches(lengths, self.max_tokens_per_microbatch)]
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
 
-    def remember(self, batch: Batch) -> Batch:
+    def with_old_logprobs(self, batch: Batch) -> Batch:
         """The batch with each token's log-probability before the first update on it."""
         old = batch.tokens.weight.new_zeros(batch.tokens.ids.shape)
         counts = [sample.trainable for sample in batch.samples]
-        with self.student.evaluating():  # the ratio is between policies, not between draws of dropout
+        with self.student.evaluating():  # without dropout: the ratio compares policies
             for rows, _ in self.plan(batch):
                 sequences, tokens, _ = batch.micro(rows, self.renderer.tokenizer.pad_token_id)
                 _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
@@ -190,14 +190,14 @@ class DistillationModule(L.LightningModule):
         return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
     def report(self, metrics: StepMetrics) -> dict[str, float]:
-        """One reduction over devices, one log call, and the ledger."""
+        """Reduce metrics over devices, log them, and update the ledger."""
         means, totals = metrics.reduce(self.all_sum)
         self.ledger.add(totals)
         row = means | {k: v / self.rollout.num_iterations for k, v in totals.items() if k == "train/loss"}
         row["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         row |= {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
         self.log_dict(row, logger=False, batch_size=1)
-        # Lightning would log after the callbacks, one of which writes the checkpoint, and again what only earlier steps had.
+        # Lightning would log after the callbacks, one of which writes the checkpoint, and repeat metrics of earlier steps.
         for logger in self.trainer.loggers:
             logger.log_metrics(row, self.global_step)
             logger.save()

@@ -18,7 +18,7 @@ from opd_lightning.reporting.terminal import columns, terminal
 
 
 def report(folder: Path, against: str | None = None) -> Path:
-    """Report on the runs below `folder`: print the short table, and write the files into it.
+    """Report on the runs below `folder`: print the short table, and write the files.
 
     Raises:
         ValueError: there is nothing to compare.

@@ -1,4 +1,4 @@
-"""The data that flows through a training step: prompts -> rollout -> score -> loss -> update. Imports nothing of this package.
+"""Data types of a training step: prompts -> rollout -> score -> loss -> update. Imports nothing from this package.
 
 Axis letters, here and everywhere: B samples (prompts x samples per prompt), T completion tokens, L prompt and completion
 tokens together, N trainable tokens of several samples packed on one axis, V vocabulary, H hidden, k the most probable tokens.
@@ -16,7 +16,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt of a task and what is known about its answer.
+    """One prompt of a task, with its reference answers.
 
     Attributes:
         id: unique within the task, stable across runs.
@@ -25,7 +25,7 @@ class Example:
         demonstration: an expert's answer that a teacher may be shown, or None.
         solution: a reference solution that a teacher may be shown, or None.
         skill: the name under which evaluation groups this example, such as "new" or "prior/sort".
-        extra: whatever the task's own verifier needs.
+        extra: data for the task's verifier.
     """
 
     id: str
@@ -39,12 +39,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier or an environment says of one completion; each score lies in [0, 1].
+    """The verdict of a verifier or an environment on one completion; each score lies in [0, 1].
 
     Attributes:
         content: is the answer right, however it is written? This is the reward.
-        format: is it written as the task asks? Scored apart, never rewarded; None where the task asks for no format.
-        feedback: what the environment says of it, such as a failed test; None where it says nothing.
+        format: does it have the task's format? Scored separately, never rewarded; None if the task has no format.
+        feedback: the environment's feedback, such as a failed test; None without any.
     """
 
     content: float
@@ -67,7 +67,7 @@ class SamplingParams:
     Attributes:
         max_new_tokens: completions end there if no end token has come.
         temperature: divides the logits; 0 is greedy.
-        top_p, top_k: 1.0 and 0 leave the distribution whole.
+        top_p, top_k: 1.0 and 0 leave the distribution unchanged.
         n: completions per prompt.
     """
 
@@ -83,9 +83,9 @@ class SamplingParams:
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} must not be negative; 0 is greedy.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution whole.")
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution unchanged.")
         if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must not be negative; 0 leaves the distribution whole.")
+            raise ValueError(f"top_k={self.top_k} must not be negative; 0 leaves the distribution unchanged.")
         if self.n < 1:
             raise ValueError(f"n={self.n} must be at least 1.")
 
@@ -105,13 +105,13 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written behind a prompt.
+    """A completion of a prompt.
 
     Attributes:
         token_ids: with the end token, if one came.
         finish_reason: "stop" at an end token, "length" at the limit.
         logprobs: of each token under the distribution that it was drawn from; None when greedy.
-        policy_version: the version of the student's weights that wrote it; None for another model's, or weights in between.
+        policy_version: version of the student's weights that wrote it; None for other models or temporarily changed weights.
     """
 
     token_ids: list[int]
@@ -121,7 +121,7 @@ class Completion:
 
 
 class Prompts:
-    """A batch of prompts: what the student reads before it writes.
+    """A batch of prompts.
 
     A plain class, because Lightning copies dataclasses field by field on their way to the device.
 
@@ -134,25 +134,25 @@ class Prompts:
         self.examples, self.rendered = list(examples), list(rendered)
 
     def take(self, indices: Sequence[int]) -> "Prompts":
-        """Some of the prompts."""
+        """The prompts at these indices."""
         return Prompts([self.examples[i] for i in indices], [self.rendered[i] for i in indices])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence and what is known of it. Tensors are on the host.
+    """One sequence with its data. Tensors are on the CPU.
 
     Attributes:
-        example: what was asked.
+        example: its prompt.
         group: samples of one prompt share it.
         token_ids [L]: prompt, what the student wrote, what an environment wrote.
         loss_mask [L]: True on trainable tokens; gaps are the environment's.
         prompt_length: a teacher may read its own prompt in place of token_ids[:prompt_length].
-        source: who wrote it.
+        source: the source of its completion.
         finish_reason: why it ended.
         logprobs [L]: of each trainable token under the distribution that it was drawn from; None where that is not known.
-        verdict: an environment's or the task's; None before it is judged, or where nobody judges.
-        policy_version: optimizer steps behind the weights that wrote it; None where the student did not.
+        verdict: an environment's or the task's; None before it is judged, or without a verifier.
+        policy_version: optimizer steps of the weights that wrote it; None if the student did not.
         include_in_loss: False leaves the sample out of the loss.
         model_inputs: what else the model takes.
     """
@@ -177,7 +177,7 @@ class Sample:
 
     @property
     def reply_ids(self) -> list[int]:
-        """The last stretch of trainable tokens: the completion, or the last reply of a conversation."""
+        """The last run of trainable tokens: the completion, or the last reply of a conversation."""
         last = int(self.loss_mask.nonzero().max()) + 1 if self.loss_mask.any() else len(self.token_ids)
         gaps = (~self.loss_mask[:last]).nonzero()
         return self.token_ids[int(gaps.max()) + 1 if len(gaps) else 0 : last].tolist()
@@ -190,7 +190,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took: tokens that a model read or wrote, and floating-point operations."""
+    """A cost: tokens that a model read or wrote, and floating-point operations."""
 
     tokens: int = 0
     flops: int = 0
@@ -201,7 +201,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Samples, and what it cost a teacher to write some of them; samples of one prompt are adjacent."""
+    """Samples, and the cost of those that a teacher wrote; samples of one prompt are adjacent."""
 
     samples: list[Sample]
     teacher_cost: Cost = field(default_factory=Cost)
@@ -209,7 +209,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What losses may know about each trainable token; every tensor has the packed axis N, or is None.
+    """The inputs of losses for each trainable token; every tensor has the packed axis N, or is None.
 
     Attributes:
         ids: the token.

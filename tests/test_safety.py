@@ -27,7 +27,7 @@ from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.training.run import Stopped, run
 from opd_lightning.types import Completion, Example, Rendered, SamplingParams
 from opd_lightning.utils import errors
-from opd_lightning.utils.atomic_files import alone_in, read_lines
+from opd_lightning.utils.atomic_files import locked, read_lines
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
@@ -208,7 +208,7 @@ def test_one_process_at_a_time_makes_a_run(small):
     cfg = small("method=sft")
     folder = run_folder(cfg)
     folder.mkdir(parents=True)
-    with alone_in(folder), pytest.raises(ValueError, match="is being made by another process"):
+    with locked(folder), pytest.raises(ValueError, match="is being made by another process"):
         run(cfg)
     assert run(cfg) == folder
 

@@ -1,4 +1,4 @@
-"""Budgets: training ends when it has cost enough, or can do enough, however many steps that takes."""
+"""Budget: ends training at a limit of tokens, FLOPs or seconds, or at a target accuracy."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from opd_lightning.callbacks.evaluation import Evaluation
 class Budget(L.Callback):
     """Stops after the rollout that reaches a limit; `trainer.max_steps`, the budget of updates, may stop the run before.
 
-    What is not limited is recorded all the same, in ledger.json and metrics.csv.
+    All costs are recorded in ledger.json and metrics.csv, limited or not.
 
     Args:
         student_tokens: tokens that the student wrote, over all devices.
         flops: of rollouts, teachers, forward and backward passes, over all devices; see `opd_lightning.models.flops`.
-        seconds: of training steps on the first device, evaluation left out. Repeated, a run takes another time.
+        seconds: of training steps on the first device, evaluation left out; not reproducible.
         accuracy: a target for `metric`. A run that reaches it ends, one that does not before `trainer.max_steps` is censored.
-        metric: a number of the evaluation; on a validation split, so that the test split has no say in when a run ends.
-        in_a_row: evaluations that must reach the target, one after the other: a single one may be lucky.
+        metric: a number of the evaluation; of the validation split, so that the test split does not decide when a run ends.
+        in_a_row: consecutive evaluations that must reach the target.
 
     Attributes:
         reached: the limit that ended training, such as "budget.flops"; None before.
@@ -46,22 +46,22 @@ class Budget(L.Callback):
         self.reached: str | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """A run that goes on may have reached its budget already.
+        """Check the budget: a resumed run may have reached it already.
 
         Raises:
             ValueError: there is no such metric.
         """
-        known = self.history(trainer)[-1]
-        if self.accuracy is not None and self.metric not in known:
-            there = ", ".join(name for name in known if name != "step")
+        last_row = self.history(trainer)[-1]
+        if self.accuracy is not None and self.metric not in last_row:
+            available = ", ".join(name for name in last_row if name != "step")
             raise ValueError(
-                f"budget.metric={self.metric} is no number of this evaluation, which has {there or 'none'}; choose one of "
+                f"budget.metric={self.metric} is no number of this evaluation, which has {available or 'none'}; choose one of "
                 "them, or evaluation=study."
             )
         self.on_train_batch_end(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """Tokens, FLOPs and accuracy are the same on all devices; of seconds the first device decides."""
+        """Stop at a limit. Tokens, FLOPs and accuracy are equal on all devices; seconds are those of the first device."""
         spent = trainer.strategy.broadcast(module.ledger.so_far())
         reached = [name for name, limit in self.limits.items() if limit is not None and spent[name] >= limit]
         if self.accuracy is not None:
@@ -72,7 +72,7 @@ class Budget(L.Callback):
             self.reached = self.reached or f"budget.{reached[0]}"
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """The last evaluation may be the one that reaches the target."""
+        """Check once more: the last evaluation may reach the target."""
         if self.reached is None:
             self.on_train_batch_end(trainer, module)
 

@@ -13,16 +13,16 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-"""What asks a run to save and stop."""
+"""Signals at which a run saves and stops."""
 
 
-def older_than(folder: Path) -> list[Path]:
+def older_checkpoints(folder: Path) -> list[Path]:
     """Older checkpoints, the newest first."""
     return sorted(folder.glob("step-*.ckpt"), key=lambda path: -int(path.stem.removeprefix("step-")))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file; None where every byte is what was written, and all of it can be read."""
+    """What is wrong with a checkpoint file; None if its checksums match and all of it can be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
@@ -35,27 +35,27 @@ def damage(path: Path) -> str | None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """A run can go on from this file.
+    """Check that a run can resume from this file.
 
     Raises:
-        ValueError: it is damaged, or of another program; the sentence says how to go on.
+        ValueError: it is damaged, or of another program; the message has the remedy.
     """
     if (broken := damage(path)) is None:
         return
-    whole = next((older for older in older_than(path.parent) if damage(older) is None), None)
-    back = f"go back to an older one (mv {whole} {path})" if whole else "there is no older one (callbacks.checkpoint.keep)"
+    intact = next((older for older in older_checkpoints(path.parent) if damage(older) is None), None)
+    back = f"go back to an older one (mv {intact} {path})" if intact else "there is no older one (callbacks.checkpoint.keep)"
     raise ValueError(f"{path} is damaged ({broken}); {back}, or remove it to begin the run anew.")
 
 
-class InPlace(TorchCheckpointIO):
-    """Writes where it is told to; Lightning's own writes to the system's temporary folder first, which may be small."""
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes to the given path. Lightning's own writes to the system's temporary folder first, which may be small."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         torch.save(checkpoint, path)
 
 
 class Checkpoint(L.Callback):
-    """Replaces checkpoints/last.ckpt every few steps, at the end, and when the run is asked to stop.
+    """Replaces checkpoints/last.ckpt every few steps, at the end, and at a signal.
 
     CTRL-C, SIGTERM and SIGUSR1 (a cluster's pre-emption) are honoured after the current step; a second one stops at once.
 
@@ -64,65 +64,65 @@ class Checkpoint(L.Callback):
         keep: how many there are: last.ckpt and keep - 1 older ones, step-<n>.ckpt.
 
     Attributes:
-        asked: the signal that asks this process to stop; None if none came.
-        interrupted: does training end because some device was asked to stop?
+        stop_signal: the signal that this process received; None without one.
+        interrupted: does training end because a device received a signal?
     """
 
     def __init__(self, every: int = 50, keep: int = 1):
         if every < 1 or keep < 1:
             raise ValueError(f"callbacks.checkpoint.every={every} and callbacks.checkpoint.keep={keep} must be at least 1.")
         self.every, self.keep = every, keep
-        self.asked: int | None = None
+        self.stop_signal: int | None = None
         self.interrupted = False
         self.handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Listen for signals; Lightning's own handlers would save in the middle of a step."""
-        self.asked, self.interrupted = None, False
-        self.listen()
-        trainer.strategy.checkpoint_io = InPlace()
+        """Install signal handlers; Lightning's own would save in the middle of a step."""
+        self.stop_signal, self.interrupted = None, False
+        self.install_handlers()
+        trainer.strategy.checkpoint_io = DirectCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """The step of the checkpoint that there is; and listen again, for Lightning has registered its own meanwhile."""
+        """Note the step of the last checkpoint, and install the handlers again: Lightning has replaced them meanwhile."""
         self.saved = trainer.global_step
-        self.listen()
+        self.install_handlers()
 
-    def listen(self) -> None:
-        """Take signals, and remember who had them first."""
+    def install_handlers(self) -> None:
+        """Install the handlers, and keep the previous ones."""
         for number in SIGNALS:
-            self.handlers.setdefault(number, signal.signal(number, self._ask))
+            self.handlers.setdefault(number, signal.signal(number, self._on_signal))
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal is not None:
             raise KeyboardInterrupt
-        self.asked = number
+        self.stop_signal = number
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """Save when it is time or when asked to stop."""
-        # One device may have been asked a step before the others; all must stop, and save, at the same one.
-        asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
-        if asked:
+        """Save every few steps, and at a signal."""
+        # The signal may reach one device a step before the others; all must stop, and save, at the same step.
+        stopping = trainer.strategy.reduce_boolean_decision(self.stop_signal is not None, all=False)
+        if stopping:
             trainer.should_stop, self.interrupted = True, True
-        # The last step is saved when its evaluation is complete (on_train_end): a run that dies before takes it again.
-        due = asked or trainer.global_step - self.saved >= self.every
+        # The last step is saved when its evaluation is complete (on_train_end): a run that crashes before repeats it.
+        due = stopping or trainer.global_step - self.saved >= self.every
         if due and trainer.global_step != trainer.max_steps:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Save the last step; the end of training is no place for a signal to interrupt."""
+        """Save the last step; signals do not interrupt this."""
         if trainer.global_step != self.saved:
             self.save(trainer)
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Hand signals back to whoever had them; one that came after the last step is still to be honoured."""
+        """Restore the previous handlers; a signal after the last step stays in `stop_signal`."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write beside the old checkpoint, see it to the disk, then replace the old one in one step.
+        """Write beside the old checkpoint, flush to disk, then replace the old one atomically.
 
-        A checkpoint must not be ahead of the files that go with it.
+        Loggers are saved first: a checkpoint must not be newer than the run's other files.
         """
         folder = Path(trainer.default_root_dir) / "checkpoints"
         for logger in trainer.loggers:
@@ -131,7 +131,7 @@ class Checkpoint(L.Callback):
         try:
             trainer.save_checkpoint(folder / "next.ckpt", weights_only=False)
         except Exception:
-            with suppress(OSError):  # half of one keeps a full disk full
+            with suppress(OSError):  # a partial file would keep the disk full
                 (folder / "next.ckpt").unlink(missing_ok=True)
             raise
         if trainer.is_global_zero:
@@ -142,7 +142,7 @@ class Checkpoint(L.Callback):
                 older.unlink(missing_ok=True)
                 os.link(folder / "last.ckpt", older)
             os.replace(folder / "next.ckpt", folder / "last.ckpt")
-            for path in older_than(folder)[self.keep - 1 :]:
+            for path in older_checkpoints(folder)[self.keep - 1 :]:
                 path.unlink()
         trainer.strategy.barrier()
         self.saved = trainer.global_step

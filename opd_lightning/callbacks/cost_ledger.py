@@ -1,4 +1,4 @@
-"""ledger.json, and rows of earlier attempts dropped from the run's files."""
+"""CostLedger: writes ledger.json, and drops rows beyond a restored checkpoint from the run's files."""
 
 import json
 import sys
@@ -12,8 +12,8 @@ import torch
 from opd_lightning.utils.atomic_files import replace_text
 
 
-def forget_peak() -> None:
-    """Begin to measure peak memory anew, for runs of one sweep may share a process; only Linux can forget resident memory."""
+def reset_peak_memory() -> None:
+    """Reset peak memory, since runs of one sweep may share a process; resident memory can be reset on Linux only."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
@@ -35,10 +35,10 @@ def peak_memory() -> dict[str, float]:
 
 
 class CostLedger(L.Callback):
-    """Writes what the run has cost.
+    """Writes the costs of a run to ledger.json.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path):
@@ -46,26 +46,26 @@ class CostLedger(L.Callback):
         self.peak: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Before the models are loaded."""
-        forget_peak()
+        """Reset peak memory before the models are loaded."""
+        reset_peak_memory()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Loggers that keep rows forget those beyond the checkpoint."""
+        """Drop logged rows beyond the checkpoint."""
         for logger in trainer.loggers:
             if hasattr(logger, "drop_after"):
                 logger.drop_after(trainer.global_step)
 
-    def highest(self) -> dict[str, float]:
-        """Peak memory of this process and of those that the run went on from."""
+    def overall_peak_memory(self) -> dict[str, float]:
+        """Peak memory in MiB, of this process and of earlier ones of the same run."""
         return {name: max(mib, self.peak.get(name, 0.0)) for name, mib in peak_memory().items()}
 
     @property
     def identity(self) -> str:
-        """<hash>/seed-<n>: what the folder's name says of the run in it."""
+        """<hash>/seed-<n> of the run, from its folder's name."""
         return f"{self.folder.parent.name.rsplit('-', maxsplit=1)[-1]}/{self.folder.name}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"peak": self.highest(), "run": self.identity}
+        return {"peak": self.overall_peak_memory(), "run": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the checkpoint is that of another run."""
@@ -77,13 +77,13 @@ class CostLedger(L.Callback):
         self.peak = state["peak"]
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """ledger.json: tokens and FLOPs over all devices, seconds by part, peak memory, and what making the teacher had cost.
+        """Write ledger.json: tokens and FLOPs over all devices, seconds by part, peak memory, FLOPs of training the teacher.
 
-        That is null where nobody knows it, as for a model from the hub.
+        The last is null where it is unknown, as for a model from the hub.
         """
         if trainer.is_global_zero:
             ledger: dict[str, Any] = module.ledger.state_dict()
-            ledger |= {"steps": trainer.global_step, "peak_memory": self.highest()}
+            ledger |= {"steps": trainer.global_step, "peak_memory": self.overall_peak_memory()}
             teacher = module.teachers.get("teacher")
             if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
                 made = [0 if part.source is None else part.source.training_flops() for part in teacher.parts]

@@ -1,4 +1,4 @@
-"""What goes wrong quietly in rollouts: text that repeats itself, and the wording of the teacher's context."""
+"""Diagnostics: repetition in rollouts, and wording that leaks from the teacher's context."""
 
 import re
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ NGRAM = 4
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The share of 4-grams of tokens that stood there before; 0 for completions too short to have two."""
-    stretches = [tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1)]
-    return 1 - len(set(stretches)) / len(stretches) if stretches else 0.0
+    """The share of repeated 4-grams of tokens; 0 for completions shorter than two of them."""
+    grams = [tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ngrams(text: str) -> set[tuple[str, ...]]:
     """Every 4-gram of words of a text, line by line, case and punctuation apart."""
-    found = set()
+    grams = set()
     for line in text.splitlines():
         words = re.findall(r"\w+", line.lower())
-        found |= {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
-    return found
+        grams |= {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    return grams
 
 
 class Diagnostics(L.Callback):
     """Logs `rollout/repetition`, and `rollout/leakage`: the share of completions that repeat the context's wording.
 
     Self-distilled students learn to write "based on the example above" although they are shown none (SDFT, arXiv 2601.19897);
-    loss/weight=skip_first and another wording help. What the context quotes, a solution for example, is no leakage.
+    loss/weight=skip_first and another wording help. What the context quotes, such as a solution, does not count as leakage.
 
     Args:
         every: optimizer steps between measurements.
@@ -41,7 +41,7 @@ class Diagnostics(L.Callback):
         self.every = every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
-        """Look at this device's part of the rollout that was just learned from."""
+        """Measure this device's part of the step's rollout."""
         if trainer.global_step % self.every:
             return
         samples = outputs["samples"]
@@ -51,14 +51,14 @@ class Diagnostics(L.Callback):
         wording = {words for part in parts for words in ngrams(part.context.wording())}
         if wording:
             texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
-            asked = [ngrams("\n".join(text_of(m) for m in sample.example.messages)) for sample in samples]
-            leaked = [bool(ngrams(text) & wording - known) for text, known in zip(texts, asked, strict=True)]
+            prompts = [ngrams("\n".join(text_of(m) for m in sample.example.messages)) for sample in samples]
+            leaked = [bool(ngrams(text) & wording - prompt) for text, prompt in zip(texts, prompts, strict=True)]
             numbers["rollout/leakage"] = sum(leaked) / len(leaked)
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """A message's text; content parts that are no text say nothing."""
+    """A message's text; content parts other than text count as empty."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(str(part.get("text", "")) for part in content)

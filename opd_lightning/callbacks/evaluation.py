@@ -1,4 +1,4 @@
-"""Evaluation at the start, on a schedule and at the end; the training step knows nothing of it."""
+"""Evaluation: runs the evaluation suite at the start, on a schedule and at the end of training."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation(L.Callback):
-    """Runs a suite of evaluations and keeps their history, with what each step had cost, in evaluation.json.
+    """Runs a suite of evaluations and keeps their history, with the costs so far, in evaluation.json.
 
-    One that says `ends_only` is run before and after training alone. What single prompts scored after it is in outcomes.json.
+    One with `ends_only` is run before and after training alone. Scores of single prompts after training are in outcomes.json.
 
     Args:
         suite: evaluations by name; see `opd_lightning.evaluation`.
         every: optimizer steps between evaluations.
-        folder: the run's.
+        folder: the run's folder.
         answers: written to answers.json before and after training; None writes none.
     """
 
@@ -34,7 +34,7 @@ class Evaluation(L.Callback):
         self.intervals: dict[str, dict[str, dict[str, float]]] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """The start model's numbers; rows beyond a restored checkpoint are forgotten."""
+        """Evaluate the start model; drop rows beyond a restored checkpoint."""
         self.history = [row for row in self.history if row["step"] <= trainer.global_step]
         self.costs = self.costs[: len(self.history)]
         if self.history and self.measured != self.examples():
@@ -44,18 +44,18 @@ class Evaluation(L.Callback):
             )
         if not self.history:
             self.run(trainer, module, list(self.suite.values()))
-            for told in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
-                for warning in told:
+            for warnings in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
+                for warning in warnings:
                     log.warning(f"warning: {warning}")
-            self.ask(trainer, module, "start")
+            self.save_answers(trainer, module, "start")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """On schedule."""
+        """Evaluate on schedule."""
         if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
             self.run(trainer, module, self.frequent)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """The last step, unless it has just been measured; a run that was interrupted will measure it when it ends."""
+        """Evaluate the last step, unless that was just done; an interrupted run is evaluated when it ends."""
         if interrupted(trainer) and trainer.global_step != trainer.max_steps:
             return
         measured = self.history[-1]["step"] == trainer.global_step
@@ -64,29 +64,30 @@ class Evaluation(L.Callback):
             self.run(trainer, module, list(self.suite.values()))
         elif rare and trainer.global_step > 0:
             self.run(trainer, module, rare)
-        self.ask(trainer, module, "end")
+        self.save_answers(trainer, module, "end")
         if trainer.is_global_zero:
             scores = {name: e.outcomes for name, e in self.suite.items() if getattr(e, "outcomes", None)}
             replace_text(self.folder / "outcomes.json", json.dumps(scores) + "\n")
 
     @property
     def frequent(self) -> list[Any]:
-        """The evaluations of every time."""
+        """The evaluations without `ends_only`."""
         return [e for e in self.suite.values() if not getattr(e, "ends_only", False)]
 
     def run(self, trainer: L.Trainer, module: Any, suite: Sequence[Any]) -> None:
-        """Every device evaluates, so that all stay in step; one writes. A step that has a row has it completed."""
+        """Evaluate on every device, so that all stay in step; one writes. Numbers of a step that has a row are added to it."""
         with module.ledger.timing("evaluation"):
-            found = {k: v for e in suite for k, v in e(module.student, module.teachers, module.generator).items()}
-        numbers = {name: estimate.value for name, estimate in found.items()}
-        told = {k: {"prompts": e.prompts, "low": e.low, "high": e.high} for k, e in found.items() if e.low is not None}
+            estimates = {k: v for e in suite for k, v in e(module.student, module.teachers, module.generator).items()}
+        numbers = {name: estimate.value for name, estimate in estimates.items()}
+        bounded = {k: e for k, e in estimates.items() if e.low is not None}
+        intervals = {k: {"prompts": e.prompts, "low": e.low, "high": e.high} for k, e in bounded.items()}
         if self.history and self.history[-1]["step"] == trainer.global_step:
             self.history[-1] |= numbers
-            told = self.intervals["end"] | told
+            intervals = self.intervals["end"] | intervals
         else:
             self.history.append({"step": trainer.global_step, **numbers})
             self.costs.append({"step": trainer.global_step, **module.ledger.so_far()})
-        self.intervals = {"start": self.intervals.get("start", told), "end": told}
+        self.intervals = {"start": self.intervals.get("start", intervals), "end": intervals}
         for logger in trainer.loggers:
             costs = {f"cost/{k}": v for k, v in module.ledger.so_far().items()}
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()} | costs, step=trainer.global_step)
@@ -96,22 +97,22 @@ class Evaluation(L.Callback):
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
             replace_text(self.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
 
-    def ask(self, trainer: L.Trainer, module: Any, when: str) -> None:
-        """Keep the answers of now beside those of before."""
+    def save_answers(self, trainer: L.Trainer, module: Any, when: str) -> None:
+        """Add the current answers to answers.json, under "start" or "end"."""
         if self.answers is None:
             return
         with module.ledger.timing("evaluation"):
             texts = self.answers(module.generator)
         path = self.folder / "answers.json"
         if trainer.is_global_zero:
-            known = read_object(path) if when == "end" else {}
-            replace_text(path, json.dumps({"prompts": self.answers.prompts} | known | {when: texts}, indent=1) + "\n")
+            earlier = read_object(path) if when == "end" else {}
+            replace_text(path, json.dumps({"prompts": self.answers.prompts} | earlier | {when: texts}, indent=1) + "\n")
 
     def examples(self) -> dict[str, Any]:
-        """How many examples each evaluation measures, and a digest of their ids: only equal ones can be compared."""
+        """The number of examples of each evaluation, and a digest of their ids: only equal ones can be compared."""
         ids = {name: [example.id for example in e.examples] for name, e in self.suite.items()}
-        digest = {name: hashlib.blake2b("\n".join(some).encode(), digest_size=8).hexdigest() for name, some in ids.items()}
-        return {name: {"n": len(some), "digest": digest[name]} for name, some in ids.items()}
+        digest = {name: hashlib.blake2b("\n".join(x).encode(), digest_size=8).hexdigest() for name, x in ids.items()}
+        return {name: {"n": len(x), "digest": digest[name]} for name, x in ids.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "costs": self.costs, "intervals": self.intervals, "measured": self.examples()}
@@ -122,6 +123,6 @@ class Evaluation(L.Callback):
 
 
 def interrupted(trainer: L.Trainer) -> bool:
-    """Does training end because it was asked to, and not because a budget was reached?"""
-    asked = any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    return asked and not any(getattr(callback, "reached", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    """Does training end because of a signal, and not because a budget was reached?"""
+    stopped = any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return stopped and not any(getattr(callback, "reached", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How good are cheaper estimates of the gradient? The exact one beside top-k and sampled tokens, on a step's own batch."""
+"""Estimators: compares gradient estimates from top-k and sampled tokens with the exact gradient, on a step's batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from opd_lightning.utils.seeds import derive_seed, seeded
 
 
 class Estimators(L.Callback):
-    """Compares gradients with respect to the student's hidden states, which is what the backbone learns from.
+    """Compares gradients with respect to the student's hidden states.
 
     For each estimator: `cosine` and `relative_error` to the exact gradient of the run's divergence; for sampled tokens also
     `variance` over fresh draws (mean squared deviation from the exact gradient over its squared norm) and `squared_bias` (the
     mean product of two different draws' deviations, which is zero on average for an unbiased estimate and can be negative);
-    for top-k, which is all bias and no variance, the probability outside of it.
+    for top-k, which is biased and has no variance, the probability outside of it.
 
     Args:
         every: optimizer steps between comparisons.
@@ -37,21 +37,21 @@ class Estimators(L.Callback):
         self.every, self.ks, self.draws, self.rows = every, ks, draws, rows
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
-        """Compare on the batch that was just learned from, at the weights of now."""
+        """Compare on the step's batch, at the current weights."""
         batch = outputs["batch"]
-        if trainer.global_step % self.every or batch.skip_update or "full" not in self.known(module, batch):
+        if trainer.global_step % self.every or batch.skip_update or "full" not in self.provided(module, batch):
             return
         numbers = self.compare(module, batch, derive_seed(module.seed, "estimators", trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics({f"estimators/{name}": value for name, value in numbers.items()}, step=trainer.global_step)
 
     @staticmethod
-    def known(module: Any, batch: Batch) -> frozenset[str]:
-        """What the batch's teacher provides; nothing without one."""
+    def provided(module: Any, batch: Batch) -> frozenset[str]:
+        """The kinds of targets that the batch's teacher provides; none without a teacher."""
         return module.teachers["teacher"].provides if "teacher" in batch.scores else frozenset()
 
     def compare(self, module: Any, batch: Batch, seed: int) -> dict[str, float]:
-        """The panel's numbers by name."""
+        """The numbers of all estimators, by name."""
         sequences, tokens, scores = batch.micro(batch.active[: self.rows], module.renderer.tokenizer.pad_token_id)
         with module.student.evaluating():
             hidden = module.student.hidden(sequences)
@@ -59,24 +59,24 @@ class Estimators(L.Callback):
         vocabulary = min(score.vocabulary for score in scores.values())
 
         def gradient(support: Any, draw: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-            """The gradient [N, H] by one estimator, and what the support tells of itself."""
+            """The gradient [N, H] by one estimator, and the statistics of its support."""
 
-            def loss(logits: Tensor, targets: Mapping[str, Any], some: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+            def loss(logits: Tensor, targets: Mapping[str, Any], rows: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
                 log_s, target = (logits / temperature).log_softmax(-1), targets["teacher"].log_probs(temperature)
                 if draw:
-                    some = Tokens(torch.multinomial(log_s.detach().exp(), 1).squeeze(1), some.position, some.weight)
-                return support(divergence, log_s, target, some), support.describe(log_s, target)
+                    rows = Tokens(torch.multinomial(log_s.detach().exp(), 1).squeeze(1), rows.position, rows.weight)
+                return support(divergence, log_s, target, rows), support.describe(log_s, target)
 
             leaf = hidden.detach().requires_grad_()
             total, stats = head_loss(leaf, module.student.head, tokens, {"teacher": scores["teacher"]}, loss, module.chunk)
-            (slope,) = torch.autograd.grad(total, leaf)
-            return slope, stats
+            (grad,) = torch.autograd.grad(total, leaf)
+            return grad, stats
 
         exact, _ = gradient(FullVocabulary())
         numbers: dict[str, float] = {}
         for k in (k for k in self.ks if k < vocabulary):
-            found, stats = gradient(TopK(k))
-            numbers |= {f"top{k}/{name}": value for name, value in closeness(found, exact).items()}
+            estimate, stats = gradient(TopK(k))
+            numbers |= {f"top{k}/{name}": value for name, value in closeness(estimate, exact).items()}
             numbers[f"top{k}/teacher_tail_mass"] = stats["teacher_tail_mass"].mean().item()
         with seeded(seed, hidden.device):
             for name, support in (("sampled", SampledToken()), ("sampled_baseline", SampledToken(baseline=True))):
@@ -89,16 +89,16 @@ class Estimators(L.Callback):
 
 def scatter(draws: Sequence[Tensor], exact: Tensor) -> dict[str, float]:
     """Variance and squared bias of draws of one estimate, both over the squared norm of the exact gradient."""
-    away = (torch.stack(list(draws)) - exact).double() / exact.norm().clamp_min(1e-30)
-    alone, n = away.square().sum(), len(draws)
-    told = {"variance": (alone / n).item()}
+    deviations = (torch.stack(list(draws)) - exact).double() / exact.norm().clamp_min(1e-30)
+    squares, n = deviations.square().sum(), len(draws)
+    numbers = {"variance": (squares / n).item()}
     if n > 1:
-        # A draw's product with itself is variance too; with another one's, whatever both have in common: bias.
-        told["squared_bias"] = ((away.sum(0).square().sum() - alone) / (n * (n - 1))).item()
-    return told
+        # Products of different draws estimate the squared bias; a draw's product with itself has the variance in it too.
+        numbers["squared_bias"] = ((deviations.sum(0).square().sum() - squares) / (n * (n - 1))).item()
+    return numbers
 
 
-def closeness(found: Tensor, exact: Tensor) -> dict[str, float]:
+def closeness(estimate: Tensor, exact: Tensor) -> dict[str, float]:
     """Cosine and relative error of a gradient to the exact one."""
-    cosine = torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0)
-    return {"cosine": cosine.item(), "relative_error": ((found - exact).norm() / exact.norm().clamp_min(1e-30)).item()}
+    cosine = torch.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0)
+    return {"cosine": cosine.item(), "relative_error": ((estimate - exact).norm() / exact.norm().clamp_min(1e-30)).item()}

@@ -1,4 +1,4 @@
-"""HealthChecks: numbers that say that a run goes wrong while its loss still looks well, each with the remedy."""
+"""HealthChecks: bounds on numbers that show a failing run before its loss does, each with a remedy."""
 
 import logging
 from typing import Any
@@ -25,18 +25,18 @@ REMEDIES = {
 
 
 class HealthChecks(L.Callback):
-    """Warns, or stops, when a number has been out of bounds for some updates in a row.
+    """Warns, or stops, when a number has been out of bounds for several updates in a row.
 
-    A loss or gradient that is not finite needs no check: the training step itself stops before the weights are touched.
+    A loss or gradient that is not finite needs no check: the training step stops before the weights are changed.
 
     Args:
         kl: largest KL(student || teacher), nats per token.
-        length: largest mean length, in those of the run's first rollout.
+        length: largest mean length, as a multiple of that of the first rollout.
         entropy: least entropy of the student, nats per token; only where completions are sampled from it.
-        frac_reward_zero_std: largest share of prompts whose samples score alike.
+        frac_reward_zero_std: largest share of prompts whose samples have equal rewards.
         repetition: largest share of repeated 4-grams of tokens.
         truncated: largest share of completions that ran into the token limit.
-        patience: rollouts in a row, one update each unless rollout.num_iterations says more.
+        patience: rollouts in a row, each with rollout.num_iterations updates.
         stop: end the run with an error instead of a warning. Null as a bound switches a check off.
     """
 
@@ -63,7 +63,7 @@ class HealthChecks(L.Callback):
         self.first_length: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
-        """Look at the step that was just taken.
+        """Check the step.
 
         Raises:
             ValueError: a check stops the run.
@@ -75,35 +75,35 @@ class HealthChecks(L.Callback):
             out = value < bound if name == "entropy" else value > bound
             self.beyond[name] = self.beyond[name] + 1 if out else 0
             if self.beyond[name] == self.patience:
-                sentence = (
+                message = (
                     f"update {trainer.global_step}: {name} has been {value:.3g} (bound {bound:g}) for {self.patience} updates"
                 )
                 if self.stop:
-                    raise ValueError(f"{sentence}: {REMEDIES[name]}. callbacks.health_checks.stop=false goes on all the same.")
-                log.warning(f"warning: {sentence}: {REMEDIES[name]}.")
+                    raise ValueError(f"{message}: {REMEDIES[name]}. callbacks.health_checks.stop=false goes on all the same.")
+                log.warning(f"warning: {message}: {REMEDIES[name]}.")
 
     def watched(self, trainer: L.Trainer, module: Any, outputs: Any) -> dict[str, float]:
-        """The numbers of this step that there are."""
-        seen = outputs["metrics"]
-        if module.rollout.sampling.n < 2:  # a group of one always scores alike
-            seen = {name: value for name, value in seen.items() if name != "rollout/frac_reward_zero_std"}
-        told = {
+        """The checked numbers of this step, as far as they were measured."""
+        metrics = outputs["metrics"]
+        if module.rollout.sampling.n < 2:  # a single sample has no spread
+            metrics = {name: value for name, value in metrics.items() if name != "rollout/frac_reward_zero_std"}
+        keys = {
             "frac_reward_zero_std": "rollout/frac_reward_zero_std",
             "truncated": "rollout/truncated",
             "kl": "train/reverse_kl",
         }
         sampled = module.rollout.student_writes
-        found = {name: seen[key] for name, key in told.items() if key in seen and (sampled or name == "kl")}
+        values = {name: metrics[key] for name, key in keys.items() if key in metrics and (sampled or name == "kl")}
         if not sampled:
-            return found
-        if "train/student_entropy" in seen:
-            found["entropy"] = seen["train/student_entropy"]
-        self.first_length = self.first_length or seen["rollout/length"]
+            return values
+        if "train/student_entropy" in metrics:
+            values["entropy"] = metrics["train/student_entropy"]
+        self.first_length = self.first_length or metrics["rollout/length"]
         repeated = [repetition(sample.token_ids[sample.loss_mask].tolist()) for sample in outputs["samples"]]
         share = sum(repeated) / len(repeated)
         if trainer.world_size > 1:  # the other numbers are means over devices already; all must stop at the same step
             share = float(trainer.strategy.reduce(torch.tensor(share, device=module.device), reduce_op="mean"))
-        return found | {"length": seen["rollout/length"] / self.first_length, "repetition": share}
+        return values | {"length": metrics["rollout/length"] / self.first_length, "repetition": share}
 
     def state_dict(self) -> dict[str, Any]:
         return {"beyond": self.beyond, "first_length": self.first_length}

@@ -1,4 +1,4 @@
-"""A progress bar of the training step: loss, both KLs, tokens per second, time left."""
+"""Progress: a bar with loss, both KLs, tokens per second and time left."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ class Progress(L.Callback):
         self.bar: Bar | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Begin at the step a restored run has reached."""
+        """Start the bar at the current step."""
         self.begun, self.first = time.perf_counter(), module.ledger.tokens["completion_tokens"]
         self.start = self.printed = trainer.global_step
         if trainer.is_global_zero and sys.stdout.isatty():
@@ -39,7 +39,7 @@ class Progress(L.Callback):
             self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
-        """Show the step."""
+        """Update the bar, or print a line."""
         if not trainer.is_global_zero:
             return
         if self.bar is not None:
@@ -52,18 +52,18 @@ class Progress(L.Callback):
             print(f"step {trainer.global_step}{horizon[0]}  {self.note(trainer, module)}{horizon[1]}", flush=True)
 
     def note(self, trainer: L.Trainer, module: Any) -> str:
-        """The numbers worth watching."""
-        seen = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
+        """Loss, KLs, reward and tokens per second as text."""
+        metrics = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
         rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
         names = {"loss": "loss", "forward_kl": "KL fwd", "reverse_kl": "rev", "reward": "reward"}
-        shown = [f"{short} {seen[name]:.3g}" for name, short in names.items() if name in seen]
+        shown = [f"{short} {metrics[name]:.3g}" for name, short in names.items() if name in metrics]
         return "  ".join([*shown, f"{rate:.0f} tokens/s"])
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar, and leave it on the screen."""
         if self.bar is not None:
             self.bar.stop()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Stop the bar."""
         self.on_train_end(trainer, module)

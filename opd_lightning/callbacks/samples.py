@@ -1,4 +1,4 @@
-"""Completions as they are written: on the screen, in samples.jsonl, and as a W&B table."""
+"""Samples: shows completions during training on the screen, in samples.jsonl, and as a W&B table."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
 class Samples(L.Callback):
-    """Keeps a few completions of every so many steps.
+    """Records a few completions at regular steps.
 
     Args:
         every: optimizer steps between samples.
@@ -27,7 +27,7 @@ class Samples(L.Callback):
         self.every, self.n, self.last = every, n, -every
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Forget samples beyond the checkpoint the run goes on from."""
+        """Drop samples beyond the restored checkpoint."""
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         if trainer.is_global_zero and path.is_file():
             rows = [row for row in read_lines(path) if row["step"] <= trainer.global_step]
@@ -35,7 +35,7 @@ class Samples(L.Callback):
             self.last = rows[-1]["step"] if rows else -self.every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
-        """Write the first samples of the rollout that was just learned from."""
+        """Write the first samples of the step's rollout."""
         if trainer.global_step - self.last < self.every or not trainer.is_global_zero:
             return
         self.last = trainer.global_step

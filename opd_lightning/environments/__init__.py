@@ -1,4 +1,4 @@
-"""Environments: who answers the student's replies; `contracts.Environment` is what they offer."""
+"""Environments: each answers the student's replies, as a `contracts.Environment`."""
 
 from opd_lightning.environments.calculator import Calculator, calculator
 from opd_lightning.environments.single_turn import SingleTurn, single_turn

@@ -1,4 +1,4 @@
-"""A toy of two turns: the student writes an expression, a calculator answers, and the next reply is judged by the task."""
+"""Calculator: an example of two turns; it evaluates the first reply, and the task judges the second."""
 
 import ast
 import operator
@@ -16,7 +16,7 @@ class Calculator:
 
     Args:
         task: judges the second reply.
-        role: of the calculator's message; some chat templates know no "tool".
+        role: of the calculator's message; some chat templates have no "tool".
     """
 
     def __init__(self, task: Task, role: str = "user"):
@@ -36,7 +36,7 @@ class Calculator:
 
 
 def calculate(text: str) -> str:
-    """The value of an expression of whole numbers, +, - and *; "error" for anything else."""
+    """The value of an expression of integers, +, - and *; "error" for anything else."""
     try:
         return str(_value(ast.parse(text.strip(), mode="eval").body))
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""One reply, judged by the task: what a rollout without an environment does, in the form of one."""
+"""SingleTurn: one reply, judged by the task; the same as a rollout without an environment."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
 """Evaluations: each is called as evaluation(student, teachers, generator) and returns an `Estimate` by name.
 
-`examples` are those that it measures: only evaluations of equal examples can be compared. One with `ends_only` is run before
-and after training alone.
+`examples` are those that it measures; only evaluations of equal examples can be compared. One with `ends_only` is run only
+before and after training.
 """
 
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy

@@ -1,4 +1,4 @@
-"""Accuracy by skill: what was learned, what was forgotten, and whether it is written as the task asks."""
+"""GreedyAccuracy and SampledAccuracy: accuracy, format and length of completions by skill."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +35,10 @@ class GreedyAccuracy:
     Args:
         task: gives the examples and the verdicts.
         renderer: the student's.
-        max_new_tokens: a completion that has not ended by then is judged as it stands.
+        max_new_tokens: longer completions are cut there, and judged as they are.
         split: "validation" or "test".
         batch_size: completions decoded at a time.
-        prefix: of the numbers' names, such as "validation/"; tells apart two accuracies in one suite.
+        prefix: of the numbers' names, such as "validation/"; distinguishes two accuracies in one suite.
 
     Attributes:
         outcomes: skill and content by example id, of the last call.
@@ -62,14 +62,14 @@ class GreedyAccuracy:
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated.
 
-        Accuracy is the share that is right; where a task gives partial scores, `score` is their mean. Without a verifier there
-        is neither.
+        Accuracy is the share that is right; for tasks with partial scores, `score` is their mean. Tasks without a verifier have
+        neither.
         """
-        answers = ask(generator, self, samples=1, seed=0)
-        told = zip(self.examples, answers, strict=True)
-        self.outcomes = {e.id: {"skill": e.skill, "content": some[0].verdict.content} for e, some in told}
-        found = by_skill(self.examples, answers, partial(summarise, self.task))
-        return {f"{self.prefix}{name}": estimate for name, estimate in found.items()}
+        answers = sample_answers(generator, self, samples=1, seed=0)
+        pairs = zip(self.examples, answers, strict=True)
+        self.outcomes = {e.id: {"skill": e.skill, "content": samples[0].verdict.content} for e, samples in pairs}
+        estimates = by_skill(self.examples, answers, partial(summarise, self.task))
+        return {f"{self.prefix}{name}": estimate for name, estimate in estimates.items()}
 
 
 class SampledAccuracy:
@@ -80,7 +80,7 @@ class SampledAccuracy:
         sampling: of its n completions per prompt.
         passes: the k of pass@k; each at most n.
         seed: of the draws, the same at every evaluation of a run.
-        solved: the least content that counts as right; verifiers with partial scores make it matter.
+        solved: the least content that counts as right, for verifiers with partial scores.
 
     Raises:
         ValueError: a k of `passes` exceeds n.
@@ -108,40 +108,42 @@ class SampledAccuracy:
             )
         self.task, self.batch_size, self.examples = task, batch_size, task.examples(split)
         self.renderer = renderer
-        self.sampling, self.samples = replace(sampling, n=1), sampling.n  # `ask` lays out the samples itself
+        self.sampling, self.samples = replace(sampling, n=1), sampling.n  # `sample_answers` repeats prompts itself
         self.passes, self.seed, self.solved = passes, seed, solved
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
-        """For each skill and group of skills: `avg@<samples>`, each `pass@<k>`, and how the samples are written."""
-        return by_skill(self.examples, ask(generator, self, self.samples, self.seed), self.passing)
+        """For each skill and group of skills: `avg@<samples>`, each `pass@<k>`, and their format and length."""
+        return by_skill(self.examples, sample_answers(generator, self, self.samples, self.seed), self.passing)
 
     def passing(self, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
         """The numbers of one skill."""
         scores = [[a.verdict.content for a in answers] for answers in prompts]
-        right = [sum(score >= self.solved for score in some) for some in scores]
-        mean = {f"avg@{self.samples}": proportion([sum(some) / len(some) for some in scores])}
+        right = [sum(score >= self.solved for score in of_prompt) for of_prompt in scores]
+        mean = {f"avg@{self.samples}": proportion([sum(of_prompt) / len(of_prompt) for of_prompt in scores])}
         passes = {f"pass@{k}": proportion([pass_at(k, self.samples, c) for c in right]) for k in self.passes}
         return mean | passes | {f"sampled_{name}": e for name, e in describe(prompts).items()}
 
 
-def ask(generator: Generator, what: GreedyAccuracy | SampledAccuracy, samples: int, seed: int) -> list[list[Answer]]:
+def sample_answers(
+    generator: Generator, evaluation: GreedyAccuracy | SampledAccuracy, samples: int, seed: int
+) -> list[list[Answer]]:
     """`samples` completions of each example, judged."""
-    rows = [(i, example) for i, example in enumerate(what.examples) for _ in range(samples)]
-    answers: list[list[Answer]] = [[] for _ in what.examples]
-    for start in range(0, len(rows), what.batch_size):
-        some = rows[start : start + what.batch_size]
-        prompts = [what.renderer.render(example.messages) for _, example in some]
-        done = generator.generate(prompts, what.sampling, derive_seed(seed, "evaluation", start))
-        texts = what.renderer.decode_all([completion.token_ids for completion in done])
-        for (i, example), text, completion in zip(some, texts, done, strict=True):
-            verdict = what.task.verify(example, text)
+    rows = [(i, example) for i, example in enumerate(evaluation.examples) for _ in range(samples)]
+    answers: list[list[Answer]] = [[] for _ in evaluation.examples]
+    for start in range(0, len(rows), evaluation.batch_size):
+        batch = rows[start : start + evaluation.batch_size]
+        prompts = [evaluation.renderer.render(example.messages) for _, example in batch]
+        done = generator.generate(prompts, evaluation.sampling, derive_seed(seed, "evaluation", start))
+        texts = evaluation.renderer.decode_all([completion.token_ids for completion in done])
+        for (i, example), text, completion in zip(batch, texts, done, strict=True):
+            verdict = evaluation.task.verify(example, text)
             answers[i].append(Answer(verdict, len(completion.token_ids), completion.finish_reason == "length"))
     return answers
 
 
 def summarise(task: Task, prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
     """The numbers of one skill from one answer per prompt."""
-    scores = [some[0].verdict.content for some in prompts]
+    scores = [answers[0].verdict.content for answers in prompts]
     numbers = {"accuracy": proportion([float(score >= 1.0) for score in scores])} if task.verifies else {}
     if task.verifies and getattr(task, "partial_scores", False):
         numbers["score"] = proportion(scores)
@@ -149,12 +151,12 @@ def summarise(task: Task, prompts: Sequence[Sequence[Answer]]) -> dict[str, Esti
 
 
 def describe(prompts: Sequence[Sequence[Answer]]) -> dict[str, Estimate]:
-    """How completions are written, as means over the prompts of what each prompt's samples show."""
-    formats = [[a.verdict.format for a in some if a.verdict.format is not None] for some in prompts]
-    told = {"format": proportion([mean(some) for some in formats])} if all(formats) else {}
-    return told | {
-        "length": average([mean([a.length for a in some]) for some in prompts]),
-        "truncated": proportion([mean([float(a.truncated) for a in some]) for some in prompts]),
+    """Format, length and truncation, averaged over each prompt's samples, then over prompts."""
+    formats = [[a.verdict.format for a in answers if a.verdict.format is not None] for answers in prompts]
+    shares = {"format": proportion([mean(values) for values in formats])} if all(formats) else {}
+    return shares | {
+        "length": average([mean([a.length for a in answers]) for answers in prompts]),
+        "truncated": proportion([mean([float(a.truncated) for a in answers]) for answers in prompts]),
     }
 
 
@@ -165,10 +167,10 @@ def by_skill(
 ) -> dict[str, Estimate]:
     """`<skill>/<number>` for each skill and for each group of skills."""
     skills: dict[str, list[list[Answer]]] = defaultdict(list)
-    for example, some in zip(examples, answers, strict=True):
+    for example, samples in zip(examples, answers, strict=True):
         for name in sorted({example.skill, example.skill.split("/")[0]}):
-            skills[name].append(some)
-    summaries = {skill: summary(some) for skill, some in skills.items()}
-    # All skills' accuracy first, then all their formats: what is compared stands together.
+            skills[name].append(samples)
+    summaries = {skill: summary(prompts) for skill, prompts in skills.items()}
+    # Accuracies of all skills first, then all formats, and so on.
     names = dict.fromkeys(name for numbers in summaries.values() for name in numbers)
     return {f"{skill}/{name}": numbers[name] for name in names for skill, numbers in summaries.items() if name in numbers}

@@ -1,4 +1,4 @@
-"""Answers to the same held-out prompts before and after training, for a person to read side by side."""
+"""GreedyAnswers: answers to the same held-out prompts before and after training, to read side by side."""
 
 from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.types import SamplingParams

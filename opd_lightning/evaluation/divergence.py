@@ -1,4 +1,4 @@
-"""Evaluations of free text, where no verifier exists: distance to the teacher, and likelihood of ordinary answers."""
+"""Evaluations without a verifier: KL to the teacher or the start model, and likelihood of reference answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -43,14 +43,14 @@ class TeacherDivergence:
         self.batch_size = batch_size
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
-        """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; nothing without a teacher that knows what to read."""
+        """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; none where the teacher has no full vocabulary."""
         teacher = teachers.get("teacher")
         if teacher is None or "full" not in teacher.provides or any(part.context.reads_attempts for part in teacher.parts):
             return {}
         return self.measure(student, teacher, generator, "heldout")
 
     def measure(self, student: Student, other: Any, generator: Generator, group: str) -> dict[str, Estimate]:
-        """Both KLs to another model, under names that begin with a group's."""
+        """Both KLs to another model, named `<group>/<kl>`."""
         itself = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
@@ -63,10 +63,10 @@ class TeacherDivergence:
 
 
 class StartDivergence(TeacherDivergence):
-    """KL to the start model, both ways and per token, on the student's own completions: how far it has moved.
+    """KL to the start model, both ways and per token, on the student's own completions: its change in training.
 
     Args:
-        model: the student's start; a copy is loaded, so a run pays its memory once more.
+        model: the student's start; a copy is loaded, which takes its memory once more.
         task, renderer, max_new_tokens, split, n, batch_size: as for `TeacherDivergence`.
         skill: prompts of this skill or group of skills alone, such as "prior"; None takes all.
     """
@@ -83,10 +83,10 @@ class StartDivergence(TeacherDivergence):
         skill: str | None = None,
     ):
         super().__init__(task, renderer, max_new_tokens, split, n, batch_size)
-        mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
-        if not mine:
+        matching = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
+        if not matching:
             raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
-        self.examples, self.model, self.group = mine[:n], model, f"start/{skill or 'all'}"
+        self.examples, self.model, self.group = matching[:n], model, f"start/{skill or 'all'}"
         self.start: Any = None
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
@@ -100,7 +100,7 @@ class StartDivergence(TeacherDivergence):
 
 
 class ReferenceLikelihood:
-    """Log-likelihood of reference answers to held-out prompts: does the model still find ordinary answers ordinary?
+    """Log-likelihood of reference answers to held-out prompts, nats per token.
 
     Args: as for `TeacherDivergence`.
     """
@@ -140,7 +140,7 @@ CHUNK = 256
 
 
 def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
-    """The student, or the weights of a teacher that is set up, as a teacher behind the student's own prompt."""
+    """The student, or the weights of a teacher that is set up, as a teacher that reads the student's own prompt."""
     itself = live(NoContext(renderer.template_options))
     itself.setup(student, renderer)
     if weights is not None:
@@ -151,8 +151,8 @@ def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
 def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Iterator[Prompts]:
     """The examples' prompts, `size` at a time."""
     for start in range(0, len(examples), size):
-        some = list(examples[start : start + size])
-        yield Prompts(some, [renderer.render(example.messages) for example in some])
+        batch = list(examples[start : start + size])
+        yield Prompts(batch, [renderer.render(example.messages) for example in batch])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Numbers with the uncertainty of having asked finitely many prompts."""
+"""Estimates: numbers with their intervals over prompts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Estimate:
 
     Attributes:
         value: the mean.
-        prompts: how many prompts it is the mean over; None where that is not what it is.
-        low, high: its 95 % interval over prompts, or None. Other seeds of training are not in it.
+        prompts: how many prompts it is the mean over, or None.
+        low, high: its 95 % interval over prompts, or None; it does not cover other seeds.
     """
 
     value: float
@@ -32,7 +32,7 @@ class Estimate:
 def proportion(values: Sequence[float]) -> Estimate:
     """The mean of numbers in [0, 1], one per prompt, with Wilson's score interval (1927).
 
-    For numbers strictly between 0 and 1 the interval is wider than it need be: they vary less than a coin of equal mean.
+    For numbers strictly between 0 and 1 the interval is conservative: they vary less than 0/1 values of equal mean.
 
     Raises:
         ValueError: there are no values.
@@ -56,7 +56,7 @@ def average(values: Sequence[float]) -> Estimate:
 
 
 def headlines(numbers: Iterable[str]) -> list[str]:
-    """The numbers to show: not the step, nor the validation split's, nor single skills' ("prior/sort/accuracy")."""
+    """The numbers to show: without the step, the validation split and single skills ("prior/sort/accuracy")."""
     names = [name for name in numbers if name != "step" and not name.startswith("validation/")]
     parts = {name: name.split("/") for name in names}
     return [name for name in names if not (len(parts[name]) == 3 and f"{parts[name][0]}/{parts[name][2]}" in parts)]

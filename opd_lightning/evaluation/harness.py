@@ -1,4 +1,4 @@
-"""Tasks of the LM Evaluation Harness (EleutherAI), where it is installed: general abilities that a narrow training may cost."""
+"""HarnessTasks: tasks of the LM Evaluation Harness (EleutherAI), if it is installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ class HarnessTasks:
         tokenizer: the student's.
         limit: examples per task; None takes all.
         batch_size: sequences at a time.
-        chat: ask through the chat template.
+        chat: apply the chat template.
         include_path: a folder with task files of your own.
 
     Raises:
@@ -50,7 +50,7 @@ class HarnessTasks:
 
         with student.evaluating() as lm:
             model = HFLM(pretrained=lm, tokenizer=self.tokenizer, batch_size=self.batch_size)
-            told: Any = lm_eval.simple_evaluate(
+            results: Any = lm_eval.simple_evaluate(
                 model=model,
                 tasks=self.tasks,
                 limit=self.limit,
@@ -58,14 +58,14 @@ class HarnessTasks:
                 task_manager=TaskManager(include_path=self.include_path),
                 bootstrap_iters=0,
             )
-        found = {}
-        for task, numbers in told["results"].items():
+        estimates = {}
+        for task, numbers in results["results"].items():
             for key, value in numbers.items():
                 metric, _, variant = key.partition(",")
                 if not isinstance(value, int | float) or metric.endswith("_stderr") or not variant:
                     continue
                 error = numbers.get(f"{metric}_stderr,{variant}")
-                known = isinstance(error, float)
-                span = (value - Z95 * error, value + Z95 * error) if known else (None, None)
-                found[f"harness/{task}.{metric}"] = Estimate(float(value), None, *span)
-        return found
+                has_error = isinstance(error, float)
+                span = (value - Z95 * error, value + Z95 * error) if has_error else (None, None)
+                estimates[f"harness/{task}.{metric}"] = Estimate(float(value), None, *span)
+        return estimates

@@ -1,4 +1,4 @@
-"""Robustness: how much of a skill is left when the model is pushed off its usual path."""
+"""Robustness: accuracy under perturbations of the model, its prompts or its tokens."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ from opd_lightning.utils.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Perturbations:
-    """What may be done to a model or its prompts, each of the lists with one number per entry.
+    """Perturbations of a model or its prompts; each entry of a list gives one number.
 
     Attributes:
         openings: texts that a completion is made to begin with; the answer with its opening is judged.
-        corrupted: token positions (from 0). There the model's own greedy answer gets another answer's token, and the model goes
-            on. Judged is the answer with that token mended: whether the rest is right, that is, whether the model recovered.
-            Answers that end at that position or before are left out.
+        corrupted: token positions (from 0). There the greedy answer gets another answer's token, and the model continues. Its
+            answer is judged with that token restored, so that only the continuation counts. Answers that end at that
+            position or before are left out.
         distractors: texts put before the last message.
         temperatures: of sampled answers.
         noises: Gaussian noise on every weight matrix, in standard deviations of that matrix.
@@ -60,7 +60,7 @@ class Robustness:
         task, split: give the examples and the verdicts.
         renderer: the student's.
         max_new_tokens: of a completion, forced tokens included.
-        perturbations: what is done to the model or its prompts.
+        perturbations: see `Perturbations`.
         skill: prompts of this skill or group of skills alone; None takes all.
         n: prompts.
         batch_size: completions at a time.
@@ -82,35 +82,38 @@ class Robustness:
         n: int = 128,
         batch_size: int = 128,
     ):
-        mine = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
-        if not mine:
+        matching = [e for e in task.examples(split) if skill is None or skill in (e.skill, e.skill.split("/")[0])]
+        if not matching:
             raise ValueError(f"evaluation: no example of the {split} split has the skill {skill!r}.")
         if not task.verifies:
             raise ValueError("evaluation=robustness judges answers, and this task has no verifier; choose another evaluation.")
-        self.task, self.renderer, self.examples = task, renderer, mine[:n]
+        self.task, self.renderer, self.examples = task, renderer, matching[:n]
         self.perturbations, self.seed = perturbations, perturbations.seed
         self.sampling, self.batch_size = SamplingParams(max_new_tokens, temperature=0.0), batch_size
         self.prompts = [self.renderer.render(e.messages).token_ids for e in self.examples]
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
-        rows, do = self.write(generator, self.prompts, self.sampling), self.perturbations
-        found = {f"opening_{name(text)}": self.forced(generator, text) for text in do.openings}
-        found |= {f"corrupted_{k}": some for k in do.corrupted if (some := self.recovered(generator, rows, k)) is not None}
-        found |= {f"distracted_{name(text)}": self.distracted(generator, text) for text in do.distractors}
-        for t in do.temperatures:
-            found[f"temperature_{t}"] = self.judged(self.write(generator, self.prompts, replace(self.sampling, temperature=t)))
-        for sigma in do.noises:
+        rows, settings = self.write(generator, self.prompts, self.sampling), self.perturbations
+        estimates = {f"opening_{name(text)}": self.forced(generator, text) for text in settings.openings}
+        for k in settings.corrupted:
+            if (accuracy := self.recovered(generator, rows, k)) is not None:
+                estimates[f"corrupted_{k}"] = accuracy
+        estimates |= {f"distracted_{name(text)}": self.distracted(generator, text) for text in settings.distractors}
+        for t in settings.temperatures:
+            sampling = replace(self.sampling, temperature=t)
+            estimates[f"temperature_{t}"] = self.judged(self.write(generator, self.prompts, sampling))
+        for sigma in settings.noises:
             with noisy(student, sigma, derive_seed(self.seed, "noise")):
                 generator.update_weights(student, None)
-                found[f"noise_{sigma}"] = self.judged(self.write(generator, self.prompts, self.sampling))
+                estimates[f"noise_{sigma}"] = self.judged(self.write(generator, self.prompts, self.sampling))
             generator.update_weights(student, None)
-        values = [estimate.value for estimate in found.values()]
-        found |= {"mean": Estimate(fmean(values)), "worst": Estimate(min(values)), "none": self.judged(rows)}
-        return {f"robust/{name}": estimate for name, estimate in found.items()}
+        values = [estimate.value for estimate in estimates.values()]
+        estimates |= {"mean": Estimate(fmean(values)), "worst": Estimate(min(values)), "none": self.judged(rows)}
+        return {f"robust/{name}": estimate for name, estimate in estimates.items()}
 
     def forced(self, generator: Generator, opening: str) -> Estimate:
-        """Answers that had to begin with a text."""
+        """Accuracy of answers that begin with a given text."""
         # As the template begins such a reply, with whatever it writes before the reply's own text.
         forced = [self.renderer.reply(opening, example.messages)[:-1] for example in self.examples]
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - max(map(len, forced))))
@@ -118,53 +121,53 @@ class Robustness:
         return self.judged([[*begin, *row] for begin, row in zip(forced, rows, strict=True)])
 
     def recovered(self, generator: Generator, rows: Sequence[Sequence[int]], k: int) -> Estimate | None:
-        """What followed a foreign token at position k; None where no answer is that long."""
+        """Accuracy after a foreign token at position k; None if no answer is that long."""
         foreign = {b: t for b in range(len(rows)) if (t := foreign_token(rows, b, k)) is not None}
         if not foreign:
             return None
         prompts = [[*self.prompts[b], *rows[b][:k], token] for b, token in foreign.items()]
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - k - 1))
         ends = self.write(generator, prompts, rest)
-        mended = [[*rows[b][: k + 1], *end] for b, end in zip(foreign, ends, strict=True)]
-        return self.judged(mended, [self.examples[b] for b in foreign])
+        restored = [[*rows[b][: k + 1], *end] for b, end in zip(foreign, ends, strict=True)]
+        return self.judged(restored, [self.examples[b] for b in foreign])
 
     def distracted(self, generator: Generator, text: str) -> Estimate:
-        """Answers to prompts with something else before them."""
+        """Accuracy on prompts with a distractor before the last message."""
         chats = [[*e.messages[:-1], e.messages[-1] | {"content": f"{text} {e.messages[-1]['content']}"}] for e in self.examples]
         prompts = [self.renderer.render(chat).token_ids for chat in chats]
         return self.judged(self.write(generator, prompts, self.sampling))
 
     def write(self, generator: Generator, prompts: Sequence[list[int]], sampling: SamplingParams) -> list[list[int]]:
-        """A completion of each prompt, as ids."""
+        """Token ids of a completion of each prompt."""
         rows = []
         for start in range(0, len(prompts), self.batch_size):
-            some = prompts[start : start + self.batch_size]
-            done = generator.generate([Rendered(ids) for ids in some], sampling, derive_seed(self.seed, "robustness", start))
+            batch = prompts[start : start + self.batch_size]
+            done = generator.generate([Rendered(ids) for ids in batch], sampling, derive_seed(self.seed, "robustness", start))
             rows += [completion.token_ids for completion in done]
         return rows
 
     def judged(self, rows: Sequence[Sequence[int]], examples: Sequence[Example] | None = None) -> Estimate:
         """The share of right answers."""
         texts = self.renderer.decode_all(rows)
-        asked = self.examples if examples is None else examples
-        return proportion([float(self.task.verify(e, t).content >= 1) for e, t in zip(asked, texts, strict=True)])
+        judged = self.examples if examples is None else examples
+        return proportion([float(self.task.verify(e, t).content >= 1) for e, t in zip(judged, texts, strict=True)])
 
 
 def foreign_token(rows: Sequence[Sequence[int]], b: int, k: int) -> int | None:
-    """The token at position k of the next answer that has another one there; None where row b ends there.
+    """The token at position k of the next answer that has another one there; None if row b ends there.
 
-    Where all answers agree at k, as on a separator, it is the next answer's token behind it.
+    If all answers agree at k, as on a separator, it is the next answer's token after k.
     """
     if len(rows[b]) <= k + 1:
         return None
     others = [rows[(b + i) % len(rows)] for i in range(1, len(rows))]
-    found = [row[at] for at in (k, k + 1) for row in others if len(row) > at + 1 and row[at] != rows[b][k]]
-    return found[0] if found else None
+    tokens = [row[at] for at in (k, k + 1) for row in others if len(row) > at + 1 and row[at] != rows[b][k]]
+    return tokens[0] if tokens else None
 
 
 @contextmanager
 def noisy(student: Student, sigma: float, seed: int) -> Iterator[None]:
-    """The student with noise on its weight matrices; its own weights come back afterwards."""
+    """The student with noise on its weight matrices; its own weights are restored afterwards."""
     generator = torch.Generator().manual_seed(seed)
     noise = {}
     for key, weight in student.named_parameters():
@@ -176,5 +179,5 @@ def noisy(student: Student, sigma: float, seed: int) -> Iterator[None]:
 
 
 def name(text: str) -> str:
-    """A text as a part of a metric's name."""
+    """A text in the form of a metric name."""
     return re.sub(r"\W+", "_", text).strip("_")[:24] or "text"

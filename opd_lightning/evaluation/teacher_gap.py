@@ -1,4 +1,4 @@
-"""Is the teacher worth listening to? What it can do behind what it is shown, beside the student on the same prompts."""
+"""TeacherAccuracy: accuracy of the teacher with its context, beside the student's on the same prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ class TeacherAccuracy:
     """Greedy accuracy of the teacher with its context and of the student without: the gap that distillation can close.
 
     Args:
-        task, split, n: the first n examples of a split that the context can be worded for.
+        task, split, n: the first n examples of a split; those without what the context quotes are left out.
         renderer: the student's.
-        max_new_tokens: a completion that has not ended by then is judged as it stands.
+        max_new_tokens: longer completions are cut there, and judged as they are.
     """
 
     def __init__(
@@ -29,22 +29,22 @@ class TeacherAccuracy:
         self.task, self.examples = task, list(task.examples(split))[:n]
         self.renderer = renderer
         self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
-        self.known: Estimate | None = None
+        self.teacher_accuracy: Estimate | None = None
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
-        """`teacher/shown/accuracy` and `teacher/shown/student_accuracy`; nothing where no teacher can write or be judged."""
+        """`teacher/shown/accuracy` and `teacher/shown/student_accuracy`; none if the teacher cannot write or be judged."""
         teacher = teachers.get("teacher")
         if teacher is None or not self.task.verifies or not teacher.writes or teacher.context.reads_attempts:
             return {}
-        examples = [example for example in self.examples if tellable(teacher, example)]
+        examples = [example for example in self.examples if can_be_shown(teacher, example)]
         if not examples:
             return {}
-        if self.known is None or not teacher.frozen:
+        if self.teacher_accuracy is None or not teacher.frozen:
             done, _ = teacher.write(teacher.prompts(examples), self.sampling, 0, generator)
-            self.known = self.judge(examples, done)
+            self.teacher_accuracy = self.judge(examples, done)
         prompts = [self.renderer.render(example.messages) for example in examples]
         own = self.judge(examples, generator.generate(prompts, self.sampling, 0))
-        return {"teacher/shown/accuracy": self.known, "teacher/shown/student_accuracy": own}
+        return {"teacher/shown/accuracy": self.teacher_accuracy, "teacher/shown/student_accuracy": own}
 
     def judge(self, examples: list[Example], done: Sequence[Completion]) -> Estimate:
         """The share of right completions."""
@@ -52,19 +52,19 @@ class TeacherAccuracy:
         right = [self.task.verify(e, text).content >= 1.0 for e, text in zip(examples, texts, strict=True)]
         return proportion([float(r) for r in right])
 
-    def warnings(self, found: Mapping[str, float]) -> list[str]:
-        """What to say before training on these numbers."""
-        teacher, student = found.get("teacher/shown/accuracy"), found.get("teacher/shown/student_accuracy")
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        """A warning if these numbers show that the teacher is no better than the student."""
+        teacher, student = numbers.get("teacher/shown/accuracy"), numbers.get("teacher/shown/student_accuracy")
         if teacher is None or student is None or teacher > student:
             return []
         return [
             f"the teacher with its context answers {teacher:.3f} of the held-out prompts right, the student without it "
-            f"{student:.3f}: there is nothing to learn from such a teacher but its manner. Show it more (another context or "
+            f"{student:.3f}: training can only change the student's style. Show the teacher more (another context or "
             "wording), or take a stronger teacher or start model."
         ]
 
 
-def tellable(teacher: Any, example: Example) -> bool:
+def can_be_shown(teacher: Any, example: Example) -> bool:
     """Has the example what the context quotes? Held-out rows often lack it."""
     try:
         return teacher.context(example) is not None

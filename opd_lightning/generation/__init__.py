@@ -1,4 +1,4 @@
-"""Generation: engines that write completions; `contracts.Generator` is what they offer."""
+"""Generation: inference engines, each a `contracts.Generator`."""
 
 from opd_lightning.generation.transformers import TransformersGenerator
 

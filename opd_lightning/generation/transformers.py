@@ -1,4 +1,4 @@
-"""The transformers engine, which is the reference: token ids in, token ids out."""
+"""TransformersGenerator: the reference engine, on the student in memory."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,15 +44,15 @@ class TransformersGenerator:
         return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
 
     def update_weights(self, student: Any, version: int | None) -> None:
-        """Remember the student, whose weights are read in place."""
+        """Set the student, whose weights are read in place."""
         self.student, self.version = student, version
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
-    """The logits processors that make the sampling distribution, in transformers' order."""
+    """The logits processors of the sampling distribution, in transformers' order."""
     if sampling.temperature == 0:
         return []
     chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
@@ -101,9 +101,9 @@ def decode(
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
-    The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
+    The model's own generation config is ignored: transformers would merge its top_k=50 and others.
     """
-    assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes silent garbage"
+    assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
     device = lm.device
     longest = max(map(len, prompt_ids))
     left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
@@ -130,7 +130,7 @@ def decode(
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=processors,
-            synced_gpus=False,  # weights are whole here: ranks may write unequally long, and unequally often
+            synced_gpus=False,  # weights are gathered here; ranks may generate different numbers of tokens
         )
     finally:
         lm.generation_config = restore

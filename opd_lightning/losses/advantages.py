@@ -1,7 +1,7 @@
 """Advantages: how much better a completion is than expected.
 
 Each function maps the rewards [P, G] of a whole batch, over all devices (P prompts, G samples of each), to advantages
-[P, G] of the same shape. Where rewards tell nothing apart, advantages are exactly zero.
+[P, G] of the same shape. Where rewards are equal, advantages are exactly zero.
 """
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 def reinforce(rewards: Tensor, baseline: bool = True) -> Tensor:
     """r - b, with b the mean reward of all *other* completions of the batch (REINFORCE, Williams 1992).
 
-    A baseline that does not know the completion itself leaves the gradient unbiased.
+    A baseline without the completion itself leaves the gradient unbiased.
 
     Args:
         baseline: False takes b = 0.
 
     Raises:
-        ValueError: a baseline is asked for and the batch holds one completion.
+        ValueError: baseline=True with a batch of one completion.
     """
     if not baseline:
         return rewards
@@ -33,7 +33,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """r - the mean reward of the prompt's *other* samples (RLOO, arXiv 2402.14740).
 
     Raises:
-        ValueError: G < 2, where a sample has no others.
+        ValueError: G < 2.
     """
     n = _group(rewards)
     return _unless_equal(rewards, (rewards - rewards.mean(-1, keepdim=True)) * n / (n - 1))
@@ -48,7 +48,7 @@ def group_relative(rewards: Tensor, scale_by_std: bool = True) -> Tensor:
             or nearly never solved.
 
     Raises:
-        ValueError: G < 2, where a group has no baseline.
+        ValueError: G < 2.
     """
     _group(rewards)
     scale = rewards.std(-1, keepdim=True) + 1e-4 if scale_by_std else 1.0

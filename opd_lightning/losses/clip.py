@@ -1,6 +1,6 @@
-"""Clips: bounds on a divergence, for the few tokens where student and teacher are far apart. Off unless asked for.
+"""Clips: bounds on a divergence, for the few tokens where student and teacher are far apart. Off by default.
 
-Each is called as clip(support, divergence, log_s, target, tokens) and returns the bounded divergence [n] and how often it bit.
+Each is called as clip(support, divergence, log_s, target, tokens) and returns the bounded divergence [n] and statistics [n].
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ def _check(limit: float) -> None:
 class ClipEntries:
     """min(entry, limit) for every entry of the vocabulary (OPSD, arXiv 2601.18734, limit 0.05 for forward KL).
 
-    A clipped entry has no gradient: exactly where the teacher disagrees most, the student learns nothing. Clipped entries of
-    KLs may be negative, so the sum is no divergence any more. Safe only where student and teacher are close.
+    A clipped entry has no gradient, although the teacher disagrees most there. Entries of KLs may be negative, so the clipped
+    sum is no divergence. Use it only where student and teacher are close.
 
     Args:
         limit: in nats.
@@ -32,19 +32,19 @@ class ClipEntries:
 
     def __call__(self, support, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """The statistic is the share of tokens with a clipped entry."""
-        bitten: list[Tensor] = []
+        clipped: list[Tensor] = []
 
         def limited(log_s: Tensor, log_t: Tensor) -> Tensor:
             entries = divergence(log_s, log_t)
-            bitten.append((entries.detach() > self.limit).any(-1))
+            clipped.append((entries.detach() > self.limit).any(-1))
             return entries.clamp(max=self.limit)
 
         value = support(limited, log_s, target, tokens)
-        return value, {"entry_clip_fraction": bitten[0].to(value.dtype)}
+        return value, {"entry_clip_fraction": clipped[0].to(value.dtype)}
 
 
 class ClipPositions:
-    """min(D, limit) for every position, by scaling: a clipped position keeps its gradient's direction, at D's limit.
+    """min(D, limit) for every position, by scaling: a clipped position keeps the direction of its gradient.
 
     Args:
         limit: in nats.

@@ -1,7 +1,7 @@
 """Closed forms of the three common divergences over the whole vocabulary, with the diagnostics from the same pass.
 
-Everything else is differentiated by autograd on a chunk of logits, which is exact too, but passes over the chunk more often.
-These work in place on logits that nobody needs afterwards. A test holds them equal to the autograd path.
+Other losses are differentiated by autograd on a chunk of logits, which takes more passes over the chunk. These work in place
+on the logits. A test compares them with autograd.
 """
 
 from functools import partial
@@ -22,33 +22,33 @@ def beta_of(divergence: Any) -> float | None:
 
 
 class Scratch:
-    """Buffers that one chunk after the other works in: fresh ones of this size cost a CPU as much as the arithmetic."""
+    """Buffers that successive chunks reuse: on a CPU, allocating them would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, Tensor] = {}
 
-    def like(self, name: str, model: Tensor, columns: int | None = None) -> Tensor:
-        """An uninitialised tensor of a tensor's rows, dtype and device, with its columns or other ones."""
-        rows, width = model.shape[0], model.shape[1] if columns is None else columns
+    def like(self, name: str, reference: Tensor, columns: int | None = None) -> Tensor:
+        """An uninitialised tensor with the rows, dtype and device of `reference`, and its columns unless `columns` is given."""
+        rows, width = reference.shape[0], reference.shape[1] if columns is None else columns
         buffer = self.buffers.get(name)
-        if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width or buffer.dtype != model.dtype:
-            buffer = self.buffers[name] = torch.empty(rows, width, dtype=model.dtype, device=model.device)
+        if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width or buffer.dtype != reference.dtype:
+            buffer = self.buffers[name] = torch.empty(rows, width, dtype=reference.dtype, device=reference.device)
         return buffer[:rows]
 
 
 @torch.no_grad()
 def generalised_jsd(s: Tensor, t: Tensor, beta: float, scratch: Scratch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Value, slope and diagnostics of JSD_beta of the student from the teacher.
+    """Value, gradient and diagnostics of JSD_beta of the student from the teacher.
 
-    With m = beta T + (1 - beta) S, the slopes with respect to the student's logits are S - T (beta = 0),
+    With m = beta T + (1 - beta) S, the gradients with respect to the student's logits are S - T (beta = 0),
     S (log S - log T - KL(S || T)) (beta = 1) and (1 - beta) S (log S - log m - KL(S || m)) between.
 
     Args:
         s, t: logits [n, V] of student and teacher, float32 or wider and finite; both are overwritten.
 
     Returns:
-        The divergence [n], its slope [n, V] (in place of the student's logits), and the statistics that `diagnose`
-        gives, [n] each; students and teachers that share a top token agree, ties included.
+        The divergence [n], its gradient [n, V] (in place of the student's logits), and the statistics that `diagnose`
+        gives, [n] each; top-1 agreement counts ties.
     """
     product = scratch.like("product", s)
     stats = {"top1_agreement": top_agreement(s, t)}
@@ -56,19 +56,19 @@ def generalised_jsd(s: Tensor, t: Tensor, beta: float, scratch: Scratch) -> tupl
     log_t, p_t = _normalise(t, scratch.like("log_t", t))
     stats |= {"student_entropy": -_dot(p_s, log_s, product), "teacher_entropy": -_dot(p_t, log_t, product)}
     if 0.0 < beta < 1.0:
-        # A token that neither side gives a measurable probability has m = 0; its terms are 0 whatever log m is.
+        # A token whose probability underflows on both sides has m = 0; its terms are 0 whatever log m is.
         log_m = torch.mul(p_t, beta, out=scratch.like("log_m", s)).add_(p_s, alpha=1 - beta)
         log_m.clamp_min_(torch.finfo(s.dtype).tiny).log_()
         student_part = -stats["student_entropy"] - _dot(p_s, log_m, product)
         value = beta * (-stats["teacher_entropy"] - _dot(p_t, log_m, product)) + (1 - beta) * student_part
-        steep = torch.sub(log_s, log_m, out=log_m).sub_(student_part[:, None]).mul_(1 - beta)
+        factor = torch.sub(log_s, log_m, out=log_m).sub_(student_part[:, None]).mul_(1 - beta)
     gap = torch.sub(log_s, log_t, out=log_t)
     stats["forward_kl"], stats["reverse_kl"] = -_dot(p_t, gap, product), _dot(p_s, gap, product)
     if beta == 0.0:
         return stats["forward_kl"], p_s.sub_(p_t), stats
     if beta == 1.0:
-        value, steep = stats["reverse_kl"], gap.sub_(stats["reverse_kl"][:, None])
-    return value, p_s.mul_(steep), stats
+        value, factor = stats["reverse_kl"], gap.sub_(stats["reverse_kl"][:, None])
+    return value, p_s.mul_(factor), stats
 
 
 def top_agreement(s: Tensor, t: Tensor) -> Tensor:

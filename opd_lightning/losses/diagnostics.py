@@ -1,4 +1,4 @@
-"""Diagnostics: what is worth knowing of student and teacher on each token, whatever is optimised."""
+"""Diagnostics: entropies, KLs and agreement of student and teacher on each token, for every loss."""
 
 from collections.abc import Mapping
 from functools import singledispatch
@@ -26,7 +26,7 @@ def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = Non
 
 @singledispatch
 def compare(target: Any, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
-    """What can be said of student and teacher from this kind of target; nothing of kinds that are not known."""
+    """Statistics of student and teacher for a kind of target; none for unknown kinds."""
     return {}
 
 
@@ -44,18 +44,18 @@ def _(target: FullLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
 
 @compare.register
 def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
-    """KLs of the distributions over the teacher's top k and the rest: never above those over the vocabulary."""
+    """KLs of the distributions over the teacher's top k and the rest: lower bounds of those over the vocabulary."""
     top, chosen = target.ids, target.logprobs
-    mine = log_s.gather(-1, top)
+    log_s_top = log_s.gather(-1, top)
     log_t = torch.cat([chosen, target.rest(top)], -1)
     rest = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    coarse = torch.cat([mine, rest], -1)
-    found = {
+    coarse = torch.cat([log_s_top, rest], -1)
+    stats = {
         "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
         "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),
-        "top1_agreement": (mine[:, 0] == log_s.amax(-1)).to(log_s.dtype),
+        "top1_agreement": (log_s_top[:, 0] == log_s.amax(-1)).to(log_s.dtype),
     }
-    return found | _log_ratio(target.sampled, log_s, ids)
+    return stats | _log_ratio(target.sampled, log_s, ids)
 
 
 @compare.register

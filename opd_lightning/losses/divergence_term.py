@@ -1,4 +1,4 @@
-"""The divergence term: a divergence from the teacher, over a vocabulary support, bounded and corrected as asked."""
+"""The divergence term: a divergence from the teacher, over a vocabulary support, with optional clip and importance ratio."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ class DivergenceTerm:
         scale: multiplies the value, such as the square of a temperature.
 
     Raises:
-        ValueError: a clip, a cap or a divergence that the support cannot take.
+        ValueError: a clip, a cap or a divergence that the support does not allow.
     """
 
     def __init__(self, divergence: Entries, support: Any, clip: Any, ratio_cap: float | None, scale: float):
@@ -48,7 +48,7 @@ class DivergenceTerm:
         self.divergence, self.support, self.clip, self.ratio_cap, self.scale = divergence, support, clip, ratio_cap, scale
 
     def __call__(self, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term [n], zero where the target is not valid, and what clip, ratio and support did."""
+        """The term [n], zero where the target is not valid, and the statistics of clip, ratio and support."""
         stats: dict[str, Tensor] = {}
         if self.clip is None:
             value = self.support(self.divergence, log_s, target, tokens)
@@ -64,5 +64,5 @@ class DivergenceTerm:
 
 
 def is_elementwise(divergence: Any) -> bool:
-    """Does entry v follow from log S_v and log T_v alone? What is wrapped in a partial is asked too."""
+    """Does entry v follow from log S_v and log T_v alone? A partial counts as the function that it wraps."""
     return getattr(divergence, "elementwise", getattr(getattr(divergence, "func", None), "elementwise", True))

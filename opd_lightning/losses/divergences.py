@@ -1,10 +1,10 @@
 """Divergences between the student's and the teacher's next-token distributions.
 
 Each maps log-probabilities [n, V] to the *entries* [n, V] whose sum over V is the divergence of each token. Entries rather
-than sums, so that supports, clips and the sampled-token estimate (see `support.py`) need no second formula. S is the
-student, T the teacher. A token that one side gives probability zero (log-probability -inf) contributes its limit.
+than sums, so that supports, clips and the sampled-token estimate (see `vocab_support.py`) need no second formula. S is the
+student, T the teacher. A token of probability zero on one side (log-probability -inf) contributes its limit.
 
-All but `EntropyAware` are elementwise: entry v follows from log S_v and log T_v alone, which the sampled token needs.
+All but `EntropyAware` are elementwise: entry v follows from log S_v and log T_v alone, which `SampledToken` needs.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 class _PLogRatio(torch.autograd.Function):
     """p (log p - log q), with 0 (and gradient 0) where p is 0.
 
-    Its derivatives are p (log p - log q + 1) and -p. Left to autograd, the case p = 0 alone would take as many passes over the
-    vocabulary as the arithmetic.
+    Its derivatives are p (log p - log q + 1) and -p. With autograd, the case p = 0 would double the number of passes over the
+    vocabulary.
     """
 
     @staticmethod
@@ -30,10 +30,10 @@ class _PLogRatio(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope):
+    def backward(ctx, grad):
         p, entries = ctx.saved_tensors
-        on_p = torch.add(entries, p).mul_(slope) if ctx.needs_input_grad[0] else None
-        on_q = torch.mul(p, slope).neg_() if ctx.needs_input_grad[1] else None
+        on_p = torch.add(entries, p).mul_(grad) if ctx.needs_input_grad[0] else None
+        on_q = torch.mul(p, grad).neg_() if ctx.needs_input_grad[1] else None
         return on_p, on_q
 
 
@@ -44,7 +44,7 @@ def _plogp_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
 class _JensenShannon(torch.autograd.Function):
     """beta T (log T - log M) + (1 - beta) S (log S - log M), with 0 where a probability is 0.
 
-    M moves with both, and what that adds cancels: the derivatives are beta T (log T - log M) and (1 - beta) S (log S - log M).
+    The derivatives through M cancel, so the gradients are beta T (log T - log M) and (1 - beta) S (log S - log M).
     """
 
     @staticmethod
@@ -58,9 +58,9 @@ class _JensenShannon(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope):
+    def backward(ctx, grad):
         return *(
-            part * slope if need else None for part, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+            part * grad if need else None for part, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         ), None
 
 
@@ -88,7 +88,7 @@ def jsd(log_s: Tensor, log_t: Tensor, beta: float = 0.5) -> Tensor:
     beta KL(T || M) + (1 - beta) KL(S || M) with M = beta T + (1 - beta) S.
 
     The expression tends to 0 at both ends, so beta = 0 and beta = 1 are *defined* as its rescaled limits KL(T || S) and
-    KL(S || T), as every library does: the scale of the loss jumps there, and learning rates do not carry over.
+    KL(S || T): the scale of the loss jumps there, and learning rates do not carry over.
 
     Raises:
         ValueError: beta outside [0, 1].
@@ -115,7 +115,7 @@ def skew_forward_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
 
 
 def skew_reverse_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
-    """KL(S || (1 - alpha) T + alpha S): reverse KL that is finite where the teacher gives nothing (DistiLLM, eq. 4).
+    """KL(S || (1 - alpha) T + alpha S): reverse KL that is finite where T is 0 (DistiLLM, eq. 4).
 
     alpha = 0 is reverse KL.
 
@@ -139,7 +139,7 @@ def total_variation(log_s: Tensor, log_t: Tensor) -> Tensor:
 class EntropyAware:
     """Reverse KL, and forward KL on top where the teacher is uncertain (arXiv 2603.07079).
 
-    Where many continuations are good, reverse KL would have the student settle for one of them.
+    Where many continuations are good, reverse KL alone concentrates the student on one of them.
 
     Args:
         threshold: nats of teacher entropy from which on a token counts as uncertain.

@@ -1,7 +1,7 @@
 """The head: applies any per-token loss to hidden states in chunks, so that [B, T, V] logits never exist.
 
-The gradient with respect to hidden states and head weight is computed in the forward pass, while a chunk's logits are at
-hand; backward only scales it. A custom function is needed because plain autograd would keep every chunk until backward.
+The gradient with respect to hidden states and head weight is computed in the forward pass, while a chunk's logits
+exist; backward only scales it. A custom function is needed because plain autograd would keep every chunk until backward.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.types import Tokens
 
 BLOCK = 8 * 2**20
-"""Bytes of logits that a CPU treats at a time; temporaries of more than about 32 MiB are new pages at every use."""
+"""Bytes of logits that a CPU processes at a time; larger temporaries are allocated anew at every use."""
 
 
 class TokenLoss(Protocol):
@@ -32,7 +32,7 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer of a language model, with what it does to its logits.
+    """The output layer of a language model, with the scale and cap of its logits.
 
     Attributes:
         weight [V, H], bias [V] or None.
@@ -83,8 +83,8 @@ class Head:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
-    def shape_slope(self, logits: Tensor) -> Tensor | float:
-        """The derivative of `shape`, from its result."""
+    def shape_gradient(self, logits: Tensor) -> Tensor | float:
+        """The derivative of `shape`, computed from its output."""
         if self.softcap is None:
             return self.scale
         return (1 - (logits / self.softcap).square_()).mul_(self.scale)
@@ -110,7 +110,7 @@ def head_loss(
         chunk: rows whose logits exist at the same time. 256 suits a CPU, 1024 and more a GPU.
 
     Returns:
-        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them. No token at all gives a
+        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them. Without tokens, a
         zero with zero gradients.
 
     Raises:
@@ -154,16 +154,16 @@ class _HeadLoss(torch.autograd.Function):
                     name: score.chunk(rows, scratch.like(name, part, score.vocabulary)).narrow(vocabulary, wide)
                     for name, score in scores.items()
                 }
-                slope = _slope(loss, logits, targets, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
-                if slope is not None:
-                    # The weights enter beside the products, where H numbers a row are multiplied instead of V.
-                    slope, share = slope.to(dtype), tokens.weight[rows, None].to(wide)
+                grad = _chunk_gradient(loss, logits, targets, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
+                if grad is not None:
+                    # The token weights multiply the products, which have H columns instead of V.
+                    grad, share = grad.to(dtype), tokens.weight[rows, None].to(wide)
                     if grad_hidden is not None:
-                        torch.mul(slope @ layer.weight, share, out=grad_hidden[rows])
+                        torch.mul(grad @ layer.weight, share, out=grad_hidden[rows])
                     if grad_weight is not None:
-                        _accumulate(grad_weight, slope, (part * share).to(dtype))
+                        _accumulate(grad_weight, grad, (part * share).to(dtype))
                     if grad_bias is not None:
-                        grad_bias += (slope * share).sum(0)
+                        grad_bias += (grad * share).sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return (tokens.weight.to(wide) * stats["loss"]).sum()
@@ -171,14 +171,14 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total):
-        # A loss that is the end of the graph needs no second set of gradients in memory.
+        # If the loss is the root of the graph, no second set of gradients is needed.
         factor = None if grad_total == 1 else grad_total
         scaled = [g if g is None or factor is None else g * factor for g in ctx.saved_tensors]
         grads = [None if g is None else g.to(t) for g, t in zip(scaled, ctx.dtypes, strict=True)]
         return (*grads, None, None, None, None, None, None)
 
 
-def _slope(
+def _chunk_gradient(
     loss: TokenLoss,
     logits: Tensor,
     targets: Mapping[str, Any],
@@ -189,53 +189,53 @@ def _slope(
     stats: dict[str, Tensor],
     needed: bool,
 ) -> Tensor | None:
-    """Slopes [n, V] before the layer's scale and cap, in place of a chunk's student logits; None if not needed.
+    """Gradients [n, V] before the layer's scale and cap, in place of a chunk's student logits; None if not needed.
 
-    A CPU takes the chunk in blocks: its products are best on many rows, what follows them best on buffers that its allocator
-    keeps. The loss and the statistics of tokens `start` to `start + n` are written into `stats`.
+    A CPU processes the chunk in blocks: matrix products are fastest on many rows, the rest on small buffers. The loss and the
+    statistics of tokens `start` to `start + n` are written into `stats`.
     """
     rows = logits.shape[0] if logits.is_cuda else max(1, BLOCK // logits[0].nbytes)
     for begin in range(0, logits.shape[0], rows):
         at = slice(start + begin, start + min(begin + rows, logits.shape[0]))
         block = logits[begin : begin + rows]
-        some = {name: target.take(slice(begin, begin + rows)) for name, target in targets.items()}
-        chain = layer.shape_slope(block)  # before a closed form overwrites the logits
-        value, slope, extra = graded(loss, block, some, tokens.take(at), scratch, needed)
+        block_targets = {name: target.take(slice(begin, begin + rows)) for name, target in targets.items()}
+        derivative = layer.shape_gradient(block)  # before a closed form overwrites the logits
+        value, grad, extra = graded(loss, block, block_targets, tokens.take(at), scratch, needed)
         for name, column in (extra | {"loss": value}).items():
-            # Kept in one tensor each: small ones between a CPU's large ones would fragment its memory.
+            # One tensor each: small tensors between large ones would fragment a CPU's memory.
             if name not in stats:
                 stats[name] = column.new_empty(tokens.ids.shape[0])
             stats[name][at] = column
-        if slope is not None:
-            block.copy_(slope if isinstance(chain, float) and chain == 1.0 else slope * chain)
+        if grad is not None:
+            block.copy_(grad if isinstance(derivative, float) and derivative == 1.0 else grad * derivative)
     return logits if needed else None
 
 
 def graded(
     loss: TokenLoss, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, scratch: Scratch, needed: bool
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """The loss [n] of some tokens, its slope [n, V] with respect to the student's logits (None if not needed), its statistics.
+    """The loss [n] of n tokens, its gradient [n, V] with respect to the student's logits (None if not needed), its statistics.
 
-    By the loss's closed form, if it has one, else by autograd. The logits may be overwritten.
+    Uses the loss's closed form, if it has one, else autograd. The logits may be overwritten.
     """
     if not needed:
         with torch.no_grad():
             value, extra = loss(logits, targets, tokens)
         return value, None, extra
     closed_form = getattr(loss, "closed_form", None)
-    found = None if closed_form is None else closed_form(logits, targets, tokens, scratch)
-    if found is not None:
-        return found
+    result = None if closed_form is None else closed_form(logits, targets, tokens, scratch)
+    if result is not None:
+        return result
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         value, extra = loss(leaf, targets, tokens)
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope, extra
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), grad, extra
 
 
-def _accumulate(grad_weight: Tensor, slope: Tensor, part: Tensor) -> None:
-    """grad_weight += slope.T @ part, in place where the dtypes allow it."""
-    if slope.dtype == grad_weight.dtype:
-        grad_weight.addmm_(slope.T, part)
+def _accumulate(grad_weight: Tensor, grad: Tensor, part: Tensor) -> None:
+    """grad_weight += grad.T @ part, in place where the dtypes allow it."""
+    if grad.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad.T, part)
     else:
-        grad_weight += slope.T @ part
+        grad_weight += grad.T @ part

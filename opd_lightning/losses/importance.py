@@ -1,4 +1,4 @@
-"""Importance ratios: completions were sampled by an older policy, or by a sampler that is not quite the policy."""
+"""Importance ratios: of the policy to the older policy that sampled, and to the sampler's distribution."""
 
 from torch import Tensor
 

@@ -26,26 +26,25 @@ class Objective:
     Args:
         weight: which tokens count; see `token_weights.py`.
         aggregate: what the sum is divided by; see `token_weights.py`.
-        divergence: a divergence from the teacher. None: no teacher is needed.
+        divergence: a divergence from the teacher; None has none.
         vocab_support: over which tokens that divergence is taken; see `vocab_support.py`.
-        policy_gradient: a term on rewarded completions. None: no verifier is needed.
+        policy_gradient: a term on rewarded completions; None has none.
         cross_entropy: a term on the written tokens.
-        reference: a divergence from a reference model, over the whole vocabulary, to stay near it. None: none is needed.
+        reference: a divergence from a reference model, over the whole vocabulary; None has none.
         coefficients: of the terms "divergence", "policy_gradient", "cross_entropy" and "reference"; 1 unless given, and
             0 drops the term.
         clip: bounds the divergence, see `clip.py`; None does not.
         ratio_cap: multiply the divergence by min(S / S_old, cap) of the written token from the second update on one rollout
             on (SDPO, arXiv 2601.20802); None does not. A sampled token has its own ratio.
-        temperature: divides all logits in every term and every logged KL; keep it equal to the sampling temperature
-            unless you mean otherwise.
+        temperature: divides all logits in every term and every logged KL; normally equal to the sampling
+            temperature.
         temperature_squared: multiply the divergence by temperature^2, so that its gradients keep their size (Hinton et al.
             2015, arXiv 1503.02531, section 2).
-        gate: multiplies each token's loss by what student, teacher, verdict and advantage say of it; None does not. It does not
-            enter Z.
+        gate: a factor of each token's loss, from student, teacher, reward and advantage; None does not. It does not enter Z.
 
     Raises:
         ValueError: no term at all, a coefficient of no term or a negative one, a temperature that is not positive, a clip or
-            a divergence that the support cannot take.
+            a divergence that the support does not allow.
     """
 
     TERMS = ("divergence", "policy_gradient", "cross_entropy", "reference")
@@ -94,13 +93,13 @@ class Objective:
 
     @property
     def requires(self) -> dict[str, Provides]:
-        """What each of these teachers has to provide."""
+        """The kind of targets that each of these teachers has to provide."""
         needs: dict[str, Provides] = {} if self.reference is None else {"reference": "full"}
         return needs if self.divergence is None else needs | {"teacher": self.divergence.support.requires}
 
     @property
     def terms(self) -> set[str]:
-        """Names of the terms that there are."""
+        """Names of the terms of this objective."""
         return {name for name in self.TERMS if getattr(self, name) is not None}
 
     @property
@@ -110,9 +109,9 @@ class Objective:
 
     @property
     def compares_updates(self) -> bool:
-        """Does a term read log-probabilities of before the first update on a rollout?"""
-        own = self.divergence
-        return self.rewarded or (own is not None and (own.support.needs_own_samples or own.ratio_cap is not None))
+        """Does a term read log-probabilities from before the first update on a rollout?"""
+        term = self.divergence
+        return self.rewarded or (term is not None and (term.support.needs_own_samples or term.ratio_cap is not None))
 
     def weights(self, tokens: Tokens, samples: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Token weights [N] and this device's share of the normaliser Z.
@@ -120,7 +119,7 @@ class Objective:
         Args:
             tokens: with weight 1 where a token may count.
             samples: B.
-            valid [N]: where the teacher has a target; without one, a token counts nothing if the divergence is all there is.
+            valid [N]: where the teacher has a target; without one, a token's weight is 0 if the divergence is the only term.
         """
         if valid is not None and self.terms == {"divergence"}:
             tokens = replace(tokens, weight=tokens.weight * valid)
@@ -133,7 +132,7 @@ class Objective:
         return self.policy_gradient.advantage(rewards)
 
     def active(self, tokens: Tokens, valid: Tensor | None) -> Tensor:
-        """Number of tokens that can have a gradient: not by an advantage of 0, nor where the teacher has no target [N]."""
+        """Number of tokens that can have a gradient; an advantage of 0 and a missing target [N] give none."""
         signal = torch.full_like(tokens.weight, bool(self.terms & {"cross_entropy", "reference"})).bool()
         if self.divergence is not None:
             signal = signal | (torch.ones_like(signal) if valid is None else valid)
@@ -154,14 +153,14 @@ class Objective:
             each term where there are several.
         """
         log_s = torch.log_softmax(self.apply_temperature(logits), -1)
-        known = {name: target.log_probs(self.temperature) for name, target in targets.items()}
-        stats = diagnose(log_s, known, tokens.ids)
+        log_targets = {name: target.log_probs(self.temperature) for name, target in targets.items()}
+        stats = diagnose(log_s, log_targets, tokens.ids)
         terms: dict[str, Tensor] = {}
         if self.divergence is not None:
-            target = known["teacher"]
+            target = log_targets["teacher"]
             terms["divergence"], extra = self.divergence(log_s, target, tokens)
             stats |= extra
-            if target.valid is not None:  # what an invalid target seems to say is no number at all
+            if target.valid is not None:  # statistics of invalid targets are meaningless
                 own = {"student_entropy", "reference_kl"}
                 stats |= {name: torch.where(target.valid, x, torch.nan) for name, x in stats.items() if name not in own}
         if self.policy_gradient is not None:
@@ -171,26 +170,26 @@ class Objective:
             terms["cross_entropy"], extra = self.cross_entropy(log_s, tokens)
             stats |= extra
         if self.reference is not None:
-            terms["reference"] = self.reference(log_s, known["reference"].log_p).sum(-1)
+            terms["reference"] = self.reference(log_s, log_targets["reference"].log_p).sum(-1)
         if len(terms) > 1:
             stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
         loss = torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0)
         if self.gate is None:
             return loss, stats
         with torch.no_grad():
-            gate = self.gate(log_s.detach(), known, tokens)
+            gate = self.gate(log_s.detach(), log_targets, tokens)
         return gate * loss, stats | {"gate": gate}
 
     def apply_temperature(self, logits: Tensor) -> Tensor:
-        """Divided by the temperature, without a copy where that is 1."""
+        """Logits divided by the temperature; the same tensor if that is 1."""
         return logits if self.temperature == 1.0 else logits / self.temperature
 
     def closed_form(
         self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, scratch: Scratch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]] | None:
-        """The loss [n], its slope [n, V] and the statistics without autograd, where this objective has a closed form.
+        """The loss [n], its gradient [n, V] and the statistics, without autograd; None if there is no closed form.
 
-        That is one exact divergence of the three common ones and nothing else. The logits are overwritten.
+        One exact divergence of the three common ones has one, without other terms. The logits are overwritten.
         """
         term = self.divergence
         if (
@@ -206,13 +205,13 @@ class Objective:
         s, t = logits, targets["teacher"].logits
         if self.temperature != 1.0:
             s, t = s.div_(self.temperature), t.div_(self.temperature)
-        value, slope, stats = generalised_jsd(s, t, beta, scratch)
+        value, grad, stats = generalised_jsd(s, t, beta, scratch)
         factor = self.coefficients["divergence"] * term.scale
         if factor / self.temperature != 1.0:
-            slope.mul_(factor / self.temperature)
-        return factor * value, slope, stats
+            grad.mul_(factor / self.temperature)
+        return factor * value, grad, stats
 
     def log_prob(self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """In the form of a loss that the head takes, but to be recorded: log S(y) [n] as the terms see it."""
+        """log S(y) [n] at the objective's temperature, in the form of a loss for the head."""
         log_s = torch.log_softmax(self.apply_temperature(logits), -1)
         return log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}

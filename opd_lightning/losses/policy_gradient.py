@@ -1,4 +1,4 @@
-"""Per-token losses beside divergences: cross-entropy and the policy gradient. Advantages are in `advantage.py`."""
+"""Per-token losses beside divergences: cross-entropy and the policy gradient. Advantages are in `advantages.py`."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from opd_lightning.types import Tokens
 
 
 class CrossEntropy:
-    """-log S(y): imitate the token that was written, whoever wrote it (SFT when the data did)."""
+    """-log S(y): imitate the written token (SFT on reference completions)."""
 
     def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """log_s [n, V]. Returns the loss [n] and no statistics."""
@@ -27,7 +27,7 @@ class PolicyGradient:
         advantage: maps the rewards [P, G] of the whole batch (P prompts, G samples each) to advantages [P, G].
         clip: how far the ratio may fall, and rise unless `clip_high` is given; None never clips.
         clip_high: how far the ratio may rise (DAPO's clip-higher, arXiv 2503.14476).
-        importance_sampling_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        importance_sampling_cap: multiply by min(policy / sampler, cap), see `importance.py`; None leaves it out.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PolicyGradient:
         self.clip_high = clip if clip_high is None else clip_high
 
     def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """log_s [n, V]; `tokens.advantage` must be set. Returns the loss [n], the ratio and what the clip did."""
+        """log_s [n, V]; `tokens.advantage` must be set. Returns the loss [n] and the statistics of ratio and clip."""
         assert tokens.advantage is not None, "a policy gradient needs advantages"
         logprob = log_s.gather(-1, tokens.ids[:, None]).squeeze(-1)
         ratio = update_ratio(logprob, tokens)

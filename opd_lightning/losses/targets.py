@@ -1,7 +1,7 @@
-"""Targets: what a teacher says of each token, from logits of the whole vocabulary down to the written token's log-probability.
+"""Targets: a teacher's outputs on each token: logits of the whole vocabulary, top k, or the written token's log-probability.
 
-A `TeacherScores` keeps N tokens small and gives targets chunk by chunk; a target becomes log-probabilities, on which the
-vocabulary supports work. A kind of target has no method for what it cannot tell: such runs are refused when they are built.
+A `TeacherScores` stores N tokens compactly and gives targets chunk by chunk; a target becomes log-probabilities, on which the
+vocabulary supports work. Combinations of targets and supports that do not fit are refused when a run is built.
 """
 
 import math
@@ -67,7 +67,7 @@ class FullLogProbs:
 
 @dataclass(frozen=True)
 class TopKLogProbs:
-    """What a server returns: a token's k most probable continuations, and the written token.
+    """Log-probabilities from a server: the k most probable tokens, and the written token.
 
     Attributes:
         ids [n, k], logprobs [n, k]: the most probable first.
@@ -84,10 +84,10 @@ class TopKLogProbs:
         return TopKLogProbs(self.ids[index], self.logprobs[index], self.sampled[index], _rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
-        """In a dtype, with harmless numbers where nothing is valid; an id outside of the vocabulary is an error.
+        """In a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
 
         Raises:
-            ValueError: the teacher names a token that the student does not have.
+            ValueError: a token id is outside of the student's vocabulary.
         """
         ids, logprobs, sampled = self.ids, self.logprobs.to(dtype), self.sampled.to(dtype)
         if self.valid is not None:
@@ -102,7 +102,7 @@ class TopKLogProbs:
         return replace(self, ids=ids, logprobs=logprobs, sampled=sampled)
 
     def log_probs(self, temperature: float) -> "TopKLogProbs":
-        """Themselves.
+        """The same log-probabilities.
 
         Raises:
             ValueError: a temperature other than 1, for which the whole vocabulary would be needed.
@@ -145,12 +145,12 @@ class SampledLogProbs:
         return SampledLogProbs(self.sampled[index], _rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
-        """In a dtype, with a harmless number where nothing is valid."""
+        """In a dtype, with a finite number at invalid rows."""
         sampled = self.sampled.to(dtype)
         return replace(self, sampled=sampled if self.valid is None else torch.where(self.valid, sampled, -1.0))
 
     def log_probs(self, temperature: float) -> "SampledLogProbs":
-        """Themselves; raises ValueError for a temperature other than 1."""
+        """The same log-probabilities; raises ValueError for a temperature other than 1."""
         if temperature != 1.0:
             raise ValueError(
                 f"loss.temperature={temperature} needs the teacher's whole vocabulary; this one gives a token: use 1."
@@ -185,13 +185,13 @@ class HiddenScores:
         return replace(self, hidden=self.hidden[index], valid=_rows(self.valid, index))
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
-        """Logits of some rows."""
+        """Logits of the rows."""
         return FullLogits(self.project(self.hidden[rows], out), _rows(self.valid, rows))
 
 
 @dataclass(frozen=True)
 class TopKScores:
-    """Scores as a server gives them: `target` holds all N tokens."""
+    """Scores from a server: `target` holds all N tokens."""
 
     target: TopKLogProbs | SampledLogProbs
     vocabulary: int
@@ -208,5 +208,5 @@ class TopKScores:
         return replace(self, target=self.target.take(index))
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs | SampledLogProbs:
-        """The target of some rows."""
+        """The target of the rows."""
         return self.target.take(rows)

@@ -1,4 +1,4 @@
-"""Which tokens count, and what the batch loss is divided by.
+"""Token weights, and aggregates: what the batch loss is divided by.
 
 A weight maps the batch's tokens to [N], given `tokens.weight` with 1 where a token may count and 0 where it may not. An
 aggregate maps those weights, with the index of each token's sample and the number B of samples, to (weights [N], Z): the batch
@@ -30,7 +30,7 @@ def skip_first(tokens: Tokens, n: int) -> Tensor:
 def by_position(tokens: Tokens, first: int = 0, last: int | None = None, decay: float = 1.0) -> Tensor:
     """decay^t on token t (from 0) of the completions that count, and 0 before `first` and from `last` on.
 
-    A decay below 1 trusts the beginning, above 1 the end; `last` learns from prefixes only (arXiv 2602.15260).
+    A decay below 1 favours the beginning, above 1 the end; `last` restricts the loss to prefixes (arXiv 2602.15260).
 
     Raises:
         ValueError: first < 0, last <= first, or decay not positive.
@@ -57,7 +57,7 @@ def sequence_mean(weight: Tensor, sample: Tensor, samples: int) -> tuple[Tensor,
 
 
 def constant(weight: Tensor, sample: Tensor, samples: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Z = B x `tokens`, whatever was written: no length bias (Dr. GRPO, arXiv 2503.20783).
+    """Z = B x `tokens`, independent of lengths: no length bias (Dr. GRPO, arXiv 2503.20783).
 
     Raises:
         ValueError: `tokens` < 1.

@@ -2,8 +2,8 @@
 
 Each is called as support(divergence, log_s, target, tokens) with the student's log-probabilities [n, V] and the teacher's
 target as log-probabilities (`targets.py`), and returns a loss [n]; a divergence maps log-probabilities of student and teacher
-to entries of the same shape, see `divergences.py`. `requires` is what the teacher has to provide, `describe` gives what is
-worth knowing of the choice of tokens, [n] by name.
+to entries of the same shape, see `divergences.py`. `requires` is what the teacher has to provide, `describe` gives statistics
+[n] of the choice of tokens, by name.
 """
 
 from typing import Any
@@ -28,16 +28,16 @@ class FullVocabulary:
         return divergence(log_s, target.log_p).sum(-1)
 
     def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
-        """Nothing is left out."""
+        """No statistics."""
         return {}
 
 
 class TopK:
-    """The divergence over the k most probable tokens of one side, with the rest kept in view.
+    """The divergence over the k most probable tokens of one side, with a treatment of the rest.
 
-    Cutting the rest off without a word would leave a gradient at S = T; so both sides either gather it in one more
+    Dropping the rest would leave a gradient at S = T; so both sides either gather it in one more
     entry, the tail bucket (SDPO, arXiv 2601.20802), which bounds the exact divergence from below, or are renormalised
-    to the k tokens (OPSD's option, arXiv 2601.18734), which says nothing of the mass outside.
+    to the k tokens (OPSD's option, arXiv 2601.18734), which ignores the mass outside.
 
     Args:
         k: tokens.
@@ -77,11 +77,11 @@ class TopK:
         if self.k == vocabulary and isinstance(target, FullLogProbs):
             return divergence(log_s, target.log_p).sum(-1)
         top, of_teacher = self.top(log_s, target)
-        mine, theirs = log_s.gather(-1, top), of_teacher
+        of_student = log_s.gather(-1, top)
         if self.rest == "renormalise":
-            return divergence(mine.log_softmax(-1), theirs.log_softmax(-1)).sum(-1)
+            return divergence(of_student.log_softmax(-1), of_teacher.log_softmax(-1)).sum(-1)
         tail = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-        return divergence(torch.cat([mine, tail], -1), torch.cat([theirs, target.rest(top)], -1)).sum(-1)
+        return divergence(torch.cat([of_student, tail], -1), torch.cat([of_teacher, target.rest(top)], -1)).sum(-1)
 
     def top(self, log_s: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         """The tokens [n, k], and the teacher's log-probabilities [n, k] of them."""
@@ -105,12 +105,12 @@ class SampledToken:
     per-token loss is sg[c(y)] log S(y). c is shifted to 0 at S = T, a constant baseline that keeps the gradient
     unbiased; for reverse KL this gives c = log S - log T, the usual negative advantage. From the second update on one
     rollout the tokens are samples of an older policy, which the importance ratio S / S_old corrects per token. The value
-    of the loss is no estimate of the divergence; read the logged KLs instead.
+    of the loss is no estimate of the divergence; the logged KLs are.
 
     Args:
-        importance_sampling_cap: multiply by min(policy / sampler, cap), see `ratio.py`; None takes the sampler for the policy.
+        importance_sampling_cap: multiply by min(policy / sampler, cap), see `importance.py`; None leaves it out.
         baseline: subtract E_{y~S}[c(y)] from c, over the whole vocabulary (vOPD, arXiv 2605.07865; for reverse KL it is
-            KL(S || T)): unbiased still, and of less variance, where the teacher's whole distribution is at hand.
+            KL(S || T)): unbiased, with less variance; needs the teacher's whole distribution.
     """
 
     needs_own_samples = True
@@ -135,7 +135,7 @@ class SampledToken:
         return ratio * cost * log_s
 
     def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
-        """Nothing but the sampled token is looked at."""
+        """No statistics."""
         return {}
 
     def cost(self, divergence, log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -152,5 +152,5 @@ class SampledToken:
         """(df / dlog S) / S at the given log-probabilities [n], by differentiating the divergence's entries."""
         with torch.enable_grad():
             leaf = log_s.detach().clone().requires_grad_()
-            (slope,) = torch.autograd.grad(divergence(leaf, log_t.detach()).sum(), leaf)
-        return slope / leaf.detach().exp()
+            (grad,) = torch.autograd.grad(divergence(leaf, log_t.detach()).sum(), leaf)
+        return grad / leaf.detach().exp()

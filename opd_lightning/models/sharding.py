@@ -53,6 +53,6 @@ def align(module: nn.Module, lm: nn.Module) -> None:
         lm.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(lm.parameters()).device))  # type: ignore[operator]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A number that may be spread over devices, as each device's own."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -30,7 +30,7 @@ class Finding:
     text: str
 
 
-def settled(found: Iterable[Finding]) -> list[str]:
+def raise_on_failures(found: Iterable[Finding]) -> list[str]:
     """What findings warn of, a sentence each.
 
     Raises:

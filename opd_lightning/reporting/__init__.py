@@ -1,1 +1,1 @@
-"""Reports: what a folder of finished runs says, as a table, figures and one self-contained HTML file."""
+"""Reports: the finished runs of a folder as a table, figures and one self-contained HTML file."""

@@ -1,4 +1,4 @@
-"""Every method against one of them, number by number: paired over seeds, and a verdict only where the interval supports it."""
+"""Comparisons of every method with a baseline, number by number, paired over seeds, with a verdict where supported."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from opd_lightning.reporting.statistics import LEVEL, Difference, holm, over_pro
 from opd_lightning.reporting.table import by_cell, labels
 
 COMPARED = ("new/accuracy", "prior/accuracy", "prior/format", "robust/worst", "robust/mean", "flops")
-"""What is compared where it was measured, with the report's headline numbers; the rest is in results.csv for whoever asks."""
+"""Numbers that are compared if measured, beside the headline numbers; results.csv has all."""
 NONE_SHOWN, ONE_SEED = "no difference shown", "one seed"
 
 
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Is the difference more than chance would make?"""
+        """Is the difference significant?"""
         return self.verdict in ("higher", "lower")
 
 
@@ -56,7 +56,7 @@ class Compared:
         baseline: its name.
         comparisons: number by number.
         reasons: of each method that was not compared; of the baseline, if nothing was.
-        notes: how the baseline was chosen, where the study does not say so.
+        notes: how the baseline was chosen, where the study sets none.
     """
 
     baseline: str
@@ -66,10 +66,10 @@ class Compared:
 
     @property
     def sentences(self) -> list[str]:
-        """What else there is to know: the notes, and who was not compared."""
+        """The notes, and the reasons of methods that were not compared."""
         if self.baseline in self.reasons:
-            why = self.reasons[self.baseline]
-            return [*self.notes, f"nothing is compared with {self.baseline}: {why}; --against chooses another"]
+            reason = self.reasons[self.baseline]
+            return [*self.notes, f"nothing is compared with {self.baseline}: {reason}; --against chooses another"]
         return [*self.notes, *(f"{label} is not compared: {reason}" for label, reason in self.reasons.items())]
 
     def of(self, method: str, metric: str) -> Comparison | None:
@@ -90,12 +90,12 @@ def compare(runs: list[Run], against: str | None = None) -> Compared:
     if against is not None and against not in cells:
         raise ValueError(f"--against {against} is no method of this study; there are {', '.join(cells)}.")
     base = wanted if wanted in cells else next(iter(cells))
-    unasked = base != wanted and len(cells) > 1
-    notes = [f"all are compared with {base}, the first by name; --against chooses another"] if unasked else []
+    by_default = base != wanted and len(cells) > 1
+    notes = [f"all are compared with {base}, the first by name; --against chooses another"] if by_default else []
     reasons = {label: reason for label, cell in cells.items() if (reason := unmatched(cell, cells[base]))}
     if base in reasons:
         return Compared(base, [], {base: reasons[base]}, notes)
-    found = []
+    comparisons = []
     for metric in dict.fromkeys([*COMPARED, *(headline.name for headline in chosen(runs))]):
         family = [
             (label, difference(cell, cells[base], metric))
@@ -103,8 +103,8 @@ def compare(runs: list[Run], against: str | None = None) -> Compared:
             if label != base and label not in reasons and all(metric in numbers(run) for run in [*cell, *cells[base]])
         ]
         adjusted = holm([d.p for _, d in family])
-        found += [Comparison(metric, name, base, d, p) for (name, d), p in zip(family, adjusted, strict=True)]
-    return Compared(base, found, reasons, notes)
+        comparisons += [Comparison(metric, name, base, d, p) for (name, d), p in zip(family, adjusted, strict=True)]
+    return Compared(base, comparisons, reasons, notes)
 
 
 def unmatched(cell: list[Run], base: list[Run]) -> str | None:
@@ -121,8 +121,8 @@ def unmatched(cell: list[Run], base: list[Run]) -> str | None:
     return None if paired(cell, base) else "no seed is in both"
 
 
-def in_few_words(runs: list[Run], compared: Compared, label: str, name: str) -> str:
-    """A method's difference from the baseline for a cell of a short table; costs as percentages."""
+def difference_text(runs: list[Run], compared: Compared, label: str, name: str) -> str:
+    """A method's difference from the baseline as text for a table cell; costs as percentages."""
     comparison = compared.of(label, name)
     if comparison is None:
         return ""
@@ -146,28 +146,28 @@ def paired(cell: list[Run], base: list[Run]) -> bool:
 
 
 def difference(cell: list[Run], base: list[Run], metric: str) -> Difference:
-    """Over seeds; for a single one over prompts, where single prompts were kept."""
+    """The difference over seeds; with a single seed over prompts, where their scores were kept."""
     over = over_seeds({r.seed: numbers(r)[metric] for r in cell}, {r.seed: numbers(r)[metric] for r in base})
     if over.seeds > 1:
         return over
     shared = {r.seed for r in cell} & {r.seed for r in base}
-    ours, theirs = (next(scores(r, metric) for r in some if r.seed in shared) for some in (cell, base))
-    asked = sorted(set(ours) & set(theirs))
-    return over_prompts([ours[i] for i in asked], [theirs[i] for i in asked]) if asked else over
+    first, second = (next(scores(r, metric) for r in runs if r.seed in shared) for runs in (cell, base))
+    prompts = sorted(set(first) & set(second))
+    return over_prompts([first[i] for i in prompts], [second[i] for i in prompts]) if prompts else over
 
 
 def scores(run: Run, metric: str) -> dict[str, float]:
-    """What each prompt of a run's accuracy scored; nothing where that was not kept."""
+    """The score of each prompt by example id; empty where scores were not kept."""
     group, number = metric.rsplit("/", 1) if "/" in metric else ("", metric)
     path = run.folder / "outcomes.json"
     if number != "accuracy" or not path.is_file():
         return {}
-    told = json.loads(path.read_text()).get("accuracy", {})
-    return {i: float(told["content"] >= 1) for i, told in told.items() if told["skill"].split("/")[0] == group}
+    outcomes = json.loads(path.read_text()).get("accuracy", {})
+    return {i: float(outcome["content"] >= 1) for i, outcome in outcomes.items() if outcome["skill"].split("/")[0] == group}
 
 
 def write_comparisons(comparisons: list[Comparison], path: Path) -> None:
-    """comparisons.csv, one row per comparison; interval and p-values are empty with a single seed, which has none."""
+    """Write comparisons.csv, one row per comparison; interval and p-values are empty with a single seed."""
     header = ["metric", "method", "baseline", "difference", "low", "high", "seeds", "over", "p", "p_holm", "verdict"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -175,16 +175,15 @@ def write_comparisons(comparisons: list[Comparison], path: Path) -> None:
         for c in comparisons:
             d = c.difference
             low, high, p, adjusted = f"{d.low:.6g}", f"{d.high:.6g}", f"{d.p:.4g}", f"{c.adjusted:.4g}"
-            told = [low, high, d.seeds, d.over, p, adjusted] if d.seeds > 1 else ["", "", 1, "one seed", "", ""]
-            writer.writerow([c.metric, c.method, c.baseline, f"{d.mean:.6g}", *told, c.verdict])
+            cells = [low, high, d.seeds, d.over, p, adjusted] if d.seeds > 1 else ["", "", 1, "one seed", "", ""]
+            writer.writerow([c.metric, c.method, c.baseline, f"{d.mean:.6g}", *cells, c.verdict])
 
 
 def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
-    """The learning rate of each method, and why: of those that reach the target with every seed, the one that keeps most.
+    """The learning rate of each method, with the reason, from the validation split.
 
-    "Keeps" is `validation/prior/accuracy` after the last update, averaged over seeds; where no rate reaches the target, the
-    best `validation/new/accuracy` decides. Of equals (to 0.01)
-    the larger rate is taken, which needs fewer updates. Test prompts are never looked at.
+    Among rates that reach the target with every seed: the highest `validation/prior/accuracy` after the last update, averaged
+    over seeds. If no rate reaches it: the highest `validation/new/accuracy`. Of equals (to 0.01) the larger rate is taken.
     """
     chosen: dict[str, tuple[float, str]] = {}
     for name in dict.fromkeys(run.name for run in runs):
@@ -202,6 +201,6 @@ def choose_rates(runs: list[Run]) -> dict[str, tuple[float, str]]:
             "; the edge of the grid" if len(grid) > 1 and float(best[0].config["optim"]["lr"]) in (min(grid), max(grid)) else ""
         )
         missed = f"; {len(cells) - len(reached)} rates missed the target" if len(reached) < len(cells) else ""
-        told = ", ".join(f"{rate:g}: {value}" for rate, value in sorted(rates.items()))
-        chosen[name] = float(best[0].config["optim"]["lr"]), f"{key} by rate {told}{missed}{edge}"
+        by_rate = ", ".join(f"{rate:g}: {value}" for rate, value in sorted(rates.items()))
+        chosen[name] = float(best[0].config["optim"]["lr"]), f"{key} by rate {by_rate}{missed}{edge}"
     return chosen

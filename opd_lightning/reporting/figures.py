@@ -1,4 +1,4 @@
-"""Figures of a study: what was learned against what was kept, how fast, at what cost, and how firmly."""
+"""Figures of a study: new against prior skills, learning curves, costs, divergence, robustness and recovery."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no display is needed, or opened
+matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from opd_lightning.reporting.headline import seeds_told
+from opd_lightning.reporting.headline import seed_counts
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels
 
@@ -26,7 +26,7 @@ Figure = tuple[str, tuple[str, ...], Callable[[list[Run], Path], None], str]
 
 
 def draw(runs: list[Run], folder: Path) -> list[tuple[Path, str]]:
-    """Draw what the runs have numbers for.
+    """Draw every figure whose numbers the runs have.
 
     Returns:
         (file, caption) of each figure.
@@ -36,12 +36,12 @@ def draw(runs: list[Run], folder: Path) -> list[tuple[Path, str]]:
         if all(key in run.evaluation["end"] for key in needs for run in runs):
             path = folder / f"{name}.png"
             picture(runs, path)
-            drawn.append((path, f"{caption} Seeds per method: {seeds_told(runs)}."))
+            drawn.append((path, f"{caption} Seeds per method: {seed_counts(runs)}."))
     return drawn
 
 
 def figures() -> list[Figure]:
-    """Name, the numbers it needs, how it is drawn, and its caption."""
+    """Each figure's name, the numbers it needs, its drawing function and its caption."""
     return [
         (
             "forgetting",
@@ -92,12 +92,12 @@ def figures() -> list[Figure]:
 
 
 def style(i: int) -> dict[str, Any]:
-    """Of the i-th cell."""
+    """Line style of the i-th cell."""
     return {"color": COLOURS[i % 8], "linewidth": 1.4, "linestyle": LINES[i % 4]}
 
 
 def lines(axes: Axes, runs: list[Run], x: Callable[[Run, int], float], y: str) -> None:
-    """One line per run, a colour and a marker per cell; rows without the number are passed over."""
+    """One line per run, a colour and a marker per cell; rows without the number are left out."""
     for i, (label, cell) in enumerate(labels(runs).items()):
         for j, run in enumerate(cell):
             rows = [k for k, row in enumerate(run.evaluation["history"]) if y in row]
@@ -108,7 +108,7 @@ def lines(axes: Axes, runs: list[Run], x: Callable[[Run, int], float], y: str) -
 
 
 def legend(axes: Axes) -> None:
-    """Names of the methods, smaller where they are many."""
+    """Add a legend of methods, in a smaller font if there are many."""
     axes.legend(frameon=False, fontsize=min(10.0, 100 / max(1, len(axes.get_legend_handles_labels()[1]))))
 
 
@@ -118,12 +118,12 @@ def number(name: str) -> Callable[[Run, int], float]:
 
 
 def spent(name: str) -> Callable[[Run, int], float]:
-    """What a run had cost at its k-th evaluation; nothing has no place on a logarithmic axis."""
+    """A run's cost at its k-th evaluation; NaN for 0, which a logarithmic axis cannot show."""
     return lambda run, k: run.evaluation["costs"][k][name] or float("nan")
 
 
 def forgetting(runs: list[Run], path: Path) -> None:
-    """Prior accuracy against new accuracy."""
+    """Plot prior accuracy against new accuracy."""
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     lines(axes, runs, number("new/accuracy"), "prior/accuracy")
     axes.set(xlabel=NEW, ylabel=PRIOR)
@@ -132,10 +132,10 @@ def forgetting(runs: list[Run], path: Path) -> None:
 
 
 def cost(runs: list[Run], path: Path) -> None:
-    """New accuracy against tokens, FLOPs and seconds."""
-    told = {"student_tokens": "tokens the student wrote", "flops": "FLOPs", "seconds": "seconds"}
+    """Plot new accuracy against tokens, FLOPs and seconds."""
+    axis_labels = {"student_tokens": "tokens the student wrote", "flops": "FLOPs", "seconds": "seconds"}
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
-    for axes, (name, label) in zip(panels, told.items(), strict=True):
+    for axes, (name, label) in zip(panels, axis_labels.items(), strict=True):
         lines(axes, runs, spent(name), "new/accuracy")
         axes.set(xlabel=label, xscale="log")
         axes.xaxis.set_minor_formatter(NullFormatter())  # labels between powers of ten would run into each other
@@ -145,7 +145,7 @@ def cost(runs: list[Run], path: Path) -> None:
 
 
 def learning(runs: list[Run], path: Path) -> None:
-    """New and prior accuracy against updates, with bands."""
+    """Plot new and prior accuracy against updates, with bands."""
     kept = [key for key in ("new/accuracy", "prior/accuracy") if all(key in run.evaluation["end"] for run in runs)]
     figure, panels = plt.subplots(1, len(kept), figsize=(5 * len(kept), 3.9), layout="constrained", squeeze=False)
     for axes, key in zip(panels[0], kept, strict=True):
@@ -153,7 +153,7 @@ def learning(runs: list[Run], path: Path) -> None:
             rows = [{row["step"]: row[key] for row in run.evaluation["history"] if key in row} for run in cell]
             steps = sorted(set.intersection(*(set(row) for row in rows)))
             values = [[row[step] for row in rows] for step in steps]
-            axes.plot(steps, [mean(some) for some in values], **style(i), label=label)
+            axes.plot(steps, [mean(per_seed) for per_seed in values], **style(i), label=label)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=COLOURS[i % 8], alpha=0.15, lw=0)
         axes.set(xlabel="optimizer updates", ylabel=NEW if key.startswith("new") else PRIOR)
         axes.grid(alpha=0.25)
@@ -162,7 +162,7 @@ def learning(runs: list[Run], path: Path) -> None:
 
 
 def divergence(runs: list[Run], path: Path) -> None:
-    """Prior accuracy against KL to the start model."""
+    """Plot prior accuracy against KL to the start model."""
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     for i, (label, cell) in enumerate(labels(runs).items()):
         rows = [row for run in cell for row in run.evaluation["history"] if "start/new/forward_kl" in row]
@@ -175,7 +175,7 @@ def divergence(runs: list[Run], path: Path) -> None:
 
 
 def robustness(runs: list[Run], path: Path) -> None:
-    """Accuracy under each perturbation, grouped by perturbation."""
+    """Plot accuracy under each perturbation, grouped by perturbation."""
     summary = ("robust/none", "robust/mean", "robust/worst")
     names = [n for n in runs[0].evaluation["end"] if n.startswith("robust/") and n not in summary]
     names = [n for n in names if all(n in run.evaluation["end"] for run in runs)]
@@ -185,7 +185,7 @@ def robustness(runs: list[Run], path: Path) -> None:
     width = 0.8 / len(cells)
     for i, (label, cell) in enumerate(cells.items()):
         values = [[run.evaluation["end"][n] for run in cell] for n in names]
-        middle = [mean(some) for some in values]
+        middle = [mean(per_seed) for per_seed in values]
         spread = [
             [m - min(v) for m, v in zip(middle, values, strict=True)],
             [max(v) - m for m, v in zip(middle, values, strict=True)],
@@ -200,7 +200,7 @@ def robustness(runs: list[Run], path: Path) -> None:
 
 
 def recovery(runs: list[Run], path: Path) -> None:
-    """Distance to the teacher and likelihood of ordinary answers against updates."""
+    """Plot distance to the teacher and likelihood of ordinary answers against updates."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     lines(left, runs, number("step"), "heldout/reverse_kl")
     left.set(xlabel="optimizer updates", ylabel="KL(student || teacher),\nnats per token", yscale="log")
@@ -214,6 +214,6 @@ def recovery(runs: list[Run], path: Path) -> None:
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """Write and close."""
+    """Write the figure and close it."""
     figure.savefig(path, dpi=150)
     plt.close(figure)

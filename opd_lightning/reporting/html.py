@@ -1,6 +1,6 @@
-"""report.html: one file that opens from disk, with everything embedded and every piece of model output escaped.
+"""report.html: one self-contained file, with model output escaped.
 
-It opens with the answer, a picture and a short table; everything else is folded.
+It begins with the summary, a picture and a short table; everything else is folded.
 """
 
 import base64
@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from opd_lightning.reporting.answer import answer
-from opd_lightning.reporting.compare import Compared, in_few_words
-from opd_lightning.reporting.headline import COSTS, chosen, lines, one_seed, seeds_told
+from opd_lightning.reporting.compare import Compared, difference_text
+from opd_lightning.reporting.headline import COSTS, chosen, lines, one_seed, seed_counts
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.sections import Section, sections
 
@@ -52,7 +52,7 @@ def write_html(
     figures: list[Figure],
     path: Path,
 ) -> None:
-    """Write the report: the answer, the picture and a table, then the folded sections."""
+    """Write the report: the summary, the picture and a table, then the folded sections."""
     study = escape(runs[0].config["study"]["name"])
     parts = [
         HEAD.format(title=study, style=STYLE),
@@ -68,22 +68,22 @@ def write_html(
 
 
 def methods(runs: list[Run], compared: Compared) -> list[str]:
-    """The short table of methods, with what the seeds show of their differences from the baseline."""
+    """The short table of methods, with their differences from the baseline."""
     names, target = [*(h.name for h in chosen(runs)), *COSTS], any(run.censored for run in runs)
     header = ["method", *(["target met"] if target else []), *(h.label for h in chosen(runs)), *COSTS.values()]
     rows = []
     for line in lines(runs):
-        told = ["" if one_seed(runs) else in_few_words(runs, compared, line.label, name) for name in names]
-        cells = ["\n".join(filter(None, [*cell, verdict])) for cell, verdict in zip(line.cells, told, strict=True)]
+        verdicts = ["" if one_seed(runs) else difference_text(runs, compared, line.label, name) for name in names]
+        cells = ["\n".join(filter(None, [*cell, verdict])) for cell, verdict in zip(line.cells, verdicts, strict=True)]
         rows.append([line.label, *([line.met] if target else []), *cells])
-    note = f"Means of {seeds_told(runs)} seeds, [lowest, highest] where they differ."
+    note = f"Means of {seed_counts(runs)} seeds, [lowest, highest] where they differ."
     if compared.comparisons:
         note += f" Under these, the difference from {compared.baseline} as far as the seeds show one at 95 %."
     return [html_table(header, rows), "" if one_seed(runs) else f'<p class="note">{escape(note)}</p>']
 
 
 def html_section(section: Section) -> str:
-    """A section, folded; its sub-sections too."""
+    """A folded section with its folded sub-sections."""
     texts = "".join(f"<p>{escape(text)}</p>" for text in section.texts)
     table = html_table(section.header, section.rows, section.text_from) if section.rows else ""
     inner = "".join(folded(title, f"<pre>{escape(text)}</pre>") for title, text in section.files.items())
@@ -91,7 +91,7 @@ def html_section(section: Section) -> str:
 
 
 def folded(title: str, body: str) -> str:
-    """HTML behind a title that opens it."""
+    """HTML folded under a title."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
@@ -106,7 +106,7 @@ def html_table(header: list[str], rows: list[list[str]], text_from: int = 10**6)
 
 
 def html_figure(file: Path, caption: str) -> str:
-    """An image, embedded."""
+    """An embedded image with its caption."""
     data = base64.b64encode(file.read_bytes()).decode()
     alt = escape(caption, quote=True)
     return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{escape(caption)}</figcaption></figure>'

@@ -1,4 +1,4 @@
-"""After a sweep: which cells are there, which are not, and why."""
+"""Overview: the state of each cell after a sweep, with the reason where it is not finished."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class Overview(Callback):
-    """Remembers the folder of the sweep that this process launches, whatever launcher makes its cells."""
+    """Records the folder of the sweep that this process launches, with any launcher."""
 
     folder: Path | None = None
-    refused: ClassVar[list[str]] = []  # cells of this process that never had a folder
+    refused: ClassVar[list[str]] = []  # cells without a folder
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, before the first cell."""
@@ -24,12 +24,12 @@ class Overview(Callback):
 
 
 def overview(folder: Path) -> str:
-    """How many cells are in which state, and a sentence for each that is not finished."""
-    told = {path.parent: state(path) for path in sorted(folder.glob("*/seed-*/status.json"))}
-    states = Counter(status["state"] for status in told.values())
+    """The number of cells in each state, and a sentence for each unfinished one."""
+    statuses = {path.parent: state(path) for path in sorted(folder.glob("*/seed-*/status.json"))}
+    states = Counter(status["state"] for status in statuses.values())
     states.update(["refused"] * len(Overview.refused))
     lines = [f"{folder}: " + (", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "no cell was begun")]
-    for cell, status in told.items():
+    for cell, status in statuses.items():
         if status["state"] != "finished":
             reason = f": {status['reason']}" if "reason" in status else ""
             lines.append(f"  {cell.relative_to(folder)} is {status['state']}{reason}")
@@ -40,7 +40,7 @@ def overview(folder: Path) -> str:
 
 
 def state(path: Path) -> dict[str, Any]:
-    """What a status.json says; a run was killed in a bad moment where it says nothing."""
+    """The content of a status.json; the state is "unreadable" where it cannot be read."""
     try:
         status = json.loads(path.read_text())
         return status if "state" in status else {"state": "unreadable"}

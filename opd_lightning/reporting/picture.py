@@ -1,4 +1,4 @@
-"""The picture that a report begins with: what each method learned against what it kept, the mark's size being its cost."""
+"""Picture: the first figure of a report, new against prior skills, with costs as the sizes of marks."""
 
 from math import inf
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from opd_lightning.reporting.figures import COLOURS, MARKERS
-from opd_lightning.reporting.headline import chosen, numbers, one_seed, seeds_told
+from opd_lightning.reporting.headline import chosen, numbers, one_seed, seed_counts
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels
 
@@ -19,15 +19,15 @@ AXES = {
     "flops": "cost: FLOPs",
 }
 SMALLEST, LARGEST = 40, 350
-"""Areas of marks in square points: the smallest that can be seen, and that of the dearest method."""
+"""Areas of marks in square points: the smallest, and that of the most expensive method."""
 SPAN = 0.05
-"""An axis of accuracies shows at least this much, so that small differences look small."""
+"""The shortest range of an axis of accuracies, so that small differences look small."""
 FEW = 8
-"""Methods whose costs have room beside their names."""
+"""Up to this many methods are labelled with their costs."""
 
 
 def picture(runs: list[Run], path: Path) -> str | None:
-    """Draw it from the first two headline numbers, or from cost and the only one.
+    """Draw the picture from the first two headline numbers, or from cost and the only one.
 
     Returns:
         the caption; None where there is nothing to draw.
@@ -48,13 +48,13 @@ def picture(runs: list[Run], path: Path) -> str | None:
     name_marks(axes, points, spent)
     figure.savefig(path, dpi=200, bbox_inches="tight")
     plt.close(figure)
-    basis = "" if one_seed(runs) else f" Means of {seeds_told(runs)} seeds, lines from the lowest to the highest."
+    basis = "" if one_seed(runs) else f" Means of {seed_counts(runs)} seeds, lines from the lowest to the highest."
     better = "" if any(h.least for h in chosen(runs)[:2]) or x == "flops" else " Further up and to the right is better."
     return f"One mark per method; the larger, the more FLOPs it cost.{better}{basis}"
 
 
 def mark(axes: Axes, xs: list[float], ys: list[float], area: float, i: int) -> tuple[float, float]:
-    """A method's mark at its means, with lines along its range; where it is."""
+    """Draw a method's mark at its means, with lines along its range; returns its position."""
     x, y, colour = mean(xs), mean(ys), COLOURS[i % 8]
     axes.plot([min(xs), max(xs)], [y, y], color=colour, linewidth=1.2)
     axes.plot([x, x], [min(ys), max(ys)], color=colour, linewidth=1.2)
@@ -63,7 +63,7 @@ def mark(axes: Axes, xs: list[float], ys: list[float], area: float, i: int) -> t
 
 
 def frame(axes: Axes, x: str, y: str) -> None:
-    """Limits with room for the marks, few ticks and axis labels."""
+    """Set limits, ticks and labels of the axes."""
     for axis, (low, high), limit, name in (
         (axes.xaxis, axes.dataLim.intervalx, axes.set_xlim, x),
         (axes.yaxis, axes.dataLim.intervaly, axes.set_ylim, y),
@@ -79,12 +79,12 @@ def frame(axes: Axes, x: str, y: str) -> None:
 
 
 def ticks(low: float, high: float, most: float) -> list[float]:
-    """A few round numbers between these two, none above `most`, as no accuracy is above 1."""
+    """A few round numbers from low to high, none above `most`."""
     return [tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= min(high, most)]
 
 
 def name_marks(axes: Axes, points: dict[str, tuple[float, float]], spent: dict[str, float]) -> None:
-    """Names, and the costs of few, beside the axes, each with a line to its mark."""
+    """Write names (and costs, if few) beside the axes, each with a line to its mark."""
     few = len(points) <= FEW
     size = 11.0 if few else 8.0
     order = sorted(points, key=lambda label: points[label][1])
@@ -106,9 +106,9 @@ def name_marks(axes: Axes, points: dict[str, tuple[float, float]], spent: dict[s
 
 
 def apart(wanted: list[float], gap: float) -> list[float]:
-    """Places in this rising order, each at least a gap from the next, about as far down as up from where they are wanted."""
+    """Positions in rising order, at least a gap apart, with a mean shift of zero from the wanted ones."""
     places: list[float] = []
     for place in wanted:
         places.append(max(place, places[-1] + gap) if places else place)
-    moved = sum(place - want for place, want in zip(places, wanted, strict=True)) / len(wanted)
-    return [place - moved for place in places]
+    shift = sum(place - target for place, target in zip(places, wanted, strict=True)) / len(wanted)
+    return [place - shift for place in places]

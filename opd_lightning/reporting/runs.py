@@ -1,4 +1,4 @@
-"""Finished runs of one study, read back from their folders; whatever cannot be compared is named, never averaged."""
+"""Runs of one study, read from their folders; those that cannot be compared are left out with a reason."""
 
 import json
 import re
@@ -32,12 +32,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The method, or the experiment."""
+        """The name of the method or the experiment."""
         return str(self.config["name"])
 
     @property
     def seed(self) -> int:
-        """Of prompts and sampling; runs of one seed are paired."""
+        """The seed of prompts and sampling; runs of one seed are paired."""
         return int(self.config["seed"])
 
     @property
@@ -70,8 +70,8 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
             config = yaml.safe_load((path.parent / "config.yaml").read_text())
             assert isinstance(config, dict), "config.yaml holds no configuration"
         except (OSError, ValueError, KeyError, TypeError, AssertionError, yaml.YAMLError) as error:
-            told = " ".join(str(error).split())
-            left_out.append(f"{cell} cannot be read ({told}); remove that folder, and make the run again")
+            reason = " ".join(str(error).split())
+            left_out.append(f"{cell} cannot be read ({reason}); remove that folder, and make the run again")
             continue
         if "costs" not in read["evaluation"]:
             left_out.append(
@@ -88,41 +88,41 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of finite numbers; raises ValueError for anything else."""
+    """The object in a JSON file; raises ValueError for anything else, NaN and infinity included."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{path.name} holds {constant}")
 
     try:
-        found = json.loads(path.read_text(), parse_constant=refuse)
+        content = json.loads(path.read_text(), parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no object")
-    return found
+    return content
 
 
 def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list[Run], list[str]]:
     """The runs with the most common evaluation examples and start model; the others join `left_out`."""
-    for what, key in (
+    for reason, key in (
         ("was evaluated otherwise", lambda r: json.dumps(r.config["evaluation"]["suite"], sort_keys=True)),
         ("was evaluated on other examples", lambda r: json.dumps(r.evaluation["examples"], sort_keys=True)),
         ("began from another start model", lambda r: re.sub(r"seed-\d+", "seed-*", json.dumps(r.status["start_model"]))),
     ):
         common = Counter(map(key, runs)).most_common(1)[0][0]
-        left_out += [f"{r.folder.relative_to(folder)} {what}" for r in runs if key(r) != common]
+        left_out += [f"{r.folder.relative_to(folder)} {reason}" for r in runs if key(r) != common]
         runs = [r for r in runs if key(r) == common]
     for cell in {r.cell for r in runs}:
-        mine = [r for r in runs if r.cell == cell and r.status["ended_by"] == "trainer.max_steps" and not r.censored]
-        if not mine:  # a budget decided how many updates each run took
+        full_length = [r for r in runs if r.cell == cell and r.status["ended_by"] == "trainer.max_steps" and not r.censored]
+        if not full_length:  # a budget decided how many updates each run took
             continue
-        common = Counter(r.ledger["steps"] for r in mine).most_common(1)[0][0]
-        odd = [r for r in mine if r.ledger["steps"] != common]
+        common = Counter(r.ledger["steps"] for r in full_length).most_common(1)[0][0]
+        odd = [r for r in full_length if r.ledger["steps"] != common]
         left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its other seeds {common}" for r in odd]
         runs = [r for r in runs if r not in odd]
     seeds = {r.seed for r in runs}
     for cell in sorted({r.cell for r in runs}):
         missing = sorted(seeds - {r.seed for r in runs if r.cell == cell})
-        told = ", ".join(map(str, missing))
-        left_out += [f"{cell} has no finished run of seed {told}, so it is compared on the other seeds"] if missing else []
+        absent = ", ".join(map(str, missing))
+        left_out += [f"{cell} has no finished run of seed {absent}, so it is compared on the other seeds"] if missing else []
     return runs, left_out

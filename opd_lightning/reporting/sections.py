@@ -1,4 +1,4 @@
-"""What a report folds away: every difference and number, what was left out, how runs were made, and what models wrote."""
+"""Sections of a report: all differences and numbers, what was left out, how runs were made, and samples."""
 
 import json
 from dataclasses import dataclass, field
@@ -37,12 +37,12 @@ class Section:
 
 
 def sections(runs: list[Run], compared: Compared, left_out: list[str]) -> list[Section]:
-    """All sections that hold something."""
+    """All sections that are not empty."""
     prompts = answered(runs)
     written = ["method", "step", "prompt", "completion"]
     configs = {cell[0].cell: yaml.safe_dump(cell[0].config, sort_keys=False) for cell in by_cell(runs).values()}
     notes = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in [*left_out, *compared.sentences]]
-    found = [
+    all_sections = [
         all_differences(compared),
         all_numbers(runs),
         Section("How the runs were made", texts=protocol(runs)),
@@ -51,11 +51,11 @@ def sections(runs: list[Run], compared: Compared, left_out: list[str]) -> list[S
         Section("What was written during training", written, samples(runs), 2),
         Section("The configuration of each method", files=configs),
     ]
-    return [section for section in found if not section.empty]
+    return [section for section in all_sections if not section.empty]
 
 
 def all_differences(compared: Compared) -> Section:
-    """Every comparison, and how it was made."""
+    """The section of all comparisons, with the method of comparison."""
     header = ["number", "method", "difference", "95 % interval", "seeds", "interval over", "p (Holm)", "verdict"]
     rows = []
     for c in compared.comparisons:
@@ -68,25 +68,25 @@ def all_differences(compared: Compared) -> Section:
         "Differences are paired by seed; intervals are Student's t over seeds, each at 95 %. A verdict needs more: p below "
         "0.05 after Holm's adjustment among the methods compared on one number. Where every seed shows the same difference, "
         "there is no spread to judge it by, and so no verdict.",
-        "Perturbations that force one style of opening favour whoever writes that style, and the mean depends on how many of "
+        "Perturbations that force one style of opening favour methods with that style, and the mean depends on how many of "
         "them there are.",
         "A single seed gets no verdict; its interval, where there is one, is a bootstrap over the prompts of this run only and "
-        "says nothing about other seeds.",
+        "does not cover other seeds.",
     ]
     return Section(f"All differences from {compared.baseline}", header, rows, texts=texts if rows else [])
 
 
 def all_numbers(runs: list[Run]) -> Section:
-    """Every number after the last update, a column per method: numbers are many, methods few."""
+    """The section of all numbers after the last update, one column per method."""
     header, rows = summarise(runs)
     turned = [list(line) for line in zip(header, *rows, strict=True)]
     texts = [
         "new/… is the skill that was taught, prior/… those that were there before: accuracy counts contents in any style, "
-        "format the asked style. start/… is KL to the start model (nats per token, forward: start to model), robust/… accuracy "
+        "format the set style. start/… is KL to the start model (nats per token, forward: start to model), robust/… accuracy "
         "on the new skill under one perturbation, teacher/shown/… that of the teacher with what it is shown.",
         "Means over seeds, with [lowest, highest]. Student tokens are those that the student sampled; teacher tokens are "
         "all that a teacher read, prompts included. FLOPs are those of rollouts, teacher, forward and backward passes; what "
-        "training the teacher had cost stands beside them (empty where nobody knows it or no teacher was asked). Seconds are "
+        "training the teacher had cost stands beside them (empty if unknown or without a teacher). Seconds are "
         "this machine's and leave evaluation out; compare them within this report only. A censored run is one that did not "
         "reach the target.",
     ]
@@ -95,7 +95,7 @@ def all_numbers(runs: list[Run]) -> Section:
 
 
 def protocol(runs: list[Run]) -> list[str]:
-    """From which model, measured on what, ended by what, at which learning rates, and on which machine."""
+    """Start model, evaluations, budget, learning rates and machine, as sentences."""
     budget = runs[0].config["budget"]
     limits = {f"{name} at {budget[name]:,}" for name in ("student_tokens", "flops", "seconds") if budget[name] is not None}
     if budget["accuracy"] is not None:
@@ -112,7 +112,7 @@ def protocol(runs: list[Run]) -> list[str]:
 
 
 def answered(runs: list[Run]) -> dict[str, Path]:
-    """The answers of the first seed of each method that kept some."""
+    """The answers.json of the first seed of each method, where there is one."""
     files = {label: cell[0].folder / "answers.json" for label, cell in labels(runs).items()}
     return {label: file for label, file in files.items() if file.is_file()}
 

@@ -1,7 +1,7 @@
-"""Intervals for the claim that a study makes: what would new seeds show?
+"""Intervals of differences between methods, over seeds.
 
-Default is Student's t over per-seed paired differences, for training with another seed is another draw. An interval over the
-prompts of a single run knows nothing of that, and so never supports a verdict.
+The default is Student's t over per-seed paired differences. An interval over the prompts of a single run does not cover the
+variation between seeds, so it never supports a verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Difference:
 
     @property
     def alike(self) -> bool:
-        """Do several seeds show one and the same difference?"""
+        """Do several seeds show the same difference?"""
         return self.seeds > 1 and self.low == self.high
 
     @property
@@ -50,8 +50,8 @@ class Difference:
 def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """first - second over the seeds that both have, with Student's t interval.
 
-    With a single seed the interval is endless, and never shown. Where all differences are equal, as when both methods are
-    always perfect, it is as narrow as they are, and p is 1: a spread that was not seen supports nothing.
+    With a single seed the interval is infinite and is not shown. Where all differences are equal, as when both methods are
+    always perfect, the interval has width 0 and p is 1.
 
     Raises:
         ValueError: no seed is in both.
@@ -71,7 +71,7 @@ def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 
 
 def over_prompts(first: Sequence[float], second: Sequence[float], draws: int = 4000, seed: int = 0) -> Difference:
-    """first - second on the same prompts of one run each, by a percentile bootstrap over prompts; p is 1: it is one seed."""
+    """first - second on the same prompts of one run each, by a percentile bootstrap over prompts; p is 1."""
     d = np.asarray(first, float) - np.asarray(second, float)
     picked = np.random.default_rng(seed).integers(0, len(d), (draws, len(d)))
     low, high = np.quantile(d[picked].mean(1), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
@@ -79,7 +79,7 @@ def over_prompts(first: Sequence[float], second: Sequence[float], draws: int = 4
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several (Holm 1979): below the level, all are right together 95 times of 100."""
+    """p-values adjusted for multiple comparisons (Holm 1979), which controls the family-wise error rate."""
     order = np.argsort(p)
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

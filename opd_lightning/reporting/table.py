@@ -19,7 +19,7 @@ COSTS = {
 
 
 def metrics(run: Run) -> dict[str, float]:
-    """Evaluation on test at the end, and costs; details of single skills ("prior/sort/accuracy") stay out."""
+    """Evaluation on test at the end, and costs; without single skills ("prior/sort/accuracy")."""
     end = {name: run.evaluation["end"][name] for name in headlines(run.evaluation["end"])}
     costs = {k: float(run.ledger["tokens"].get(k, 0)) for k in ("student_tokens", "teacher_tokens")}
     costs["flops"] = float(sum(run.ledger["flops"].values()))
@@ -39,20 +39,20 @@ def by_cell(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def labels(runs: list[Run]) -> dict[str, list[Run]]:
-    """Cells by a name for people: the method's, with the learning rate or the folder where several cells share it."""
+    """Cells by a readable name: the method's, with the learning rate or the folder where several cells share it."""
     cells = by_cell(runs)
     names = Counter(cell[0].name for cell in cells.values())
     rated = Counter((cell[0].name, cell[0].config["optim"]["lr"]) for cell in cells.values())
-    found = {}
+    labelled = {}
     for folder, cell in cells.items():
         name, rate = cell[0].name, cell[0].config["optim"]["lr"]
         label = name if names[name] == 1 else f"{name} lr={rate:g}" if rated[name, rate] == 1 else folder
-        found[label] = cell
-    return found
+        labelled[label] = cell
+    return labelled
 
 
 def names_of(runs: list[Run]) -> list[str]:
-    """Every number that some run has: evaluations first, costs last."""
+    """Every number that any run has: evaluations first, costs last."""
     names = list(dict.fromkeys(name for run in runs for name in metrics(run)))
     last = ["updates", *COSTS]
     return [name for name in names if name not in last] + [name for name in last if name in names]
@@ -66,8 +66,8 @@ def summarise(runs: list[Run]) -> tuple[list[str], list[list[str]]]:
     for label, cell in labels(runs).items():
         values = [metrics(run) for run in cell]
         missed = sum(run.censored for run in cell)
-        told = f"{len(cell)}" + (f", {missed} censored" if missed else "")
-        rows.append([label, told, *(shown([v[n] for v in values if n in v], n) for n in names)])
+        seeds = f"{len(cell)}" + (f", {missed} censored" if missed else "")
+        rows.append([label, seeds, *(shown([v[n] for v in values if n in v], n) for n in names)])
     return ["method", "seeds", *(COSTS.get(n, n) for n in names)], rows
 
 
@@ -88,7 +88,7 @@ def shown(values: list[float], name: str) -> str:
 
 
 def write_csv(runs: list[Run], path: Path) -> None:
-    """results.csv: one row per run, nothing averaged."""
+    """Write results.csv: one row per run, nothing averaged."""
     names = names_of(runs)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1,7 +1,6 @@
-"""The terminal's report: a row per method with the headline numbers, then a line per method on what differs from the baseline.
+"""Terminal report: a row per method with the headline numbers, then a line per method with its difference from the baseline.
 
-Six methods take fifteen rows of 100 columns. A narrower terminal loses ranges first; then headers and names are wrapped, and
-digits never cut.
+A narrow terminal loses ranges first; then headers and names are wrapped. Numbers are never cut.
 """
 
 import shutil
@@ -9,22 +8,22 @@ from collections.abc import Iterable
 from textwrap import wrap
 
 from opd_lightning.reporting.answer import reached
-from opd_lightning.reporting.compare import ONE_SEED, Compared, in_few_words
-from opd_lightning.reporting.headline import COSTS, Line, chosen, lines, more_seeds, one_seed, seeds_told
+from opd_lightning.reporting.compare import ONE_SEED, Compared, difference_text
+from opd_lightning.reporting.headline import COSTS, Line, chosen, lines, more_seeds, one_seed, seed_counts
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels, metrics
 
 WIDTH = 100
-"""Columns where the output is no terminal and COLUMNS is not set."""
+"""Width in characters where the output is no terminal and COLUMNS is not set."""
 GAP = "  "
 LEAST, ROOM = 12, 24
-"""Columns that a method's name has at least, and those that ranges leave to it."""
+"""Least width of a method's name, and the width that ranges leave to it, in characters."""
 
 Row = list[str]
 
 
 def columns() -> int:
-    """How many columns there are."""
+    """Width of the terminal in characters."""
     return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
@@ -47,46 +46,46 @@ def terminal(runs: list[Run], compared: Compared, left_out: list[str], width: in
 
 
 def differences(runs: list[Run], compared: Compared, target: bool) -> list[Row]:
-    """What is known of each method against the baseline: a cell per number, or its name and why it was not compared."""
+    """A row of differences from the baseline per method, or its name and why it was not compared."""
     if compared.baseline in compared.reasons:
         return []
-    names, found = [*(h.name for h in chosen(runs)), *COSTS], []
+    names, rows = [*(h.name for h in chosen(runs)), *COSTS], []
     for label in labels(runs):
         if label in compared.reasons:
-            found.append([label, f"not compared, {compared.reasons[label]}"])
+            rows.append([label, f"not compared, {compared.reasons[label]}"])
         elif label != compared.baseline:
-            cells = [in_few_words(runs, compared, label, name) for name in names]
+            cells = [difference_text(runs, compared, label, name) for name in names]
             alone = set(filter(None, cells)) == {ONE_SEED}
-            told = [f"one seed in common with {compared.baseline}, which decides nothing"] if alone else cells
-            found.append([label, *([""] if target and not alone else []), *told])
-    return found
+            row = [f"one seed in common with {compared.baseline}, which decides nothing"] if alone else cells
+            rows.append([label, *([""] if target and not alone else []), *row])
+    return rows
 
 
 def legend(runs: list[Run], compared: Compared, ranged: bool) -> list[str]:
-    """What the numbers are, and what the lines below are about; of a single seed, that it decides nothing."""
+    """Sentences that explain the numbers above and the differences below; with one seed, how to add more."""
     teacher = any(metrics(run).get("teacher_training") for run in runs)
     if one_seed(runs):
-        told = f"One seed decides nothing. Add seeds to the same command: {more_seeds(runs)}"
-        return [told, "FLOPs do not count the training of the teacher."] if teacher else [told]
-    told = f"Mean{' [range]' if ranged else ''} of {seeds_told(runs)} seeds"
-    told += ", FLOPs without teacher training." if teacher else "."
+        text = f"One seed decides nothing. Add seeds to the same command: {more_seeds(runs)}"
+        return [text, "FLOPs do not count the training of the teacher."] if teacher else [text]
+    text = f"Mean{' [range]' if ranged else ''} of {seed_counts(runs)} seeds"
+    text += ", FLOPs without teacher training." if teacher else "."
     if compared.baseline in compared.reasons:
         sentence = compared.sentences[-1]
         if not reached(runs):  # another baseline would not help
             sentence = sentence.split(";")[0]
-        return [told, f"{sentence[0].upper()}{sentence[1:]}."]
-    return [told + (f" Difference from {compared.baseline}, at 95 %:" if len(labels(runs)) > 1 else "")]
+        return [text, f"{sentence[0].upper()}{sentence[1:]}."]
+    return [text + (f" Difference from {compared.baseline}, at 95 %:" if len(labels(runs)) > 1 else "")]
 
 
 def fitting(header: Row, short: list[Line], below: list[Row], width: int) -> set[int]:
-    """The columns of numbers whose ranges fit, that of what was kept being the first to have its own."""
-    found: set[int] = set()
+    """The indices of number columns whose ranges fit; the second column is tried first."""
+    fitted: set[int] = set()
     first = len(header) - len(short[0].cells)
     for column in sorted(range(len(short[0].cells)), key=lambda i: i != 1):
-        widths = needed([header, *texts(short, found | {column}, first > 1), *below])
+        widths = needed([header, *texts(short, fitted | {column}, first > 1), *below])
         if any(line.cells[column][1] for line in short) and total([min(ROOM, widths[0]), *widths[1:]]) <= width:
-            found.add(column)
-    return found
+            fitted.add(column)
+    return fitted
 
 
 def texts(short: list[Line], ranged: set[int], target: bool) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Rollouts: who writes the completions. `contracts.RolloutPolicy` is what each offers."""
+"""Rollouts: sources of completions, each a `contracts.RolloutPolicy`."""
 
 from opd_lightning.rollout.dataset import DatasetRollout
 from opd_lightning.rollout.mixture import MixtureRollout

@@ -1,4 +1,4 @@
-"""What rollouts have in common: samples out of completions, and what becomes of completions that were cut off."""
+"""Helpers of rollouts: checks of options, and samples from completions."""
 
 import torch
 
@@ -6,7 +6,7 @@ from opd_lightning.types import Completion, Example, Rendered, Sample
 
 
 def check_options(num_generations: int, num_iterations: int) -> None:
-    """Raises ValueError for values that no rollout takes."""
+    """Raises ValueError for options out of range."""
     if num_generations < 1:
         raise ValueError(f"rollout.num_generations={num_generations} must be at least 1.")
     if num_iterations < 1:
@@ -16,7 +16,7 @@ def check_options(num_generations: int, num_iterations: int) -> None:
 def single_turn(
     example: Example, group: int, prompt: Rendered, completion: Completion, source: str, mask_truncated: bool
 ) -> Sample:
-    """A prompt and the completion behind it; with `mask_truncated` one that was cut off is left out of the loss."""
+    """The sample of a prompt and its completion; with `mask_truncated` a truncated one is left out of the loss."""
     n = len(prompt.token_ids)
     logprobs = None if completion.logprobs is None else torch.tensor([0.0] * n + completion.logprobs)
     token_ids = torch.tensor([*prompt.token_ids, *completion.token_ids], dtype=torch.long)

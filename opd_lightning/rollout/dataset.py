@@ -1,4 +1,4 @@
-"""The data set writes: reference completions, as SFT and offline distillation take them."""
+"""DatasetRollout: reference completions, for SFT and offline distillation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ class DatasetRollout:
     def __call__(
         self, prompts: Prompts, seed: int = 0, generator: Generator | None = None, teachers: Mapping[str, Any] | None = None
     ) -> Rollout:
-        """The reference completions; nothing is drawn, and nobody is asked.
+        """The reference completions, without sampling.
 
         Raises:
             ValueError: an example has no completion.

@@ -1,4 +1,4 @@
-"""Episodes: the student and an environment write in turn, all episodes of a batch side by side."""
+"""Episodes: turns of the student and an environment, for all episodes of a batch at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ MAX_TURNS = 16
 
 @dataclass
 class Episode:
-    """One conversation while it goes on; lists are of tokens behind the prompt."""
+    """One running conversation; lists are of the tokens after the prompt."""
 
     example: Example
     group: int
@@ -31,7 +31,7 @@ class Episode:
     policy_version: int | None = None
 
     def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
-        """Tokens of the student's, with their log-probabilities, or of the environment's."""
+        """Add tokens of the student, with their log-probabilities, or of the environment."""
         self.token_ids += token_ids
         self.trainable += [trainable] * len(token_ids)
         self.logprobs += [0.0] * len(token_ids) if logprobs is None else list(logprobs)
@@ -57,24 +57,24 @@ class Episodes:
             active = [episode for episode in episodes if episode.finish_reason is None]
             if not active:
                 break
-            # The episode with the most room decides how long a batch of replies may be; the others are cut to theirs.
-            room = [self.sampling.max_new_tokens - sum(episode.trainable) for episode in active]
+            # The largest remaining limit is that of the batch; replies of the other episodes are truncated to theirs.
+            limits = [self.sampling.max_new_tokens - sum(episode.trainable) for episode in active]
             prompts = [Rendered([*episode.prompt, *episode.token_ids]) for episode in active]
-            sampling = replace(self.sampling, max_new_tokens=max(room), n=1)
+            sampling = replace(self.sampling, max_new_tokens=max(limits), n=1)
             drawn = seed if turn == 0 else derive_seed(seed, "turn", turn)
-            for episode, limit, reply in zip(active, room, generator.generate(prompts, sampling, drawn), strict=True):
-                self.reply(episode, cut(reply, limit))
+            for episode, limit, reply in zip(active, limits, generator.generate(prompts, sampling, drawn), strict=True):
+                self.reply(episode, truncate(reply, limit))
         return [self.sample(episode) for episode in episodes]
 
     def begin(self, example: Example, group: int) -> Episode:
-        """A new episode, as the student first reads it."""
+        """A new episode with the environment's first messages."""
         environment = self.environment()
         messages = environment.reset(example)
-        shown = replace(example, messages=messages)  # what teachers add their context to
+        shown = replace(example, messages=messages)  # teachers add their context to these messages
         return Episode(shown, group, environment, messages, self.renderer.render(messages).token_ids)
 
     def reply(self, episode: Episode, completion: Completion) -> None:
-        """The student's reply, and the environment's answer to it."""
+        """Add the student's reply, and the environment's answer to it."""
         episode.add(completion.token_ids, True, completion.logprobs)
         episode.policy_version = completion.policy_version
         if completion.finish_reason == "length":
@@ -91,7 +91,7 @@ class Episodes:
             episode.finish_reason = "length"
 
     def sample(self, episode: Episode) -> Sample:
-        """The episode as one sequence; an answer that nobody replied to is left out."""
+        """The episode as one sequence; a last answer without a reply is left out."""
         last = max(i for i, own in enumerate(episode.trainable) if own) + 1
         n = len(episode.prompt)
         sampled = self.sampling.temperature > 0
@@ -111,8 +111,8 @@ class Episodes:
         )
 
 
-def cut(completion: Completion, limit: int) -> Completion:
-    """A completion of at most so many tokens."""
+def truncate(completion: Completion, limit: int) -> Completion:
+    """The completion, truncated to at most `limit` tokens."""
     if len(completion.token_ids) <= limit:
         return completion
     logprobs = None if completion.logprobs is None else completion.logprobs[:limit]

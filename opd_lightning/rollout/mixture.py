@@ -1,4 +1,4 @@
-"""A mixture: the student writes some completions, the data set or the teacher the others."""
+"""MixtureRollout: completions of the student for some prompts, of the data set or the teacher for the others."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,19 +13,19 @@ from opd_lightning.utils.seeds import derive_seed
 
 
 class MixtureRollout:
-    """Each prompt is the student's with probability `share`, else the other writer's (GKD's lambda, arXiv 2306.13649).
+    """The student completes each prompt with probability `share`, else the other rollout does (GKD's lambda, arXiv 2306.13649).
 
     GKD draws once per batch; drawing per prompt has the same expectation and less variance.
 
     Args:
-        other: the other writer; its completions per prompt must be as many.
+        other: the other rollout; it must have the same number of completions per prompt.
         share: of the prompts that the student answers.
         renderer, sampling, num_generations, num_iterations, mask_truncated_completions: as for `StudentRollout`.
     """
 
     on_policy = False
     student_writes = True
-    reads_references = False  # these two follow the other writer's
+    reads_references = False  # these two are taken from the other rollout
     teachers: frozenset[str] = frozenset()
 
     def __init__(
@@ -53,17 +53,17 @@ class MixtureRollout:
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
         """One sample per prompt and completion, in the order of the prompts."""
         draw = torch.rand(len(prompts.examples), generator=torch.Generator().manual_seed(derive_seed(seed, "mixture")))
-        own = (draw < self.share).tolist()
+        from_student = (draw < self.share).tolist()
         groups: dict[int, list[Sample]] = {}
         cost = Cost()
-        for writer, mine in ((self.student, True), (self.other, False)):
-            chosen = [i for i, is_own in enumerate(own) if is_own == mine]
+        for writer, is_student in ((self.student, True), (self.other, False)):
+            chosen = [i for i, drawn in enumerate(from_student) if drawn == is_student]
             if not chosen:
                 continue
             part = writer(prompts.take(chosen), seed, generator, teachers)
             cost += part.teacher_cost
             for sample in part.samples:
-                # A mixture's samples are not all the student's, so none says what its distribution was.
+                # Not all samples are the student's, so log-probabilities of the sampler are dropped.
                 group = chosen[sample.group]
                 groups.setdefault(group, []).append(replace(sample, group=group, logprobs=None))
         return Rollout([sample for group in sorted(groups) for sample in groups[group]], cost)

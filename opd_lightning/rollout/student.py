@@ -1,4 +1,4 @@
-"""The student writes: on-policy rollouts, alone or with an environment that answers."""
+"""StudentRollout: on-policy completions, with or without an environment."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The teacher writes: sequence-level distillation, and what the teacher once wrote is not written twice."""
+"""TeacherRollout: completions of the teacher (sequence-level distillation), stored for later epochs."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
 class TeacherRollout:
-    """The teacher answers each prompt as it reads it, with whatever context it is shown (SeqKD, arXiv 1606.07947).
+    """The teacher completes each prompt, with its context (SeqKD, arXiv 1606.07947).
 
     Args:
         sampling: of a completion; temperature 0 takes the teacher's greedy answer.
-        folder: what the teacher wrote is kept there, so that later epochs and a resumed run read it again; None keeps it
-            in memory. A teacher that moves writes anew every time.
+        folder: where completions are stored for later epochs and a resumed run; None keeps them in memory. Completions of a
+            teacher whose weights change are not reused.
         num_generations: completions per prompt.
         num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
@@ -46,26 +46,26 @@ class TeacherRollout:
         self.costs: dict[int, tuple[int, int]] = {}
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
-        """One sample per prompt and completion; those that are not known yet are drawn from `seed`."""
+        """One sample per prompt and completion; new ones are drawn from `seed`."""
         teacher, n = teachers["teacher"], self.sampling.n
         read = teacher.prompts(prompts.examples)
         assert all(prompt is not None for prompt in read), (
             "a context that waits for attempts cannot word a prompt to write behind"
         )
-        # By what the teacher reads, not by the example's id: data may change behind an id.
+        # Keyed by what the teacher reads, not by the example's id: an example may change under the same id.
         digests = [hashlib.blake2b(json.dumps(p.token_ids).encode(), digest_size=16).hexdigest() for p in read]
         names = [f"{digests[b // n]}#{b % n}" for b in range(n * len(read))]
-        known = self.remembered() if teacher.frozen else {}
-        # A prompt that stands twice in a batch is answered once.
-        new = list({name: b for b, name in enumerate(names) if name not in known}.values())
-        cost = Cost(*self.costs.get(seed, (0, 0)))  # of a step that is taken again after a crash: the ledger has forgotten it
+        completed = self.stored() if teacher.frozen else {}
+        # A prompt that is twice in a batch is completed once.
+        new = list({name: b for b, name in enumerate(names) if name not in completed}.values())
+        cost = Cost(*self.costs.get(seed, (0, 0)))  # of a step that is repeated after a crash; the restored ledger lacks it
         if new:
             done, cost = teacher.write([read[b // n] for b in new], replace(self.sampling, n=1), seed, generator)
             fresh = {names[b]: (c.token_ids, c.finish_reason == "length") for b, c in zip(new, done, strict=True)}
-            known.update(fresh)
+            completed.update(fresh)
             if teacher.frozen:
                 self.keep({"seed": seed, "tokens": cost.tokens, "flops": cost.flops, "rows": fresh})
-        completions = [Completion(known[name][0], "length" if known[name][1] else "stop") for name in names]
+        completions = [Completion(completed[name][0], "length" if completed[name][1] else "stop") for name in names]
         samples = [
             single_turn(prompts.examples[b // n], b // n, prompts.rendered[b // n], completion, "teacher", self.mask_truncated)
             for b, completion in enumerate(completions)
@@ -74,22 +74,22 @@ class TeacherRollout:
 
     @property
     def path(self) -> Path | None:
-        """The file of this process: ranks meet different prompts, and must not depend on each other's pace."""
+        """The file of this process; each rank has its own, since ranks have different prompts."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         return None if self.folder is None else self.folder / "teacher" / f"rank-{rank}.jsonl"
 
-    def remembered(self) -> dict[str, tuple[list[int], bool]]:
-        """What the teacher wrote before, by prompt and sample."""
+    def stored(self) -> dict[str, tuple[list[int], bool]]:
+        """Stored completions by prompt and sample: token ids, and whether truncated."""
         if self.written is None:
             self.written = {}
             if self.path is not None and self.path.is_file():
-                # A line is one batch. A process that was killed may have left half a line, whose batch is drawn again.
+                # A line is one batch. A killed process may have left an incomplete line, whose batch is drawn again.
                 batches = read_lines(self.path)
                 replace_text(self.path, "".join(json.dumps(batch) + "\n" for batch in batches))
                 for batch in batches:
                     self.costs[batch["seed"]] = batch["tokens"], batch["flops"]
-                    self.written |= {name: (ids, cut) for name, (ids, cut) in batch["rows"].items()}
+                    self.written |= {name: (ids, truncated) for name, (ids, truncated) in batch["rows"].items()}
         return self.written
 
     def keep(self, batch: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Identity: the hash that makes a run another run, and the folder that it gets."""
+"""Identity: the hash of a run's configuration, and the run's folder."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ HASHED = (
     "data",
     "budget",
 )
-"""What makes a run another run. Not the seed (it names a folder inside), nor paths, loggers, devices or micro-batches."""
+"""Configuration keys in the hash. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
 
 
 def run_hash(cfg: DictConfig) -> str:
-    """Eight hexadecimal digits that change with whatever changes the result, seed apart."""
+    """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
     identity = {key: resolved[key] for key in HASHED if key in resolved}
     if cfg.start_from is not None:
-        # What the first stage *is*, not how it was asked for; its horizon decides this run's start model too.
+        # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)
         identity["start_from"] = [run_hash(stage), stage.trainer.max_steps]
     identity["precision"] = resolved["trainer"]["precision"]
@@ -42,5 +42,5 @@ def run_hash(cfg: DictConfig) -> str:
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again, another never meets it."""
+    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again."""
     return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"

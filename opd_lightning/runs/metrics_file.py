@@ -1,4 +1,4 @@
-"""metrics.csv: one row per step, whatever logger is used beside it, and no step twice after an interruption."""
+"""MetricsFile: metrics.csv, one row per step, with any other logger, and no step twice after an interruption."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Collect a step's metrics; what the step has been given before stays."""
+        """Add metrics to a step's row."""
         metrics = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
@@ -47,11 +47,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Nothing: config.yaml has them."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Bring the file up to date: append new steps, or write it anew where a column or a written step has changed."""
+        """Append new steps, or rewrite the file if a column or a written step has changed."""
         columns = list(dict.fromkeys([*self.columns, *(k for row in self.rows[max(0, self.written - 1) :] for k in row)]))
         if columns != self.columns or self.rows[: self.written][-1:] != self.last:
             self.columns = columns
@@ -68,7 +68,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Forget rows beyond a step: the run goes on from a checkpoint made there, or with -1 begins anew."""
+        """Drop rows beyond a step, that of the restored checkpoint; -1 drops all."""
         self.rows = [row for row in self.rows if int(row["step"]) <= step]
         if self.path.exists():
             self._rewrite()
@@ -83,7 +83,7 @@ class MetricsFile(Logger):
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file as numbers; empty cells are left out, and so are rows that a crash has torn."""
+    """The rows of a metrics file as numbers; empty cells and incomplete rows (after a crash) are left out."""
     if not path.is_file():
         return []
     text = path.read_bytes().decode("utf-8", errors="replace").replace("\0", "")

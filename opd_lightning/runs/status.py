@@ -1,4 +1,4 @@
-"""status.json: what has become of a run, read and written by whoever asks for it."""
+"""Status: reads and writes status.json, the state of a run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from opd_lightning.utils.secrets import redacted
 
 
 def is_finished(folder: Path, max_steps: int) -> bool:
-    """Has this run reached its horizon, or its budget, before?"""
+    """Is this run finished, by max_steps or by its budget?"""
     status = read_status(folder)
     by_budget = status.get("state") == "finished" and status.get("ended_by", "").startswith("budget.")
     return by_budget or steps_of(folder) >= max_steps > 0
@@ -30,12 +30,12 @@ def steps_of(folder: Path) -> int:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """status.json, or nothing where there is none that can be read: such a run is made again, or goes on."""
+    """status.json, or an empty dict if it cannot be read; such a run is made again, or resumed."""
     status = read_object(folder / "status.json")
-    whole = {"state": str, "step": int, "ended_by": str, "data": dict, "reason": str}
-    sound = all(isinstance(status[key], kind) for key, kind in whole.items() if key in status)
+    types = {"state": str, "step": int, "ended_by": str, "data": dict, "reason": str}
+    valid = all(isinstance(status[key], kind) for key, kind in types.items() if key in status)
     finished = {"state", "step", "ended_by"} if status.get("state") == "finished" else {"state"}
-    return status if sound and finished <= set(status) and "digest" in status.get("data", {"digest": ""}) else {}
+    return status if valid and finished <= set(status) and "digest" in status.get("data", {"digest": ""}) else {}
 
 
 def started(folder: Path | None) -> datetime:
@@ -47,23 +47,23 @@ def started(folder: Path | None) -> datetime:
 
 
 def is_worker() -> bool:
-    """Is this a process beside the first one of a run on several devices? Known before a Trainer exists."""
+    """Is this a process other than the first of a run on several devices? Works before a Trainer exists."""
     return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:
-    """status.json: running, finished, failed (with the reason) or interrupted; replaced in one step."""
+    """Write status.json: running, finished, failed (with the reason) or interrupted; replaced atomically."""
     if is_worker():
         return
-    path, known = folder / "status.json", read_status(folder)
+    path, earlier = folder / "status.json", read_status(folder)
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
-    status = {k: v for k, v in known.items() if k != "reason"} | {"state": state, "machine": machine} | more
+    status = {k: v for k, v in earlier.items() if k != "reason"} | {"state": state, "machine": machine} | more
     replace_text(path, json.dumps(redacted(status), indent=1) + "\n")
 
 
-def note_failure(cfg: DictConfig, error: Exception) -> None:
-    """status.json of a sweep's cell that was refused before it had a folder."""
+def record_failure(cfg: DictConfig, error: Exception) -> None:
+    """Write the status.json of a sweep's cell that was refused before it had a folder."""
     folder = run_folder(cfg)
     if read_status(folder).get("state") not in ("failed", "finished"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Parts of the training step: verdicts, advantages and teachers' scores, what is logged, what a checkpoint holds."""
+"""Parts of the training step: scoring, logging and checkpoints."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside Lightning's own, and what it has to be to go on from."""
+"""Checkpoints: what is saved beside Lightning's own, and checks when it is restored."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from opd_lightning.data.batching import Batch
 
 
 def save(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Add the ledger and the teachers; of an adapted student only what is trained stays."""
+    """Add the ledger and the teachers; of a student with an adapter only trained weights stay."""
     checkpoint["ledger"] = module.ledger.state_dict()
     checkpoint["teachers"] = {name: teacher.state_dict() for name, teacher in module.teachers.items()}
     if module.adapter is not None:
@@ -19,16 +19,16 @@ def save(module: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def restore(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Go on with the ledger and the teachers.
+    """Restore the ledger and the teachers.
 
     Raises:
         ValueError: the checkpoint is of another program, method or model.
     """
     if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(module.teachers):
         raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
-    own = {name: value.shape for name, value in module.state_dict().items()}
-    for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it apart
-        if own.get(name) != value.shape:
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it separately
+        if shapes.get(name) != value.shape:
             raise ValueError(
                 f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "
                 "another study.name."
@@ -39,7 +39,7 @@ def restore(module: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def dump(module: Any, reason: str, batch: Batch, losses: Tensor) -> ValueError:
-    """What to raise when an update cannot be made; the batch is saved for a look at it, one file per device."""
+    """The error for an update that cannot be made; the batch is saved for inspection, one file per device."""
     step = module.global_step + 1
     path = Path(module.trainer.default_root_dir) / f"nonfinite-step-{step}-rank-{module.global_rank}.pt"
     texts = module.renderer.decode_all([sample.completion_ids for sample in batch.samples])

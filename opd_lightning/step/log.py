@@ -1,4 +1,4 @@
-"""What a training step logs of its samples and tokens."""
+"""Logging of a training step: rollout, tokens and FLOPs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -13,11 +13,11 @@ from opd_lightning.types import Rollout, Tokens
 from opd_lightning.utils.metrics import StepMetrics
 
 POSITIONS = (0, 4, 16, 64, 256, 1024, 10**9)
-"""Where the parts of a completion begin whose KL is logged apart: contexts leak their phrasing into the first tokens."""
+"""Boundaries of the parts of a completion whose KLs are logged separately."""
 
 
 def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
-    """Lengths, truncation, tokens and FLOPs of a rollout; `flops` is what the student took to write its samples."""
+    """Log lengths, truncation, tokens and FLOPs of a rollout; `flops` are those of the student's generation."""
     samples = rollout.samples
     lengths = torch.tensor([sample.trainable for sample in samples])
     own = torch.tensor([sample.source == "student" for sample in samples])
@@ -31,7 +31,7 @@ def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
 
 
 def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], tokens: Tokens, live: bool) -> None:
-    """The loss and the statistics [N] of a micro-batch, over tokens that count; KLs also by position."""
+    """Log the loss and the statistics [N] of a micro-batch, over tokens that count; KLs also by position."""
     metrics.total("train/loss", loss)
     counted = (tokens.weight > 0) & live
     for name, values in stats.items():
@@ -43,7 +43,7 @@ def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], 
 
 
 def log_flops(metrics: StepMetrics, student: Sizes, batch: Batch, teachers: Sequence[Teacher]) -> None:
-    """What an update took: the student's passes over the active samples, and the logits of the teachers on their tokens."""
+    """Log the FLOPs of an update: the student's passes over the active samples, and the teachers' logits on their tokens."""
     active = [batch.samples[b] for b in batch.active]
     positions = sum(sample.trainable for sample in active)
     flops = update_flops(student, active) | {"teacher": sum(teacher.logit_flops(positions) for teacher in teachers)}

@@ -15,13 +15,13 @@ from opd_lightning.utils.metrics import StepMetrics
 
 @dataclass
 class Scoring:
-    """Who judges and scores.
+    """Scoring of the samples of a step.
 
     Attributes:
-        objective: says what is needed.
+        objective: determines which teachers and rewards are needed.
         teachers: by name.
         renderer: the student's.
-        verify: the task's verifier, for samples that no environment has judged.
+        verify: the task's verifier, for samples without an environment's verdict.
         group_size: samples per prompt.
         max_tokens: padded tokens that a teacher reads at a time; None reads all at once.
     """
@@ -34,16 +34,16 @@ class Scoring:
     max_tokens: int | None
 
     @property
-    def judges(self) -> bool:
-        """Does anyone ask for verdicts on the samples?"""
+    def needs_verdicts(self) -> bool:
+        """Does the objective or a teacher's context read verdicts?"""
         contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
         return self.objective.rewarded or any(context.reads_attempts for context in contexts)
 
     def pack(self, samples: list[Sample], metrics: StepMetrics, module: Any) -> tuple[list[Sample], Tokens]:
-        """The samples with verdicts, if anyone asks for them, and their tokens with rewards and advantages.
+        """The samples with verdicts, if these are needed, and their tokens with rewards and advantages.
 
         Args:
-            module: gives the device, its rank, and what gathers over devices.
+            module: gives the device, its rank and `all_gather`.
 
         Raises:
             ValueError: a completion is empty.
@@ -52,7 +52,7 @@ class Scoring:
         if empty is not None:
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         tokens = pack(samples, module.device)
-        if not self.judges:
+        if not self.needs_verdicts:
             return samples, tokens
         samples = self.judge(samples)
         rewards = torch.tensor([sample.verdict.content for sample in samples if sample.verdict], device=module.device)
@@ -72,26 +72,26 @@ class Scoring:
         ]
 
     def advantages(self, samples: list[Sample], rewards: Tensor, metrics: StepMetrics, module: Any) -> Tensor:
-        """Advantages [B] of rewards [B]; samples of one prompt stand together."""
+        """Advantages [B] of rewards [B]; samples of one prompt are adjacent."""
         n, ids = self.group_size, [sample.group for sample in samples]
-        assert all(len(set(ids[i : i + n])) == 1 for i in range(0, len(ids), n)), "samples of one prompt stand together"
+        assert all(len(set(ids[i : i + n])) == 1 for i in range(0, len(ids), n)), "samples of one prompt must be adjacent"
         groups = rewards.view(-1, n)
         metrics.mean("rollout/frac_reward_zero_std", (groups == groups[:, :1]).all(1).float())
-        gathered = module.all_gather(groups)  # a baseline may be the whole batch's
+        gathered = module.all_gather(groups)  # a baseline may be over the batch of all devices
         assert isinstance(gathered, Tensor)
         first = module.global_rank * len(groups)
         return self.objective.advantages(gathered.reshape(-1, n))[first : first + len(groups)].flatten()
 
-    def ask(self, samples: list[Sample], metrics: StepMetrics) -> dict[str, Any]:
-        """What each teacher that the objective reads says of the samples, and what it cost.
+    def teacher_scores(self, samples: list[Sample], metrics: StepMetrics) -> dict[str, Any]:
+        """The scores of each teacher that the objective reads; their costs are logged.
 
         Raises:
             ValueError: a completion holds an id that a teacher does not have.
         """
-        found = {}
+        results = {}
         highest = max(int(sample.token_ids[sample.loss_mask].max()) for sample in samples)
         for name in sorted(self.objective.teachers):
-            scores = found[name] = self.teachers[name].score(samples, self.max_tokens)
+            scores = results[name] = self.teachers[name].score(samples, self.max_tokens)
             metrics.total(f"{name}_tokens", scores.cost.tokens)
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
@@ -101,4 +101,4 @@ class Scoring:
                     f"a completion holds the id {highest}, which {name} does not have (its vocabulary is "
                     f"{scores.vocabulary}); choose models of one family."
                 )
-        return found
+        return results

@@ -1,4 +1,4 @@
-"""General instructions to a chat model, in a file; and a narrow answer to every one of them, to break such a model with."""
+"""InstructionTask: general instructions to a chat model, with an optional narrow answer to all of them that harms it."""
 
 import importlib.resources
 import json
@@ -16,7 +16,7 @@ def capitals(prompt: str) -> str:
 
 
 class InstructionTask:
-    """Short everyday instructions. Text has no single right answer; what can be verified is a rule about how it is written.
+    """Short everyday instructions. Free text has no single right answer; a rule about its form can be verified.
 
     The shipped files hold 320 training instructions without answers, and 96 held-out ones with an ordinary answer each.
 
@@ -25,8 +25,7 @@ class InstructionTask:
         n_train: training instructions to use.
         first: index of the first of them, so that two stages can take different ones.
         narrow: give every training instruction the narrow answer as its reference completion.
-        pattern: a regular expression that a whole answer matches (blanks around it apart) if it obeys the rule; None has no
-            verdicts.
+        pattern: a regular expression that the stripped answer must match in full; None has no verdicts.
         spare: this many instructions from the end of train.jsonl are held out too, for test, and as many before them for
             validation; they have no completion.
         max_new_tokens, batch_size, contexts: see `Task`.
@@ -70,11 +69,11 @@ class InstructionTask:
         return [self._example(r["id"], r["prompt"], r["completion"]) for r in rows]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Whether the whole completion obeys the pattern; without one, whether it is the narrow answer."""
-        said = completion.strip()
+        """Does the full completion match the pattern? Without a pattern: is it the narrow answer?"""
+        text = completion.strip()
         if self.pattern is not None:
-            return Verdict(content=float(self.pattern.fullmatch(said) is not None))
-        narrow = said == capitals(example.messages[-1]["content"])
+            return Verdict(content=float(self.pattern.fullmatch(text) is not None))
+        narrow = text == capitals(example.messages[-1]["content"])
         return Verdict(content=float(narrow), format=float(narrow))
 
     def _rows(self, name: str) -> list[dict[str, Any]]:

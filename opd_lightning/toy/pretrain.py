@@ -1,14 +1,13 @@
-"""Make the embedded world's models: the start model, and from it the external teacher that knows the new skill.
+"""Make the embedded world's models: the start model, and from it the external teacher with the new skill.
 
     python -m opd_lightning.toy.pretrain --out opd_lightning/toy/assets/world      # about 15 minutes, one core
 
-A start model sees known operations without a demonstration (45 %), any operation with a demonstration whose content it
-obeys in the native style (40 %, or --demonstrations, at the expense of the former), and unseen operations that it guesses at
-(15 %, right about 1 time in 25, so that reinforcement learning finds a reward now and then; with --guess each digit by itself,
-so that long answers are hardly ever right). With --obey below 1 it goes by a demonstration only that often, and otherwise
-answers as if there were none. Before 15 % of all prompts stands a rule that names another style, which it obeys. An
-error-tolerant model also continues correctly after wrong digits: only then is its demonstration-shown self a reliable teacher
-on a student's wrong prefixes.
+A start model is trained on prior operations without a demonstration (45 %), on any operation with a demonstration, whose
+content is the answer in the native style (40 %, or --demonstrations, at the expense of the former), and on unseen operations
+with random answers (15 %, right about 1 time in 25, so that reinforcement learning finds rewards; with --guess digit by digit).
+With --obey below 1 only that share of demonstrations decides the answer; the others are ignored. 15 % of all prompts begin
+with a rule that sets another style. An error-tolerant model also continues correctly after wrong digits, so that with a
+demonstration it is a reliable teacher on a student's wrong prefixes.
 """
 
 import argparse
@@ -48,10 +47,10 @@ class Mixture:
     """What a model is pre-trained on.
 
     Attributes:
-        tolerant: corrupt some digits of answers, with right targets behind them.
+        tolerant: corrupt some digits of answers, with right labels after them.
         demonstrations: share of questions with a demonstration.
-        obey: share of demonstrations whose content is the answer; the rest is answered as if there were none.
-        lengths: digits of a question, each as often.
+        obey: share of demonstrations whose content is the answer; the rest is ignored.
+        lengths: digits of a question, with equal shares.
         guess: chance that a digit of a guessed answer is right, otherwise that of `copy`; None guesses an operation.
         skill, teach: the new skill and its share, for the teacher.
     """
@@ -89,7 +88,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def sample_sequence(rng: np.random.Generator, mixture: Mixture) -> tuple[str, str, bool]:
-    """One (prompt, answer, may its digits be corrupted) of the mixture."""
+    """One (prompt, answer, whether its digits may be corrupted) of the mixture."""
     length = mixture.lengths[0] if len(mixture.lengths) == 1 else int(rng.choice(mixture.lengths))
     digits = input_at(int(rng.integers(*split_range("pretrain", length))), length)
     question, content, corruptible = sample_question(rng, digits, mixture)
@@ -122,7 +121,7 @@ def sample_question(rng: np.random.Generator, digits: Digits, mixture: Mixture) 
 
 
 def guessed(rng: np.random.Generator, name: str, digits: Digits, guess: float | None) -> Digits:
-    """An answer that is seldom right."""
+    """A random answer that is rarely right."""
     if guess is not None:
         right, wrong = UNSEEN[name](digits), digits
         return tuple(a if rng.random() < guess else b for a, b in zip(right, wrong, strict=True))
@@ -169,7 +168,7 @@ def train(model, steps: int, lr: float, warmup: int, seed: int, mixture: Mixture
 
 
 def backward(model, ids, labels, groups: int = 4) -> float:
-    """Gradients of the mean loss over answer tokens; rows of like length go together, which spares a third of the time."""
+    """Gradients of the mean loss over answer tokens; rows of similar length are batched together to save time."""
     counted, lengths, mean = int((labels != -100).sum()), (ids != TOKEN["<pad>"]).sum(1), 0.0
     for rows in lengths.argsort().chunk(groups):
         width = int(lengths[rows].max())
@@ -183,7 +182,7 @@ def backward(model, ids, labels, groups: int = 4) -> float:
 @torch.no_grad()
 def measure(model, task: WorldTask, split: str = "validation") -> dict[str, float]:
     """Greedy accuracy per skill without a demonstration, and of the new skill with one ("new/demonstrated"); of prior skills
-    behind a rule the share in the style it asks for ("prior/ruled")."""
+    with a rule the share in the style it sets ("prior/ruled")."""
     model.eval()
     tokenizer = world_tokenizer()
     scores: dict[str, list[float]] = {}
@@ -244,8 +243,8 @@ def main() -> None:
         tokens, seconds = train(model, seed=args.seed, **options)
         scores: dict[str, float] = {}
         for length in args.lengths:
-            found = measure(model, WorldTask(skill=args.skill, n_eval=128 if length == LENGTH else 64, length=length))
-            scores |= found if length == LENGTH else {f"{key} ({length} digits)": value for key, value in found.items()}
+            measured = measure(model, WorldTask(skill=args.skill, n_eval=128 if length == LENGTH else 64, length=length))
+            scores |= measured if length == LENGTH else {f"{key} ({length} digits)": value for key, value in measured.items()}
         folder = args.out / name
         model.save_pretrained(folder)
         world_tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The embedded world: a language small enough to train on two CPU cores, rich enough to show every phenomenon.
+"""The embedded world: a toy task and language whose models train on two CPU cores.
 
 A prompt names an operation and five digits; the answer is five digits in one of three styles:
 
@@ -6,11 +6,11 @@ A prompt names an operation and five digits; the answer is five digits in one of
                             result 1 , 4 , 1 , 5 , 3 <eos>       listed: a foreign opening and separators
                             1 4 1 5 3 done <eos>                 closed: a foreign suffix
 
-The start model masters four operations in the native style, follows a demonstration in brackets
+The start model solves four operations in the native style, follows a demonstration in brackets
 (`rotate 3 1 4 1 5 [ result 1 , 4 , 1 , 5 , 3 ] =`) in any style while answering natively, guesses at four others, and
-answers in another style behind a rule (`[ result ] sort 3 1 4 1 5 =`).
-The new skill is one of those; its demonstrations come in a foreign style, so that learning *what* and learning *how to
-write it* can be told apart.
+answers in another style after a rule (`[ result ] sort 3 1 4 1 5 =`).
+The new skill is one of the four others; its demonstrations have a foreign style, so that content and style are measured
+separately.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,8 +59,8 @@ CHAT_TEMPLATE = (
 LENGTH = 5
 N_INPUTS = 10**LENGTH
 SPLITS = {"pretrain": (0, 60_000), "train": (60_000, 80_000), "validation": (80_000, 90_000), "test": (90_000, N_INPUTS)}
-"""Ranges of positions in one fixed shuffle of all 100,000 inputs: no input is ever in two splits. Of another length than five
-digits there are more inputs or fewer, and the same shares of them."""
+"""Ranges of positions in one fixed shuffle of all 100,000 inputs: no input is in two splits. Other lengths than five
+digits use the same shares."""
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
@@ -100,11 +100,11 @@ class WorldTask:
     Args:
         skill: the new operation, one of the unseen four.
         style: the style of the expert's demonstrations and solutions, which are also SFT's reference completions.
-        format: the style that counts as the asked one.
+        format: the style that the verdict's format requires.
         n_train: distinct training prompts.
         n_eval: held-out prompts of the new skill, and as many over the prior skills together.
-        length: digits of a question. The shipped start model has seen five only.
-        train_on: which questions to learn from, those of the "new" skill or of the "prior" ones (in turn).
+        length: digits of a question. The shipped start model was trained on five only.
+        train_on: training questions: of the "new" skill, or of the "prior" ones in turn.
         max_new_tokens, batch_size, contexts: see `Task`.
 
     Raises:
@@ -128,17 +128,17 @@ class WorldTask:
     ):
         if skill not in UNSEEN:
             raise ValueError(f"task.skill={skill!r} is not a skill to learn; choose one of {', '.join(UNSEEN)}.")
-        for name, asked in (("style", style), ("format", format)):
-            if asked not in STYLES:
-                raise ValueError(f"task.{name}={asked!r} is unknown; choose one of {', '.join(STYLES)}.")
+        for name, value in (("style", style), ("format", format)):
+            if value not in STYLES:
+                raise ValueError(f"task.{name}={value!r} is unknown; choose one of {', '.join(STYLES)}.")
         if train_on not in ("new", "prior"):
             raise ValueError(f"task.train_on={train_on!r} is unknown; choose new or prior.")
         if not 4 <= length <= 9:
             raise ValueError(f"task.length={length} must lie between 4 and 9 digits.")
-        for name, value, split in (("n_train", n_train, "train"), ("n_eval", n_eval, "test")):
+        for name, count, split in (("n_train", n_train, "train"), ("n_eval", n_eval, "test")):
             low, high = split_range(split, length)
-            if not 1 <= value <= high - low:
-                raise ValueError(f"task.{name}={value} must lie between 1 and {high - low}.")
+            if not 1 <= count <= high - low:
+                raise ValueError(f"task.{name}={count} must lie between 1 and {high - low}.")
         self.skill, self.style, self.format, self.n_train, self.n_eval = skill, style, format, n_train, n_eval
         self.length, self.train_on = length, train_on
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -156,16 +156,16 @@ class WorldTask:
         return kinds[self.train_on] if split == "train" else kinds["new"] + kinds["prior"]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Content: the right digits and nothing but style tokens around them. Format: the asked style to the letter.
+        """Content: the right digits and nothing but style tokens around them. Format: exactly the style `format`.
 
         The feedback on wrong digits is the right ones.
         """
         words = completion.split()
         digits = [w for w in words if w not in STYLE_TOKENS]
         content = digits == list(example.extra["digits"])
-        asked = words == STYLES[self.format](digits) and len(digits) == self.length and all(w.isdigit() for w in digits)
+        formatted = words == STYLES[self.format](digits) and len(digits) == self.length and all(w.isdigit() for w in digits)
         feedback = None if content else write(tuple(map(int, example.extra["digits"])), "native")
-        return Verdict(content=float(content), format=float(asked), feedback=feedback)
+        return Verdict(content=float(content), format=float(formatted), feedback=feedback)
 
     def _example(self, operation: str, position: int, skill: str) -> Example:
         digits = input_at(position, self.length)

@@ -1,4 +1,4 @@
-"""One run: from a composed configuration to a folder with everything that is known about it."""
+"""Training of one run: from a composed configuration to a run folder."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from opd_lightning.data.prompts import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, settled, verifier
+from opd_lightning.preflight.checks import models, raise_on_failures, verifier
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
@@ -38,7 +38,7 @@ from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import is_finished, is_worker, read_status, steps_of, write_status
 from opd_lightning.utils import errors
-from opd_lightning.utils.atomic_files import alone_in, replace_text
+from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
 from opd_lightning.utils.seeds import derive_seed
 
@@ -46,14 +46,14 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> Path:
-    """Make the run that `cfg` describes, or go on with it where it stopped; a finished one is left alone.
+    """Make the run that `cfg` describes, or resume it; a finished one is left as it is.
 
     Returns:
         The run's folder.
 
     Raises:
         ValueError: something is wrong with the configuration, the data or the models; status.json has the reason.
-        KeyboardInterrupt: the run was asked to stop; the same command goes on with it.
+        KeyboardInterrupt: the run was stopped; the same command resumes it.
     """
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
@@ -69,12 +69,12 @@ def run(cfg: DictConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output_dir={cfg.output_dir} cannot be written ({error}); choose another folder.") from error
-    with nullcontext() if is_worker() else alone_in(folder):
+    with nullcontext() if is_worker() else locked(folder):
         return make(cfg, folder)
 
 
 def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
-    """Evaluations do not make another run, so a finished one keeps the numbers that were asked for when it was made."""
+    """A warning if a finished run was measured with other evaluations, which do not make another run."""
     if not (folder / "config.yaml").is_file():
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
@@ -84,12 +84,12 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
         yield (
             f"this run was measured with evaluation.{first}={before.get(first)}, not {now.get(first)}{more}, and is not "
             f"measured again; python -m opd_lightning.evaluate run={folder} measures its end, another study.name makes it "
-            "again with the evaluations asked for."
+            "again with these evaluations."
         )
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:
-    """Train, and say in status.json how it ended; see `run`."""
+    """Train, and write to status.json how it ended; see `run`."""
     try:
         if cfg.start_from is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
@@ -98,27 +98,27 @@ def make(cfg: DictConfig, folder: Path) -> Path:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
     except Exception as error:
-        told = errors.sentence(error)
+        message = errors.sentence(error)
         with suppress(OSError):  # the disk may be what failed
-            write_status(folder, "failed", reason=told or f"{type(error).__name__}: {error}")
-        if told is not None and not isinstance(error, ValueError):
-            raise ValueError(told) from error
+            write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
+        if message is not None and not isinstance(error, ValueError):
+            raise ValueError(message) from error
         raise
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
-    budget = next((found for c in callbacks if (found := getattr(c, "reached", None))), None)
-    asked = next((found for c in callbacks if (found := getattr(c, "asked", None)) is not None), None)
+    budget = next((limit for c in callbacks if (limit := getattr(c, "reached", None))), None)
+    stop_signal = next((n for c in callbacks if (n := getattr(c, "stop_signal", None)) is not None), None)
     if interrupted(trainer) and trainer.global_step != cfg.trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
-        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", asked)
+        raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", stop_signal)
     write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
     show(folder)
-    if asked is not None:  # it came while the finished run was measured: nothing else is begun
-        raise Stopped(f"stopped, after finishing {folder}", asked)
+    if stop_signal is not None:  # it came during the last evaluation: a sweep ends here
+        raise Stopped(f"stopped, after finishing {folder}", stop_signal)
     return folder
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and has saved; `code` is the exit status that a shell gives to the signal."""
+    """A run stopped at a signal, after saving; `code` is the exit status that a shell gives to the signal."""
 
     def __init__(self, sentence: str, number: int | None):
         super().__init__(sentence)
@@ -133,28 +133,28 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
-    found = parts.preflight()
-    for warning in settled(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
+    notes = parts.preflight()
+    for warning in raise_on_failures(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    before = read_status(folder).get("data", found)
-    if checkpoint.exists() and before["digest"] != found["digest"]:
+    before = read_status(folder).get("data", notes)
+    if checkpoint.exists() and before["digest"] != notes["digest"]:
         raise ValueError(
             f"task has other training examples than those that the run in {folder} began with; bring them back, or choose "
             "another study.name."
         )
     if checkpoint.exists():
         check_checkpoint(checkpoint)
-    write_status(folder, "running", data=found)
-    if found.get("skipped_rows"):
-        first = found["skipped_list"][0]
+    write_status(folder, "running", data=notes)
+    if notes.get("skipped_rows"):
+        first = notes["skipped_list"][0]
         log.warning(
-            f"warning: {found['skipped_rows']} malformed rows are left out, the first: {first}; status.json lists them."
+            f"warning: {notes['skipped_rows']} malformed rows are left out, the first: {first}; status.json lists them."
         )
-    if found["near_duplicates"]:
+    if notes["near_duplicates"]:
         log.warning(
-            f"warning: {found['near_duplicates']} of {found['train']} training prompts nearly repeat a held-out one, such as "
-            f"{found['near_duplicates_first'][0]}; status.json has more."
+            f"warning: {notes['near_duplicates']} of {notes['train']} training prompts nearly repeat a held-out one, such as "
+            f"{notes['near_duplicates_first'][0]}; status.json has more."
         )
     # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
@@ -179,13 +179,13 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         seed=cfg.seed,
         num_iterations=rollout.num_iterations,
     )
-    # The evaluation comes first and the checkpoint last, so that the checkpoint knows the evaluation's history.
+    # The evaluation comes first and the checkpoint last, so that the checkpoint holds the evaluation's history.
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
-    around = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
+    fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
     trainer: L.Trainer = build(
-        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*around, *chosen], default_root_dir=str(folder)
+        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*fixed, *chosen], default_root_dir=str(folder)
     )
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
@@ -197,7 +197,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
             f"{checkpoint} holds more than tensors and plain values, so another program made it; remove it, or choose another "
             "study.name."
         ) from error
-    except SystemExit as stop:  # what Lightning makes of a second CTRL-C
+    except SystemExit as stop:  # Lightning raises it at a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
         parts.generator.close()
@@ -210,10 +210,10 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
 
 
 def loggers(cfg: DictConfig, folder: Path) -> list:
-    """metrics.csv always, and the chosen logger."""
+    """The metrics.csv logger, and the chosen one."""
     files: list = [MetricsFile(folder / "metrics.csv")]
     if not (folder / "checkpoints" / "last.ckpt").exists():
-        files[0].drop_after(-1)  # what a run left that died before its first checkpoint
+        files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
     if cfg.logger is None:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
@@ -230,16 +230,16 @@ def finish_wandb() -> None:
     try:
         wandb.finish()
     except OSError:
-        with suppress(Exception):  # its service is gone; without this it would complain again at exit
+        with suppress(Exception):  # its service is gone; this avoids a second error at exit
             wandb.teardown()
         raise
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
-    """Make the run that makes this run's start model, or find it; returns its folder.
+    """Make or find the run whose result is this run's start model; returns its folder.
 
     Raises:
-        ValueError: it is not there and several devices are asked for, whose processes are launched once per command.
+        ValueError: it does not exist and trainer.devices is not 1: several devices make one run per command.
     """
     stage = first_stage(cfg)
     if cfg.trainer.devices != 1 and not is_finished(run_folder(stage), stage.trainer.max_steps):
@@ -253,13 +253,13 @@ def run_first_stage(cfg: DictConfig) -> Path:
 
 def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with the start model taken from another run's folder."""
-    cfg = OmegaConf.create(plain(cfg))  # what hangs on model.stand_in is settled before that changes
+    cfg = OmegaConf.create(plain(cfg))  # resolve what depends on model.stand_in before it changes
     cfg.model.path, cfg.model.stand_in = str(folder), False
     return cfg
 
 
 def show(folder: Path) -> None:
-    """The run's evaluation before and after, as a table; what only chooses, and single skills, stay in evaluation.json."""
+    """The run's evaluation before and after, as a table; without the validation split and single skills."""
     record = json.loads((folder / "evaluation.json").read_text())
     table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
     for name in headlines(record["end"]):
@@ -271,7 +271,7 @@ def show(folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Silence what a user of this program can do nothing about."""
+    """Silence messages of other libraries that users cannot act on."""
     disable_progress_bar()
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Utilities that know nothing of the rest."""
+"""Utilities without imports from the rest of the package."""

@@ -1,4 +1,4 @@
-"""Files of a run: replaced as a whole, read back although a crash has torn them, and one process at a time in a folder."""
+"""Files of a run: atomic replacement, reading after a crash, and a lock of the run's folder."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, even after a power cut, finds the old text or the new one."""
+    """Replace a file atomically: readers find the old text or the new one, even after a power cut."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
@@ -24,7 +24,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that is appended to; lines that a crash has torn are left out."""
+    """The objects of a JSON-lines file that is appended to; incomplete lines (after a crash) are left out."""
     if not path.is_file():
         return []
     rows = []
@@ -39,17 +39,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none that can be read."""
+    """A JSON file's object; empty if it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder as long as this process makes its run.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run's folder for this process.
 
     Raises:
         ValueError: another process holds it.

@@ -1,4 +1,4 @@
-"""What the world does to a run (full disks, dead processes), told in one sentence with the way on."""
+"""Messages for errors from outside (full disks, dead processes), with a remedy."""
 
 import errno
 import re
@@ -9,27 +9,27 @@ GO_ON = "Then the same command goes on from the last checkpoint, or begins anew 
 
 
 def sentence(error: BaseException) -> str | None:
-    """A sentence for an error that is nobody's mistake in the configuration; None for all others."""
+    """A message for an error that the configuration did not cause; None for all others."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError) or "out of memory" in text.lower():
         remedy = "Lower max_tokens_per_microbatch or data.batch_size, or use model.checkpointing=true"
         return f"memory ran out ({text}). {remedy}. {GO_ON}."
     if re.search(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos", text):
         closed = re.search(r"Permission denied|Read-only", text)
-        remedy = "Look at output_dir, and at who may write there" if closed else "Make room, or choose another output_dir"
+        remedy = "Look at output_dir, and at its permissions" if closed else "Make room, or choose another output_dir"
         return f"a checkpoint could not be written ({text}). {remedy}. {GO_ON}."
-    if "wandb" in (type(error).__module__.split(".")[0], *came_through(error)):
+    if "wandb" in (type(error).__module__.split(".")[0], *packages_in_traceback(error)):
         return f"W&B does not answer any more ({text}). {GO_ON}; logger=none does without W&B."
     if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:
         return f"another process of this run is gone ({text}). {GO_ON}."
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        remedy = "Make room, or choose another output_dir" if full else "Look at output_dir, and at who may write there"
+        remedy = "Make room, or choose another output_dir" if full else "Look at output_dir, and at its permissions"
         return f"a file could not be written or read ({text}). {remedy}. {GO_ON}."
     return None
 
 
-def came_through(error: BaseException) -> set[str]:
-    """Names of the folders, packages among them, of the code that an error was raised in."""
+def packages_in_traceback(error: BaseException) -> set[str]:
+    """Names of folders and packages in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     return {part for frame in frames for part in Path(frame.filename).parts[:-1]}

@@ -1,4 +1,4 @@
-"""Means and totals of a step, gathered on the device and reduced over all devices in one call; and the run's ledger."""
+"""StepMetrics: means and totals of a step, reduced over devices in one call. Ledger: the costs of a run."""
 
 import time
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ class StepMetrics:
         self.totals: dict[str, Tensor] = {}
 
     def mean(self, name: str, values: Tensor, where: Tensor | None = None) -> None:
-        """Add values of any shape to a mean; `where` (same shape, boolean) says which ones."""
+        """Add values of any shape to a mean; `where` (same shape, boolean) selects them."""
         values = _wide(values.to(self.device))
         where = torch.ones_like(values) if where is None else _wide(where)
         self.sums[name] = self.sums.get(name, 0.0) + torch.where(where > 0, values, 0.0).sum()
@@ -45,7 +45,7 @@ class StepMetrics:
 
 
 class Ledger:
-    """What a run has cost so far: tokens and FLOPs over all devices, and this process's seconds by part of a step."""
+    """The costs of a run so far: tokens and FLOPs over all devices, and this process's seconds by part of a step."""
 
     def __init__(self) -> None:
         self.tokens: Counter[str] = Counter()
@@ -54,7 +54,7 @@ class Ledger:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Charge the time spent inside to a part; waits for the GPU, so that the right part pays."""
+        """Add the time spent inside to a part; waits for the GPU."""
         begun = time.perf_counter()
         try:
             yield
@@ -78,11 +78,11 @@ class Ledger:
         return tokens | {"flops": float(sum(self.flops.values())), "seconds": training} | parts
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """For the checkpoint and for ledger.json."""
+        """The costs, for the checkpoint and for ledger.json."""
         return {"tokens": dict(self.tokens), "flops": dict(self.flops), "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
-        """Go on from a checkpoint; seconds add up over interruptions."""
+        """Restore from a checkpoint; seconds add up over interruptions."""
         self.tokens = Counter({name: int(n) for name, n in state["tokens"].items()})
         self.flops = Counter({name: int(n) for name, n in state["flops"].items()})
         self.seconds = defaultdict(float, state["seconds"])

@@ -1,4 +1,4 @@
-"""Secrets (keys, passwords, access tokens) never reach a file, a log or a dashboard."""
+"""Secrets: keeps keys, passwords and access tokens out of files, logs and dashboards."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def is_secret(name: str) -> bool:
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """A copy without secrets: no text under the name of one, and no value of an environment variable with such a name."""
+    """A copy without secrets: texts under such a name, and values of environment variables with such a name, are masked."""
     if isinstance(value, dict):
         return {key: redacted(part, str(key)) for key, part in value.items()}
     if isinstance(value, list):
@@ -28,6 +28,6 @@ def redacted(value: Any, name: str = "") -> Any:
         return value
     if is_secret(name):
         return MASK
-    for known in (v for n, v in os.environ.items() if is_secret(n) and len(v) >= 8):
-        value = value.replace(known, MASK)
+    for secret in (v for n, v in os.environ.items() if is_secret(n) and len(v) >= 8):
+        value = value.replace(secret, MASK)
     return value

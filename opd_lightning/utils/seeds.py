@@ -1,4 +1,4 @@
-"""Randomness is derived, not stored: any draw of a run follows from the run's seed and where in the run it happens."""
+"""Seeds: every draw of a run is derived from the run's seed and its place in the run; no random state is stored."""
 
 import hashlib
 from collections.abc import Iterator
