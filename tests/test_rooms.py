@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "opd_lightning"
 FLOORS = [
     ["types", "utils"],
     ["contracts", "config"],
-    ["data", "losses", "generation", "environments", "runs"],
+    ["data", "losses", "environments", "runs"],
     ["models", "rollout"],
+    ["generation"],
     ["teachers", "tasks"],
     ["step", "evaluation", "toy"],
     ["module", "callbacks", "preflight", "reporting"],
