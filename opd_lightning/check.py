@@ -21,6 +21,7 @@ from opd_lightning.config.overrides import explain, unwritable
 from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
 from opd_lightning.utils.secrets import redacted
@@ -66,6 +67,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         return found
     made = components[0]
     attempt("models", lambda: models(made))
+    attempt("weights", lambda: weights(made))
     attempt("data", lambda: data(made, cfg))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))

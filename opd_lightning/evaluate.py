@@ -21,6 +21,7 @@ from opd_lightning.config.overrides import explain
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.models.files import check_words
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -34,6 +35,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     tokenizer, task = model.tokenizer(), build(cfg.task)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(model.model(), cfg.logits_chunk_size).to(device)
+    check_words(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
     student.verify_head(f"model.path={model.path}")
     renderer = ChatRenderer(tokenizer, model.template_options)
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)

@@ -33,6 +33,7 @@ from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, settled, verifier
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import is_finished, is_worker, read_status, steps_of, write_status
@@ -133,7 +134,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
+    for warning in settled(chain(models(parts), weights(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
