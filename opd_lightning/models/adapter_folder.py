@@ -106,8 +106,8 @@ def merge(lm: PreTrainedModel, place: str, name: str) -> PreTrainedModel:
         reason = next((line for line in str(error).splitlines() if "size mismatch" in line), str(error))
         reason = " ".join(reason.split())[:200]
         raise FolderError(
-            f"{name}: PEFT cannot merge this adapter into {lm.config.name_or_path} ({reason}); give the base that it was trained "
-            "on, or merge it with the tool that made it."
+            f"{name}: PEFT cannot merge this adapter into {lm.config.name_or_path} ({reason}); give the base that it was "
+            "trained on, or merge it with the tool that made it."
         ) from error
     if lm.get_input_embeddings().weight is not lm.get_output_embeddings().weight and merged.all_tied_weights_keys:
         untie(merged, name)

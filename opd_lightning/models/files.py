@@ -104,9 +104,7 @@ def no_weights(folder: Path) -> str:
     inside = sorted(path.parent.name for file in WEIGHTS for path in folder.glob(f"*/{file}"))
     if inside:
         return f"give the folder inside it that has them, such as {folder.name}/{inside[-1]}."
-    other = sorted(
-        path.name for pattern in ("*.gguf", "*.pth", "*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern)
-    )
+    other = sorted(path.name for path in folder.iterdir() if path.suffix in (".gguf", ".pth", ".safetensors", ".bin", ".pt"))
     if other:
         return f"it has {other[0]}; convert that with the tool it comes from, or rename it if it is what it should be."
     return "download the rest, or give another folder."

@@ -19,8 +19,8 @@ Reader = Callable[[dict[str, str] | None], tuple[PreTrainedModel, dict[str, Any]
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put into names wherever they wrap."""
 
-LEADING = ("module.", "_forward_module.", "student.", "lm.", "pretrained_model.", "base_model.model.", "language_model.")
-LEADING += ("llm.", "model.language_model.")
+LEADING: tuple[str, ...] = ("module.", "_forward_module.", "student.", "lm.", "llm.", "pretrained_model.")
+LEADING += ("base_model.model.", "language_model.", "model.language_model.")
 """What DDP, DeepSpeed, this package, TRL, PEFT and vision models put before names; of the last, "model." stays."""
 
 ELSEWHERE = re.compile(
@@ -43,8 +43,10 @@ def load(place: str, name: str, dtype: torch.dtype, attention: str) -> PreTraine
     if Path(place).is_dir():
         headers(weight_files(place, name), name)
 
+    auto: Any = AutoModelForCausalLM
+
     def read(mapping: dict[str, str] | None) -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModelForCausalLM.from_pretrained(
+        return auto.from_pretrained(
             place,
             dtype=dtype,
             attn_implementation=attention,
@@ -112,7 +114,8 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
                 model, info = read(stripped)
                 # transformers would put the prefixes back when it saves.
                 used: list[Any] = getattr(model, "_weight_conversions", None) or []
-                model._weight_conversions = [c for c in used if not set(stripped) & set(c.source_patterns)]
+                kept: Any = [change for change in used if not set(stripped) & set(change.source_patterns)]
+                model._weight_conversions = kept
         except RuntimeError as error:
             if failed := [line.split(" ")[0] for text in reports for line in text.splitlines() if "| CONVERSION" in line]:
                 raise FolderError(

@@ -101,7 +101,7 @@ class Pretrained:
             found = adapter_folder.is_adapter(locate(self.path))
         if self.base is not None and not found and not is_run(self.path):
             option = self.field.replace("path", "base")
-            raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); leave {option} out.")
+            raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
         return found
 
     def _place(self) -> str:

@@ -9,9 +9,8 @@ from opd_lightning.teachers.base import all_parts
 
 def weights(parts: Components) -> Iterator[Finding]:
     """Student and local teachers: is each weight in the folder, in the model's shape, and in whole files?"""
-    sources = {"student": parts.model} | {
-        name: part.source for name, part in all_parts(parts.teachers) if part.source is not None
-    }
+    teachers = {name: part.source for name, part in all_parts(parts.teachers) if part.source is not None}
+    sources = {"student": parts.model} | teachers
     for name, source in sources.items():
         try:
             said = source.preview()
