@@ -1,11 +1,13 @@
 """Adapters as folders: what PEFT, and the trainers on top of it, leave beside the model that they adapted."""
 
 import logging
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
@@ -92,14 +94,21 @@ def merge(lm: PreTrainedModel, place: str, name: str) -> PreTrainedModel:
         raise FolderError(f"{name} is an adapter, and peft is not installed; run `pip install peft`.") from error
     check(place, name)
     try:
-        config = PeftConfig.from_pretrained(place)
-        config.inference_mode = True
-        with torch.random.fork_rng(devices=[]):  # fresh factors are drawn, and then replaced
+        with (
+            warnings.catch_warnings(record=True) as told,
+            torch.random.fork_rng(devices=[]),
+        ):  # factors are drawn, then replaced
+            warnings.simplefilter("always")
+            config = PeftConfig.from_pretrained(place)
+            config.inference_mode = True
+            ends = lm.get_input_embeddings(), lm.get_output_embeddings()
             wrapped = get_peft_model(lm, config)
-        weights = {_plain(key): value for key, value in load_peft_weights(place, device="cpu").items()}
-        result = set_peft_model_state_dict(wrapped, weights)
-        check_names(wrapped, weights, result, name)
-        merged = wrapped.merge_and_unload(safe_merge=True)
+            if ends[0].weight is ends[1].weight and ends != (lm.get_input_embeddings(), lm.get_output_embeddings()):
+                untie(lm, ends[1], name)
+            weights = {_plain(key): value for key, value in load_peft_weights(place, device="cpu").items()}
+            result = set_peft_model_state_dict(wrapped, weights)
+            check_names(wrapped, weights, result, name)
+            merged = wrapped.merge_and_unload(safe_merge=True)
     except FolderError:
         raise
     except Exception as error:  # PEFT raises of every kind, by what the file holds
@@ -109,8 +118,10 @@ def merge(lm: PreTrainedModel, place: str, name: str) -> PreTrainedModel:
             f"{name}: PEFT cannot merge this adapter into {lm.config.name_or_path} ({reason}); give the base that it was "
             "trained on, or merge it with the tool that made it."
         ) from error
-    if lm.get_input_embeddings().weight is not lm.get_output_embeddings().weight and merged.all_tied_weights_keys:
-        untie(merged, name)
+    for warning in told:  # the others are about choices that were made when it was trained
+        ignored, found, _ = str(warning.message).partition(", this might")
+        if found and "Unexpected keyword arguments" in ignored:
+            log.warning(f"warning: {name}: another version of PEFT made this adapter; {ignored}: ignored.")
     return merged.requires_grad_(True).eval()
 
 
@@ -135,11 +146,13 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
         log.warning(f"warning: {name}: the adapter changes nothing, for all of its second factors are zero; was it trained?")
 
 
-def untie(lm: PreTrainedModel, name: str) -> None:
-    """The adapter has its own embedding or output layer, so the two are one no more; written down for saving."""
-    lm.config.get_text_config().tie_word_embeddings = lm.config.tie_word_embeddings = False
+def untie(lm: PreTrainedModel, head: nn.Module, name: str) -> None:
+    """An output layer of its own, for a model whose adapter changes the embedding or that layer alone; saved like that."""
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    config: Any = lm.config
+    config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     lm.all_tied_weights_keys = {}
-    log.warning(f"warning: {name}: the adapter trained the embedding or the output layer, which are no longer one.")
+    log.warning(f"warning: {name}: the adapter changes the embedding or the output layer, which are one no more.")
 
 
 def _plain(key: str) -> str:
