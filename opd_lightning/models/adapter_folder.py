@@ -131,8 +131,9 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
     Raises:
         FolderError: one did not.
     """
-    own = {key for key, p in wrapped.named_parameters() if "lora_" in key or ".modules_to_save." in key}
-    missing = {key.removeprefix("base_model.model.") for key in set(result.missing_keys) & own}
+    kinds = (getattr(wrapped.base_model, "prefix", "lora_"), ".modules_to_save.", "trainable_tokens_delta")
+    own = {key for key in result.missing_keys if any(kind in key for kind in kinds)}
+    missing = {key.removeprefix("base_model.model.") for key in own}
     unknown = {key.removeprefix("base_model.model.") for key in result.unexpected_keys}
     if missing or unknown:
         what = [f"missing: {some(missing)}"] if missing else []
@@ -148,7 +149,7 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
 
 def untie(lm: PreTrainedModel, head: nn.Module, name: str) -> None:
     """An output layer of its own, for a model whose adapter changes the embedding or that layer alone; saved like that."""
-    head.weight = nn.Parameter(head.weight.detach().clone())
+    head.weight = nn.Parameter(head.get_parameter("weight").detach().clone())
     config: Any = lm.config
     config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     lm.all_tied_weights_keys = {}

@@ -220,7 +220,7 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
             raise FolderError(
                 f"{name}: {key} has values that are not finite; download it again, or give an earlier checkpoint."
             )
-        if low == high == 0 and value.ndim > 1:
+        if low == high == 0 and value.ndim > 1 and not key.endswith("bias") and not ELSEWHERE.match(key):
             blank.add(key)
     if blank:
         yield f"{name}: {some(blank)}: nothing but zeros; where that is not meant, download it again."
