@@ -189,6 +189,15 @@ def test_known_prefixes_are_stripped_and_said(folder, tiny, tmp_path, kind, capl
     assert set(load_file(tmp_path / "saved" / FILE)) == set(load_file(Path(tiny) / FILE))
 
 
+def test_a_run_says_it_once_and_goes_on_under_the_models_own_names(folder, small, caplog):
+    renamed(PREFIXES["compiled"][1])(folder)
+    cfg = small("method=sft", f"model.path={folder}", "trainer.max_steps=1", "evaluation=none")
+    assert [f.text for f in examine(cfg, fast=True) if f.name == "student's weights" and f.state == "warn"]
+    with caplog.at_level(logging.WARNING):
+        state = torch.load(run(cfg) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert caplog.text.count("_orig_mod.") == 1 and not [key for key in state if "_orig_mod" in key]
+
+
 HARMLESS = {
     "old buffers": changed("model.layers.0.self_attn.rotary_emb.inv_freq", lambda _: torch.ones(4)),
     "tied twice": lambda folder: store(
@@ -311,6 +320,7 @@ KINDS = {
     "dora": {"use_dora": True},
     "rank-stabilised": {"use_rslora": True, "target_modules": ["q_proj", "v_proj"]},
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "a few words": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
     "embedding in full": {"modules_to_save": ["embed_tokens"]},
 }
 

@@ -94,10 +94,8 @@ def merge(lm: PreTrainedModel, place: str, name: str) -> PreTrainedModel:
         raise FolderError(f"{name} is an adapter, and peft is not installed; run `pip install peft`.") from error
     check(place, name)
     try:
-        with (
-            warnings.catch_warnings(record=True) as told,
-            torch.random.fork_rng(devices=[]),
-        ):  # factors are drawn, then replaced
+        # The factors of a fresh adapter are drawn, and then replaced.
+        with warnings.catch_warnings(record=True) as told, torch.random.fork_rng(devices=[]):
             warnings.simplefilter("always")
             config = PeftConfig.from_pretrained(place)
             config.inference_mode = True
@@ -132,7 +130,9 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
         FolderError: one did not.
     """
     kinds = (getattr(wrapped.base_model, "prefix", "lora_"), ".modules_to_save.", "trainable_tokens_delta")
-    own = {key for key in result.missing_keys if any(kind in key for kind in kinds)}
+    state = wrapped.state_dict()
+    given = {value.data_ptr() for key, value in state.items() if key not in result.missing_keys}  # tied ones are stored once
+    own = {key for key in result.missing_keys if any(kind in key for kind in kinds) and state[key].data_ptr() not in given}
     missing = {key.removeprefix("base_model.model.") for key in own}
     unknown = {key.removeprefix("base_model.model.") for key in result.unexpected_keys}
     if missing or unknown:

@@ -11,7 +11,15 @@ POINTER = b"version https://git-lfs"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """In the order in which transformers looks for them."""
 
-TEXTS = ("*.json", "merges.txt", "vocab.txt", "*.jinja", "tokenizer.model", "spiece.model")
+TEXTS: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+TEXTS += ("added_tokens.json", "vocab.json", "adapter_config.json", "chat_template.json", "chat_template.jinja")
+TEXTS += ("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 """What stands beside the weights and is read with them."""
 
 
@@ -28,8 +36,8 @@ def check_texts(folder: str | Path, name: str) -> None:
     Raises:
         FolderError: one is empty, cut, or the pointer that Git LFS leaves where it has not fetched a file.
     """
-    for pattern in TEXTS:
-        for path in sorted(Path(folder).glob(pattern)):
+    for path in (Path(folder) / file for file in TEXTS):
+        if path.is_file():
             check_whole(path, name)
             if path.suffix == ".json":
                 check_json(path, name)
@@ -50,7 +58,7 @@ def check_whole(path: Path, name: str) -> None:
 
 def check_json(path: Path, name: str) -> None:
     """The file holds a JSON value; of large ones only both ends are looked at."""
-    if path.stat().st_size < 2**20:
+    if path.stat().st_size < 2**16:
         read_json(path, name)
         return
     with path.open("rb") as file:

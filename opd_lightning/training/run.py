@@ -134,7 +134,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    for warning in settled(chain(models(parts), weights(parts), verifier(parts, 16), memory(parts, cfg))):
+    settled(weights(parts))  # what it warns of is said where they are loaded
+    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
