@@ -134,9 +134,9 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    settled(weights(parts))  # what it warns of is said where they are loaded
     for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
+    settled(weights(parts))  # what it warns of is said where they are loaded
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
     if checkpoint.exists() and before["digest"] != found["digest"]:
