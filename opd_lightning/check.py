@@ -22,6 +22,7 @@ from opd_lightning.preflight.checks import Finding, data, models, probe, prompts
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
 from opd_lightning.utils.secrets import redacted
@@ -67,6 +68,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         return findings
     made = components[0]
     attempt("models", lambda: models(made))
+    attempt("weights", lambda: weights(made))
     attempt("data", lambda: data(made, cfg))
     attempt("replies", lambda: replies(made))
     attempt("verifier", lambda: verifier(made))

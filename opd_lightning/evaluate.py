@@ -21,6 +21,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import explain
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.models.files import check_words
 from opd_lightning.runs.status import started
 
 
@@ -36,6 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     tokenizer = renderer.tokenizer
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(model.model(), cfg.logits_chunk_size).to(device)
+    check_words(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
     student.verify_head(f"model.path={model.path}")
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)

@@ -79,9 +79,7 @@ class VLLMGenerator:
         self.push(self.student.lm)
         return done
 
-    def write(
-        self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, version: int | None
-    ) -> list[Completion]:
+    def write(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, version: int | None) -> list[Completion]:
         """Completions by the weights that the engine has."""
         from vllm import TokensPrompt
 
@@ -186,7 +184,9 @@ def completion(output: Any, ends: Sequence[int], sampling: SamplingParams, versi
     """A completion out of vLLM's, with its end token."""
     ids = list(output.token_ids)
     if output.finish_reason == "stop" and (not ids or ids[-1] not in ends):
-        raise ValueError(f"vLLM stopped for another reason than an end token ({output.stop_reason}); take generator=transformers.")
+        raise ValueError(
+            f"vLLM stopped for another reason than an end token ({output.stop_reason}); take generator=transformers."
+        )
     logprobs = None
     if sampling.temperature > 0:
         logprobs = [float(known[token].logprob) for known, token in zip(output.logprobs, ids, strict=True)]
@@ -196,4 +196,6 @@ def completion(output: Any, ends: Sequence[int], sampling: SamplingParams, versi
 def shape(lm: PreTrainedModel) -> tuple[str, str]:
     """What two models must share for one engine to hold either."""
     config = lm.config.to_dict()
-    return type(lm).__name__, json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str, sort_keys=True)
+    return type(lm).__name__, json.dumps(
+        {k: v for k, v in config.items() if not k.startswith("_")}, default=str, sort_keys=True
+    )

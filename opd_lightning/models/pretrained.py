@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -21,7 +19,8 @@ from transformers import (
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
 from opd_lightning.data.renderer import ChatRenderer
-from opd_lightning.models import adapters, stand_in
+from opd_lightning.models import adapter_folder, adapters, loading, stand_in
+from opd_lightning.models.files import FolderError, check_texts
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Pretrained:
     """A causal language model and its tokenizer.
 
     Args:
-        path: a folder, a hub id, `pkg://package/folder`, or the folder of a finished run.
+        path: a folder, a hub id, `pkg://package/folder`, the folder of a finished run, or one with an adapter by PEFT.
         dtype: of the loaded weights, such as "float32" or "bfloat16".
         attention: transformers' `attn_implementation`.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
@@ -54,6 +53,7 @@ class Pretrained:
         checkpointing: recompute activations in the backward pass of training, for memory.
         stand_in: say that the path is a random model, see `stand_in.py`.
         field: of the configuration, to name in errors.
+        base: the model that an adapter at `path` is merged into, in place of the one that its adapter_config.json names.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Pretrained:
         field: str = "model.path",
         end_token: str | None = None,
         split_special_tokens: bool = True,
+        base: str | None = None,
     ):
         if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
             raise ValueError(f"model.dtype={dtype!r} is no torch dtype; choose float32 or bfloat16.")
@@ -79,19 +80,50 @@ class Pretrained:
         self.template_options, self.teacher = template_options or {}, teacher
         self.chat_template, self.checkpointing, self.field = chat_template, checkpointing, field
         self.end_token, self.split_special_tokens = end_token, split_special_tokens
+        self.base = base
 
     def model(self) -> PreTrainedModel:
         """Load the weights, in eval mode."""
         if is_run(self.path):
             return self._from_run()
+        if self.is_adapter():
+            return self._recomputing(adapter_folder.merge(self._base().model(), self._place(), self.name))
         with self._explained():
-            model = AutoModelForCausalLM.from_pretrained(
-                locate(self.path), dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
-            )
+            model = loading.load(self._place(), self.name, self.dtype, self.attention)
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         return self._recomputing(model.eval())
+
+    @property
+    def name(self) -> str:
+        """The field and its value, for errors."""
+        return f"{self.field}={self.path}"
+
+    def preview(self) -> list[str]:
+        """Whether the weights would load, from files' headers; returns what loading will warn of, raises ValueError."""
+        if self.is_adapter() and not is_run(self.path):
+            adapter_folder.check(self._place(), self.name)
+        if is_run(self.path) or self.is_adapter():
+            return self._base().preview()
+        with self._explained():
+            return loading.preview(self._place(), self.name)
+
+    def is_adapter(self) -> bool:
+        """Is an adapter by PEFT at the path, and no whole model?"""
+        with self._explained():
+            found = adapter_folder.is_adapter(locate(self.path))
+        if self.base is not None and not found and not is_run(self.path):
+            option = self.field.replace("path", "base")
+            raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
+        return found
+
+    def _place(self) -> str:
+        """The folder or hub id, whose configuration and tokenizer are whole."""
+        place = locate(self.path)
+        if Path(place).is_dir():
+            check_texts(place, self.name)
+        return place
 
     def _recomputing(self, model: PreTrainedModel) -> PreTrainedModel:
         """With activation checkpointing, if that is asked for."""
@@ -101,10 +133,9 @@ class Pretrained:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer; it must have an EOS token and a chat template, and borrows EOS as PAD if it has none."""
-        if is_run(self.path):
+        if self._borrows_tokenizer():
             return self._base().tokenizer()
-        with self._explained():
-            tokenizer = AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False)
+        tokenizer = self._read_tokenizer()
         if self.chat_template is not None:
             tokenizer.chat_template = self._template(self.chat_template)
         if tokenizer.eos_token_id is None:
@@ -120,7 +151,7 @@ class Pretrained:
 
     def renderer(self, today: datetime | None = None) -> ChatRenderer:
         """The tokenizer with its chat template; `today` is what a template with a date writes."""
-        end = self.end_token or (self._base().end_token if is_run(self.path) else None)
+        end = self.end_token or (self._base().end_token if is_run(self.path) or self.is_adapter() else None)
         return ChatRenderer(self.tokenizer(), self.template_options, end, self.split_special_tokens, today)
 
     @staticmethod
@@ -134,14 +165,21 @@ class Pretrained:
 
     def vocabulary(self) -> dict[str, int]:
         """The tokenizer's ids; asks for neither EOS nor chat template."""
-        if is_run(self.path):
-            return self._base().vocabulary()
+        return self._base().vocabulary() if self._borrows_tokenizer() else self._read_tokenizer().get_vocab()
+
+    def _borrows_tokenizer(self) -> bool:
+        """Is the tokenizer that of what these weights started from?"""
+        return is_run(self.path) or (self.is_adapter() and not adapter_folder.has_tokenizer(locate(self.path)))
+
+    def _read_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer at the path, as it is."""
+        config = self._base().config() if self.is_adapter() else None
         with self._explained():
-            return AutoTokenizer.from_pretrained(locate(self.path), trust_remote_code=False).get_vocab()
+            return AutoTokenizer.from_pretrained(self._place(), config=config, trust_remote_code=False)
 
     def generation_ends(self) -> list[int] | None:
         """The ids at which the model's own generation config stops; None where it has none."""
-        if is_run(self.path):
+        if is_run(self.path) or self.is_adapter():
             return self._base().generation_ends()
         try:
             ends = GenerationConfig.from_pretrained(locate(self.path)).eos_token_id
@@ -159,14 +197,14 @@ class Pretrained:
 
     def config(self) -> PretrainedConfig:
         """The text model's configuration; no weights are loaded."""
-        if is_run(self.path):
+        if is_run(self.path) or self.is_adapter():
             return self._base().config()
         with self._explained():
-            return AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False).get_text_config()
+            return AutoConfig.from_pretrained(self._place(), trust_remote_code=False).get_text_config()
 
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
-        return [self.path, *(self._base().lineage() if is_run(self.path) else [])]
+        return [self.path, *(self._base().lineage() if is_run(self.path) or self.is_adapter() else [])]
 
     def training_flops(self) -> int | None:
         """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them.
@@ -184,13 +222,19 @@ class Pretrained:
         return self._base() if is_run(self.path) else self
 
     def _base(self) -> "Pretrained":
-        """What the run at `path` started from."""
-        start = read_run(self.path)["model"]
-        dtype, template = str(self.dtype).removeprefix("torch."), self.chat_template or start.get("chat_template")
-        end = self.end_token or start.get("end_token")
-        made = Pretrained(start["path"], dtype, self.attention, self.template_options, None, template, self.checkpointing)
-        made.field, made.end_token, made.split_special_tokens = self.field, end, self.split_special_tokens
-        return made
+        """What the run or the adapter at `path` started from."""
+        dtype, field, end = str(self.dtype).removeprefix("torch."), self.field, self.end_token
+        if is_run(self.path):
+            start = read_run(self.path)["model"]
+            path, base, template = start["path"], start.get("base"), self.chat_template or start.get("chat_template")
+            end = end or start.get("end_token")
+        else:
+            option = self.field.replace("path", "base")
+            path = adapter_folder.base_of(locate(self.path), self.base, self.name, option)
+            base, template, field = None, self.chat_template, f"{self.name}, an adapter: {option}"
+        given = (self.template_options, None, template, self.checkpointing)
+        ends = {"end_token": end, "split_special_tokens": self.split_special_tokens}
+        return Pretrained(path, dtype, self.attention, *given, field=field, base=base, **ends)  # type: ignore[arg-type]
 
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into what it adapts."""
@@ -207,7 +251,7 @@ class Pretrained:
         return student.lm if adapter is None else self._recomputing(adapters.merged(student.lm))
 
     def _explained(self):
-        return _Explained(f"{self.field}={self.path} could not be loaded; give a folder, a hub id or the folder of a run")
+        return _Explained(f"{self.name} could not be loaded; give a folder, a hub id or the folder of a run")
 
 
 class _Explained:
@@ -220,5 +264,9 @@ class _Explained:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, (OSError, ValueError, pickle.UnpicklingError)):
-            raise ValueError(f"{self.sentence} ({str(error).strip().splitlines()[0]})") from error
+        # Damaged files raise of every kind; a memory that is full is no fault of theirs, and FolderError is a sentence.
+        if not isinstance(error, Exception) or isinstance(error, (FolderError, MemoryError)) or "out of memory" in str(error):
+            return
+        text = str(error).strip().splitlines() or [""]
+        what = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{self.sentence} ({what}{text[0]})") from error

@@ -144,9 +144,10 @@ def external(
     attention: str = "sdpa",
     context: NoContext | None = None,
     field: str = "teacher.path",
+    base: str | None = None,
 ) -> LocalTeacher:
-    """Another model with the same tokenizer."""
-    return LocalTeacher(External(path, dtype, attention, field), context)
+    """Another model with the same tokenizer; see `weights.External`."""
+    return LocalTeacher(External(path, dtype, attention, field, base), context)
 
 
 def frozen(context: NoContext | None = None) -> LocalTeacher:

@@ -34,6 +34,7 @@ from opd_lightning.preflight.checks import models, raise_on_failures, verifier
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import is_finished, is_worker, read_status, steps_of, write_status
@@ -136,6 +137,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     notes = parts.preflight()
     for warning in raise_on_failures(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
+    settled(weights(parts))  # what it warns of is said where they are loaded
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
     if checkpoint.exists() and before["digest"] != notes["digest"]:

@@ -16,7 +16,7 @@ class External(Weights):
     """Another model with the same tokenizer.
 
     Args:
-        path, dtype, attention: as for `Pretrained`.
+        path, dtype, attention, base: as for `Pretrained`.
         field: of the configuration, to name in errors.
     """
 
@@ -24,8 +24,15 @@ class External(Weights):
     frozen = True
     source: Pretrained
 
-    def __init__(self, path: str, dtype: str = "float32", attention: str = "sdpa", field: str = "teacher.path"):
-        self.source, self.field = Pretrained(path, dtype, attention, field=field), field
+    def __init__(
+        self,
+        path: str,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        field: str = "teacher.path",
+        base: str | None = None,
+    ):
+        self.source, self.field = Pretrained(path, dtype, attention, field=field, base=base), field
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Before anything is loaded; raises ValueError if the tokenizer is another one than the student's."""

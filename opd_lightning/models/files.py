@@ -1,0 +1,188 @@
+"""Files of a model folder: are they whole? Names and shapes of its weights are read without loading any."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+POINTER = b"version https://git-lfs"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""In the order in which transformers looks for them."""
+
+TEXTS: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+TEXTS += ("added_tokens.json", "vocab.json", "adapter_config.json", "chat_template.json", "chat_template.jinja")
+TEXTS += ("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+"""What stands beside the weights and is read with them."""
+
+
+class FolderError(ValueError):
+    """A model folder does not hold what it should; the sentence names the field."""
+
+
+def check_texts(folder: str | Path, name: str) -> None:
+    """Configuration and tokenizer files are there as they were written.
+
+    Args:
+        name: the field and its value, for the error.
+
+    Raises:
+        FolderError: one is empty, cut, or the pointer that Git LFS leaves where it has not fetched a file.
+    """
+    for path in (Path(folder) / file for file in TEXTS):
+        if path.is_file():
+            check_whole(path, name)
+            if path.suffix == ".json":
+                check_json(path, name)
+
+
+def check_whole(path: Path, name: str) -> None:
+    """The file is neither empty nor a pointer of Git LFS."""
+    with path.open("rb") as file:
+        head = file.read(len(POINTER))
+    if head == POINTER:
+        raise FolderError(
+            f"{name}: {path.name} is a pointer of Git LFS and not the file itself; run `git lfs pull` in that folder, or "
+            "download it again."
+        )
+    if not head:
+        raise FolderError(f"{name}: {path.name} is empty; download it again.")
+
+
+def check_json(path: Path, name: str) -> None:
+    """The file holds a JSON value; of large ones only both ends are looked at."""
+    if path.stat().st_size < 2**16:
+        read_json(path, name)
+        return
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+        file.seek(-64, 2)
+        tail = file.read().rstrip()
+    if head[:1] not in (b"{", b"[") or tail[-1:] not in (b"}", b"]"):
+        raise FolderError(f"{name}: {path.name} is cut off or no JSON; download it again.")
+
+
+def read_json(path: Path, name: str) -> Any:
+    """The value in a file; raises FolderError where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise FolderError(f"{name}: {path.name} is cut off or no JSON ({error}); download it again.") from error
+
+
+def weight_files(folder: str | Path, name: str) -> list[Path]:
+    """The files that transformers would read the weights from, all of them whole; none where it looks elsewhere.
+
+    Raises:
+        FolderError: there are no weights, a part is missing, or a file is empty, cut or a pointer.
+    """
+    folder = Path(folder)
+    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if found is None:
+        config = read_json(folder / "config.json", name) if (folder / "config.json").is_file() else {}
+        if "transformers_weights" in config or next(folder.rglob("*.distcp"), None):
+            return []
+        raise FolderError(f"{name} has no weights (model.safetensors or pytorch_model.bin); {no_weights(folder)}")
+    check_whole(found, name)
+    if found.suffix != ".json":
+        return [found]
+    index = read_json(found, name)
+    parts = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
+    if not parts:
+        raise FolderError(f"{name}: {found.name} lists no files (weight_map); download it again.")
+    if missing := [part for part in parts if not (folder / part).is_file()]:
+        raise FolderError(
+            f"{name}: {len(missing)} of the {len(parts)} files that {found.name} lists are missing, {missing[0]} first; "
+            "download the rest."
+        )
+    for part in parts:
+        check_whole(folder / part, name)
+    return [folder / part for part in parts]
+
+
+def no_weights(folder: Path) -> str:
+    """What to do with a folder without weights."""
+    inside = sorted(path.parent.name for file in WEIGHTS for path in folder.glob(f"*/{file}"))
+    if inside:
+        return f"give the folder inside it that has them, such as {folder.name}/{inside[-1]}."
+    other = sorted(path.name for path in folder.iterdir() if path.suffix in (".gguf", ".pth", ".safetensors", ".bin", ".pt"))
+    if other:
+        return f"it has {other[0]}; convert that with the tool it comes from, or rename it if it is what it should be."
+    return "download the rest, or give another folder."
+
+
+def headers(files: list[Path], name: str) -> dict[str, torch.Size]:
+    """Names and shapes of all weights; their values are not read.
+
+    Raises:
+        FolderError: a file is cut or of another kind.
+    """
+    found: dict[str, torch.Size] = {}
+    for path in files:
+        found |= safetensors_header(path, name) if path.suffix == ".safetensors" else pickle_header(path, name)
+    return found
+
+
+def safetensors_header(path: Path, name: str) -> dict[str, torch.Size]:
+    """Names and shapes in a safetensors file, whose length must be what its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        text = file.read(length) if 0 < length <= 2**27 else b""
+    try:
+        if length > size - 8 and text[:1] == b"{":
+            raise FolderError(f"{name}: {path.name} is cut off inside its header; download it again.")
+        entries = {key: entry for key, entry in json.loads(text).items() if key != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        shapes = {key: torch.Size(entry["shape"]) for key, entry in entries.items()}
+    except FolderError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise FolderError(f"{name}: {path.name} is no safetensors file (its header is damaged); download it again.") from error
+    if size < end:
+        raise FolderError(f"{name}: {path.name} is cut off, {size:,} bytes of {end:,}; download it again.")
+    return shapes
+
+
+def pickle_header(path: Path, name: str) -> dict[str, torch.Size]:
+    """Names and shapes in a file of torch.save."""
+    try:
+        try:
+            state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        except RuntimeError:  # files older than torch 1.6 cannot be mapped
+            state = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # damaged files raise whatever pickle and zip come to
+        reason = " ".join(str(error).split())[:120]
+        raise FolderError(
+            f"{name}: {path.name} is damaged, or holds more than tensors ({type(error).__name__}: {reason}); download it "
+            "again, or save the model anew as safetensors."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        held = sorted(map(str, state))[:3] if isinstance(state, dict) else [type(state).__name__]
+        raise FolderError(
+            f"{name}: {path.name} is no state dict of tensors (it holds {', '.join(held)}); save the model's own weights "
+            "with save_pretrained."
+        )
+    return {key: value.shape for key, value in state.items()}
+
+
+def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
+    """Every word of a tokenizer has a row in its model's embedding.
+
+    Raises:
+        FolderError: one has none, for the tokenizer is another version's.
+    """
+    outside = [word for word, i in vocabulary.items() if i >= rows]
+    if outside:
+        raise FolderError(
+            f"{name}: its tokenizer has {len(vocabulary)} words and the model knows {rows}, {outside[0]!r} is unknown to it; "
+            "give the tokenizer of the model's own version, or a model for all of its words."
+        )

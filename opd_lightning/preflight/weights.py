@@ -1,0 +1,22 @@
+"""Do the models' weights fit their configurations? Read from the files' headers; nothing is loaded."""
+
+from collections.abc import Iterator
+
+from opd_lightning.preflight.checks import Finding
+from opd_lightning.preflight.components import Components
+from opd_lightning.teachers.base import all_parts
+
+
+def weights(parts: Components) -> Iterator[Finding]:
+    """Student and local teachers: is each weight in the folder, in the model's shape, and in whole files?"""
+    teachers = {name: part.source for name, part in all_parts(parts.teachers) if part.source is not None}
+    sources = {"student": parts.model} | teachers
+    for name, source in sources.items():
+        try:
+            said = source.preview()
+        except ValueError as error:
+            yield Finding(f"{name}'s weights", "fail", str(error))
+            continue
+        yield from (Finding(f"{name}'s weights", "warn", sentence) for sentence in said)
+        if not said:
+            yield Finding(f"{name}'s weights", "pass", f"{source.path}: files and names are what config.json says")
