@@ -42,7 +42,7 @@ class Probe:
         if not difference <= self.bound:
             raise ValueError(
                 f"the engine's log-probabilities differ by {difference:.3f} nats per token from the student's "
-                f"({self.field}={self.bound}): its weights are not those of the last update, or it computes the model otherwise. "
-                "Take generator=transformers, give the engine the student's dtype, or raise the bound if the difference is known."
+                f"({self.field}={self.bound}): its weights are not those of the last update, or it computes the model "
+                "otherwise. Take generator=transformers, give the engine the student's dtype, or raise the bound."
             )
         return difference

@@ -16,10 +16,10 @@ def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     device has to take part, for spread weights are gathered.
     """
     changes = dense(lm)
-    for name, value in lm.state_dict().items():
-        if ".lora_" in name:
+    for key, value in lm.state_dict().items():
+        if ".lora_" in key:
             continue
-        name = name.replace(".base_layer.", ".")
+        name = key.replace(".base_layer.", ".")
         layer, _, kind = name.rpartition(".")
         whole = full_tensor(value.detach())
         if kind == "weight" and layer in changes:

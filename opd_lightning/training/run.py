@@ -137,7 +137,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     notes = parts.preflight()
     for warning in raise_on_failures(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
-    settled(weights(parts))  # what it warns of is said where they are loaded
+    raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
     if checkpoint.exists() and before["digest"] != notes["digest"]:
