@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.losses.closed_form import top_agreement
-from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs
+from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs, log_rest
 
 
 @torch.no_grad()
@@ -48,8 +48,7 @@ def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
     top, chosen = target.ids, target.logprobs
     mine = log_s.gather(-1, top)
     log_t = torch.cat([chosen, target.rest(top)], -1)
-    rest = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    coarse = torch.cat([mine, rest], -1)
+    coarse = torch.cat([mine, log_rest(log_s, top)], -1)
     found = {
         "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
         "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),

@@ -18,6 +18,16 @@ def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
 
 
+def log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
+    """Log of the probability [n, 1] outside of the tokens ids [n, k], from log-probabilities [n, V]; -inf where there is none."""
+    others = log_p.scatter(-1, ids, -torch.inf)
+    empty = others.detach().amax(-1, keepdim=True) == -torch.inf
+    if not empty.any():
+        return others.logsumexp(-1, keepdim=True)
+    # The gradient of logsumexp over nothing is NaN, even where nobody reads its value.
+    return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
+
+
 @dataclass(frozen=True)
 class FullLogits:
     """Logits [n, V] of the whole vocabulary."""
@@ -62,7 +72,7 @@ class FullLogProbs:
 
     def rest(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the tokens ids [n, k]."""
-        return self.log_p.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        return log_rest(self.log_p, ids)
 
 
 @dataclass(frozen=True)
