@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
+from opd_lightning.utils.vocabulary import Words
 
 Provides = Literal["full", "topk", "sampled"]
 """What a teacher can say of a token: the whole vocabulary, its k most probable tokens, the written token's log-probability."""
@@ -83,6 +84,11 @@ class Renderer(Protocol):
     tokenizer: Any
     template_options: dict[str, Any]
 
+    @property
+    def words(self) -> Words | None:
+        """The ids that are words of the tokenizer; None takes every row of the model's output layer for one."""
+        ...
+
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat up to where the assistant's reply begins."""
         ...
@@ -129,9 +135,11 @@ class Target(Protocol):
 
     Attributes:
         valid [n]: False where the teacher has nothing to say of a token; None where it always has.
+        shared: the ids that the target covers where the student has more; None where it covers all of the student's.
     """
 
     valid: Tensor | None
+    shared: Words | None
 
     def take(self, index: Tensor | slice) -> Self:
         """The rows at an index."""
@@ -150,7 +158,7 @@ class TeacherScores(Protocol):
     """What a teacher says of N packed tokens, kept small until a chunk is needed.
 
     Attributes:
-        vocabulary: V.
+        vocabulary: V. A teacher that lacks ids below V names them in a tuple `absent`.
         valid [N]: has the token a target? None where all have.
         cost: of reading, without logits.
         metrics: numbers [B] per sample to log, by name.

@@ -33,9 +33,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = Student(model.model(), cfg.logits_chunk_size).to(device)
-    student.verify_head(f"model.path={model.path}")
     renderer = ChatRenderer(tokenizer, model.template_options)
+    student = Student(model.model(), cfg.logits_chunk_size, renderer.words).to(device)
+    student.verify_head(f"model.path={model.path}")
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
         if teacher.frozen:
             teacher.check_tokenizer(tokenizer)
             # A teacher that is the student's start model is what the run started from, not what it became.
-            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size).to(device), renderer)
+            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.words).to(device), renderer)
             teachers["teacher"] = teacher
     offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
     suite = [build(node, **offers) for node in cfg.evaluation.suite.values() if node is not None]

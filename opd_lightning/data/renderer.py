@@ -1,12 +1,14 @@
 """Rendering: token ids of a chat, through the model's own chat template, and of the replies in it."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.types import Messages, Rendered
+from opd_lightning.utils.vocabulary import Words
 
 
 class ChatRenderer:
@@ -19,6 +21,11 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_options: dict | None = None):
         self.tokenizer, self.template_options = tokenizer, template_options or {}
+
+    @cached_property
+    def words(self) -> Words:
+        """The ids that are words of the tokenizer."""
+        return Words.of(self.tokenizer.get_vocab())
 
     def with_options(self, template_options: dict | None) -> "ChatRenderer":
         """The same tokenizer with other options for its template."""

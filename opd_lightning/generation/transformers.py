@@ -19,6 +19,7 @@ from transformers import (
 
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
+from opd_lightning.utils.vocabulary import Words
 
 
 class TransformersGenerator:
@@ -29,7 +30,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.words = tokenizer, Words.of(tokenizer.get_vocab())
         self.student: Any = None
         self.version: int | None = None
 
@@ -37,7 +38,7 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            done = decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id)
+            done = decode(lm, ids, sampling, eos_ids(lm, self.tokenizer), self.tokenizer.pad_token_id, self.words)
         return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
 
     def update_weights(self, student: Any, version: int | None) -> None:
@@ -55,6 +56,16 @@ def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
     chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
     chosen += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     return chosen + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
+
+
+class OnlyWords(LogitsProcessor):
+    """Leaves out the rows behind the tokenizer's last word, which pad the output layer, and ids without a word."""
+
+    def __init__(self, words: Words):
+        self.words = words
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.words.cut(scores)
 
 
 class _Recorder(LogitsProcessor):
@@ -94,11 +105,19 @@ def eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 @torch.no_grad()
 def decode(
-    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, eos: Sequence[int], pad: int
+    lm: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    eos: Sequence[int],
+    pad: int,
+    words: Words | None = None,
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
     The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
+
+    Args:
+        words: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes silent garbage"
     device = lm.device
@@ -111,7 +130,8 @@ def decode(
     greedy = sampling.temperature == 0
     recorder = _Recorder(longest)
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if greedy else [*warpers(sampling), recorder])
+    processors = LogitsProcessorList([] if words is None else [OnlyWords(words)])
+    processors += [] if greedy else [*warpers(sampling), recorder]
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
