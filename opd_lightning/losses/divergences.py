@@ -64,30 +64,6 @@ class _JensenShannon(torch.autograd.Function):
         ), None
 
 
-class _SkewKL(torch.autograd.Function):
-    """P (log P - log M) with M = alpha P + (1 - alpha) Q, and 0 (and gradient 0) where P is 0.
-
-    Its derivatives are P (log P - log M) + P - alpha P^2 / M and -(1 - alpha) P Q / M; alpha P / M + (1 - alpha) Q / M = 1.
-    """
-
-    @staticmethod
-    def forward(ctx, log_p, log_q, alpha):
-        p = log_p.exp()
-        over_p, over_q = _mixture_over(log_p, log_q, 1 - alpha)
-        pull = over_q.neg_().exp_().mul_(1 - alpha).mul_(p).masked_fill_(p == 0, 0.0)
-        entries = over_p.mul_(p).neg_().masked_fill_(p == 0, 0.0)
-        ctx.save_for_backward(entries, pull)
-        return entries.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        entries, pull = ctx.saved_tensors
-        on_p = torch.add(entries, pull).mul_(slope) if ctx.needs_input_grad[0] else None
-        on_q = torch.mul(pull, slope).neg_() if ctx.needs_input_grad[1] else None
-        return on_p, on_q, None
-
-
 def largest_ratio(dtype: torch.dtype) -> float:
     """The largest log-ratio of probabilities that expm1 takes; beyond it the smaller one is 0 beside the other."""
     return 0.98 * math.log(torch.finfo(dtype).max)
@@ -105,6 +81,16 @@ def _mixture_over(log_a: Tensor, log_b: Tensor, share: float) -> tuple[Tensor, T
         return over_a, over_a - ratio
     over_b = torch.expm1(-ratio).mul_(1 - share).log1p_()
     return over_b + ratio, over_b
+
+
+def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b); large and negative in place of -inf, for the gradient of logaddexp is NaN there."""
+    one, other = log_a + math.log(share), log_b + math.log1p(-share)
+    mixed = torch.logaddexp(one, other)
+    if mixed.detach().amin() != -torch.inf:
+        return mixed
+    absent = mixed.detach() == -torch.inf
+    return torch.logaddexp(one, other.masked_fill(absent, torch.finfo(mixed.dtype).min / 4))
 
 
 def forward_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -149,7 +135,7 @@ def skew_forward_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
         ValueError: alpha outside [0, 1).
     """
     _check_skew(alpha)
-    return forward_kl(log_s, log_t) if alpha == 0.0 else _SkewKL.apply(log_t, log_s, alpha)
+    return forward_kl(log_s, log_t) if alpha == 0.0 else _plogp_ratio(log_t, _mixture(log_t, log_s, alpha))
 
 
 def skew_reverse_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
@@ -161,7 +147,7 @@ def skew_reverse_kl(log_s: Tensor, log_t: Tensor, alpha: float = 0.1) -> Tensor:
         ValueError: alpha outside [0, 1).
     """
     _check_skew(alpha)
-    return reverse_kl(log_s, log_t) if alpha == 0.0 else _SkewKL.apply(log_s, log_t, alpha)
+    return reverse_kl(log_s, log_t) if alpha == 0.0 else _plogp_ratio(log_s, _mixture(log_s, log_t, alpha))
 
 
 def _check_skew(alpha: float) -> None:

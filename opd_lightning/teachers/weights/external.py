@@ -36,8 +36,7 @@ class External(Weights):
         it says nothing, see `losses.shared`.
 
         Raises:
-            ValueError: an id means different tokens, the two have little in common, or the teacher's output layer is too
-                small for its own words.
+            ValueError: an id means different tokens, or the two have little in common.
         """
         name, found = f"{self.field}={self.source.path}", overlap(tokenizer.get_vocab(), self.source.vocabulary())
         if found.unlike or found.shared.count * 2 < max(found.shared.count + len(found.mine), 1):
@@ -46,21 +45,25 @@ class External(Weights):
                 f"{name} has another tokenizer than the student ({why}), so token ids would mean different texts; choose a "
                 "teacher of the student's family."
             )
-        if self.source.words() < found.shared.size:
-            raise ValueError(
-                f"{name} has {self.source.words()} rows of logits, and its tokenizer knows the student's {found.shared.size} "
-                "words: not all words can be read or compared; give the teacher's own tokenizer, or choose another teacher."
-            )
         self.overlap = found
         self.words = found.shared if found.mine else None
 
     def setup(self, student: Student) -> None:
-        """Load the weights next to the student's; its distributions are over the words that both have."""
+        """Load the weights next to the student's; its distributions are over the words that both have.
+
+        Raises:
+            ValueError: the teacher's output layer is too small for these words.
+        """
         super().setup(student)
-        lm = self.source.model()
-        shared = Words(min(lm.get_output_embeddings().weight.shape[0], student.head.known.size))
+        rows, shared = self.source.words(), student.head.known
         if self.overlap is not None:
             shared = shared.meet([self.overlap.shared])
+            if rows < shared.size:
+                raise ValueError(
+                    f"{self.field}={self.source.path} has {rows} rows of logits, and its tokenizer knows {shared.size} of the "
+                    "student's words: not all of them can be read or compared; give it its own tokenizer, or choose another."
+                )
+        shared, lm = shared.meet([Words(rows)]), self.source.model()
         self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(f"{self.field}={self.source.path}")
 
