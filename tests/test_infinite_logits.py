@@ -1,4 +1,4 @@
-"""Logits of -inf contribute their limit in every path, and a loss that is truly infinite is refused with a remedy that works."""
+"""Logits of -inf contribute their limit in every path; a loss that is truly infinite is refused with a remedy that works."""
 
 from functools import partial
 
@@ -129,13 +129,13 @@ def test_an_infinite_divergence_is_refused_and_the_remedy_works(kind, name, side
 
 def test_the_remedy_is_the_term_s_own():
     s = masked(logits(), 2)
-    with pytest.raises(NotFinite, match="the loss of 1 of 5 tokens.*Take the mask off the student's logits") as told:
+    with pytest.raises(NotFinite, match=r"the loss of 1 of 5 tokens.*Take the mask off the student's logits") as told:
         through_head(s, logits(1), Objective(completion_mask, token_mean, cross_entropy=CrossEntropy()))
     assert "jsd" not in str(told.value)
     both = Objective(
         completion_mask, token_mean, reverse_kl, FullVocabulary(), policy_gradient=PolicyGradient(lambda rewards: rewards)
     )
-    with pytest.raises(NotFinite, match="policy_gradient|mask off the student's logits, or sample with it") as told:
+    with pytest.raises(NotFinite, match="mask off the student's logits, or sample with it") as told:
         through_head(s, logits(1), both)
     assert "jsd" not in str(told.value)
 
