@@ -193,6 +193,8 @@ def test_a_teacher_reads_up_to_the_first_word_that_it_lacks(tmp_path, tiny, othe
     assert scores.valid.tolist() == [True, True, False, False, True, True, True]
     assert scores.metrics["unreadable"].tolist() == [1.0, 0.0] and words_of(scores) == Words(WORLD)
     torch.testing.assert_close(scores.chunk(slice(0, 2)).logits, scores.chunk(slice(4, 6)).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"a prompt holds '<a>', a word of the student's tokenizer that the teacher lacks"):
+        teacher.write([Rendered([3, WORLD])], SamplingParams(2), 0, TransformersGenerator(renderer.tokenizer))
     top = TopKTeacher(external(other), 3)
     top.setup(student, renderer)
     assert top.score(rows).chunk(slice(None)).ids.max() < WORLD

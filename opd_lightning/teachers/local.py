@@ -123,6 +123,14 @@ class LocalTeacher(BaseTeacher):
         """Completions of prompts as the teacher reads them, and what they cost."""
         if not self.writes:
             return super().write(prompts, sampling, seed, generator)
+        words = self.weights.words
+        unknown = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
+        if unknown:
+            token = self.renderer.tokenizer.convert_ids_to_tokens(unknown[0])  # type: ignore[attr-defined]
+            raise ValueError(
+                f"a prompt holds {token!r}, a word of the student's tokenizer that the teacher lacks, so it cannot write "
+                "behind it; choose another teacher, or take such prompts out of the data."
+            )
         done = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
         n = sampling.n
         pairs = [(len(prompts[i // n].token_ids), len(completion.token_ids)) for i, completion in enumerate(done)]
