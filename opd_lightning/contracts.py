@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
+from opd_lightning.utils.vocabulary import Words
 
 Provides = Literal["full", "topk", "sampled"]
 """Kinds of targets: the full vocabulary, the k most probable tokens, or the written token's log-probability."""
@@ -87,6 +88,11 @@ class Renderer(Protocol):
     @property
     def end_ids(self) -> Sequence[int]: ...
 
+    @property
+    def words(self) -> Words | None:
+        """The ids that are words of the tokenizer; None takes every row of the model's output layer for one."""
+        ...
+
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat up to where the assistant's reply begins."""
         ...
@@ -133,9 +139,11 @@ class Target(Protocol):
 
     Attributes:
         valid [n]: has the token a target? None where all have.
+        shared: the ids that the target covers where the student has more; None where it covers all of the student's.
     """
 
     valid: Tensor | None
+    shared: Words | None
 
     def take(self, index: Tensor | slice) -> Self:
         """The rows at an index."""
@@ -154,7 +162,7 @@ class TeacherScores(Protocol):
     """A teacher's outputs on N packed tokens, stored compactly until a chunk is needed.
 
     Attributes:
-        vocabulary: V.
+        vocabulary: V. A teacher that lacks ids below V names them in a tuple `absent`.
         valid [N]: has the token a target? None where all have.
         cost: of reading, without logits.
         metrics: numbers [B] per sample to log, by name.

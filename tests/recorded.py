@@ -264,6 +264,7 @@ def make_models(folder: Path) -> Path:
         return folder
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([f"<{i}>" for i in range(len(WORDS), 24)])  # the models' other rows are words that no text shows
     marks = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=TEMPLATE, **marks)
     sizes = dict(vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16)

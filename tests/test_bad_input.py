@@ -36,9 +36,9 @@ def stranger(tmp_path: Path) -> str:
     from tests.conftest import save_tiny
 
     folder = save_tiny(tmp_path / "stranger", seed=2)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["extra"])
-    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer.json"
+    path.write_text(path.read_text().replace('"red"', '"scarlet"'))
+    assert "scarlet" in AutoTokenizer.from_pretrained(folder).get_vocab()
     return folder
 
 

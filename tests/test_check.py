@@ -78,7 +78,7 @@ def planted(name, tmp_path, other) -> list[str]:
             tokenizer.chat_template = tokenizer.chat_template + " "
         else:
             core = json.loads(tokenizer.backend_tokenizer.to_str())
-            core["model"]["vocab"]["new"] = len(tokenizer)
+            core["model"]["vocab"]["scarlet"] = core["model"]["vocab"].pop("red")
             path = tmp_path / "tokenizer.json"
             path.write_text(json.dumps(core))
             template = tokenizer.chat_template

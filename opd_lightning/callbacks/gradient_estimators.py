@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opd_lightning.data.batching import Batch
 from opd_lightning.losses.head import head_loss
+from opd_lightning.losses.shared import view
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import Tokens
 from opd_lightning.utils.seeds import derive_seed, seeded
@@ -62,10 +63,11 @@ class Estimators(L.Callback):
             """The gradient [N, H] by one estimator, and the statistics of its support."""
 
             def loss(logits: Tensor, targets: Mapping[str, Any], rows: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-                log_s, target = (logits / temperature).log_softmax(-1), targets["teacher"].log_probs(temperature)
+                scaled = logits / temperature
+                seen = view(scaled, scaled.log_softmax(-1), targets["teacher"].log_probs(temperature), rows)
                 if draw:
-                    rows = Tokens(torch.multinomial(log_s.detach().exp(), 1).squeeze(1), rows.position, rows.weight)
-                return support(divergence, log_s, target, rows), support.describe(log_s, target)
+                    rows = Tokens(torch.multinomial(seen.log_s.detach().exp(), 1).squeeze(1), rows.position, rows.weight)
+                return support(divergence, seen.log_s, seen.target, rows), support.describe(seen.log_s, seen.target)
 
             leaf = hidden.detach().requires_grad_()
             total, stats = head_loss(leaf, module.student.head, tokens, {"teacher": scores["teacher"]}, loss, module.chunk)

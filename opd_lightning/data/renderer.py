@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data.chat_template import ChatTemplate
 from opd_lightning.types import Messages, Rendered
+from opd_lightning.utils.vocabulary import Words
 
 PROBE = "\u220e"
 """A reply that no template's own words hold."""
@@ -40,6 +41,11 @@ class ChatRenderer:
         self.end_token = end_token
         if end_token is not None and end_token not in tokenizer.get_vocab():
             raise ValueError(f"model.end_token={end_token!r} is no token of the model's tokenizer; give one of its tokens.")
+
+    @cached_property
+    def words(self) -> Words:
+        """The ids that are words of the tokenizer."""
+        return Words.of(self.tokenizer.get_vocab())
 
     def with_options(self, template_options: dict | None) -> "ChatRenderer":
         """The same tokenizer with other options for its template."""

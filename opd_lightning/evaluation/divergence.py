@@ -16,6 +16,7 @@ from opd_lightning.teachers import external, live
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Prompts, Sample, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
+from opd_lightning.utils.vocabulary import Words, words_of
 
 
 class TeacherDivergence:
@@ -50,16 +51,19 @@ class TeacherDivergence:
         return self.measure(student, teacher, generator, "heldout")
 
     def measure(self, student: Student, other: Any, generator: Generator, group: str) -> dict[str, Estimate]:
-        """Both KLs to another model, named `<group>/<kl>`."""
+        """Both KLs to another model on the words that both have, named `<group>/<kl>`."""
         itself = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
             samples = self.rollout(prompts, derive_seed(0, "evaluation", i), generator, {}).samples
-            for log_p in chunks({"student": itself, "teacher": other}, samples):
-                stats = diagnose(log_p["student"], {"teacher": FullLogProbs(log_p["teacher"])})
-                sums = {name: total + stats[name].sum().item() for name, total in sums.items()}
-            count += sum(sample.trainable for sample in samples)
-        return {f"{group}/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
+            for read in chunks({"student": itself, "teacher": other}, samples):
+                mine, theirs = read["student"], read["teacher"]
+                shared = mine.shared.meet([theirs.shared])
+                log_s, log_t = (x.log_p if x.shared == shared else shared.cut(x.log_p).log_softmax(-1) for x in (mine, theirs))
+                stats = diagnose(log_s, {"teacher": FullLogProbs(log_t)})
+                sums = {name: total + stats[name][theirs.valid].sum().item() for name, total in sums.items()}
+                count += int(theirs.valid.sum())
+        return {f"{group}/{name}": Estimate(total / max(count, 1), len(self.examples)) for name, total in sums.items()}
 
 
 class StartDivergence(TeacherDivergence):
@@ -125,18 +129,28 @@ class ReferenceLikelihood:
         weights = getattr(teachers.get("teacher"), "weights", None)
         if weights is not None:
             readers["teacher_log_likelihood"] = reader(student, self.renderer, weights)
-        sums, count = dict.fromkeys(readers, 0.0), 0
+        sums, counts = dict.fromkeys(readers, 0.0), dict.fromkeys(readers, 0)
         for prompts in batches(self.examples, self.renderer, self.batch_size):
             samples = self.rollout(prompts).samples
             targets = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples]).to(student.lm.device).split(CHUNK)
-            for log_p, target in zip(chunks(readers, samples), targets, strict=True):
-                for name, x in log_p.items():
-                    sums[name] += x.gather(1, target[:, None]).sum().item()
-            count += sum(sample.trainable for sample in samples)
-        return {f"heldout/{name}": Estimate(total / count, len(self.examples)) for name, total in sums.items()}
+            for read, target in zip(chunks(readers, samples), targets, strict=True):
+                for name, x in read.items():
+                    sums[name] += x.of(torch.where(x.valid, target, 0))[x.valid].sum().item()
+                    counts[name] += int(x.valid.sum())
+        return {f"heldout/{name}": Estimate(total / max(counts[name], 1), len(self.examples)) for name, total in sums.items()}
 
 
 CHUNK = 256
+
+
+class Read(FullLogProbs):
+    """Log-probabilities [n, V] of a reader over its words, `shared`; valid [n] where it could read the token."""
+
+    shared: Words
+    valid: Tensor
+
+    def __init__(self, log_p: Tensor, words: Words, valid: Tensor | None):
+        super().__init__(log_p, torch.ones_like(log_p[:, 0], dtype=torch.bool) if valid is None else valid, words)
 
 
 def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
@@ -156,11 +170,10 @@ def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Itera
 
 
 @torch.no_grad()
-def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, Tensor]]:
-    """Log-probabilities of each reader on the samples' packed tokens, CHUNK rows [n, V] at a time."""
+def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, Read]]:
+    """What each reader says of the samples' packed tokens, CHUNK rows at a time."""
     scores = {name: one.score(samples) for name, one in readers.items()}
-    assert all(score.valid is None or bool(score.valid.all()) for score in scores.values()), "every token needs a target"
-    shared = min(score.vocabulary for score in scores.values())
     for start in range(0, sum(sample.trainable for sample in samples), CHUNK):
         rows = slice(start, start + CHUNK)
-        yield {name: score.chunk(rows).logits[:, :shared].log_softmax(-1) for name, score in scores.items()}
+        some = {name: score.chunk(rows) for name, score in scores.items()}
+        yield {name: Read(x.logits.log_softmax(-1), words_of(scores[name]), x.valid) for name, x in some.items()}

@@ -20,6 +20,7 @@ from transformers import (
 from opd_lightning.contracts import Renderer
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
+from opd_lightning.utils.vocabulary import Words
 
 
 class TransformersGenerator:
@@ -31,7 +32,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.words = tokenizer, Words.of(tokenizer.get_vocab())
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.student: Any = None
         self.version: int | None = None
@@ -40,7 +41,7 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            done = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id)
+            done = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.words)
         return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
 
     def update_weights(self, student: Any, version: int | None) -> None:
@@ -58,6 +59,16 @@ def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
     chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
     chosen += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
     return chosen + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
+
+
+class OnlyWords(LogitsProcessor):
+    """Leaves out the rows behind the tokenizer's last word, which pad the output layer, and ids without a word."""
+
+    def __init__(self, words: Words):
+        self.words = words
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.words.cut(scores)
 
 
 class _Recorder(LogitsProcessor):
@@ -97,11 +108,19 @@ def eos_ids(lm: PreTrainedModel, end_ids: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def decode(
-    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, eos: Sequence[int], pad: int
+    lm: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    eos: Sequence[int],
+    pad: int,
+    words: Words | None = None,
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
     The model's own generation config is ignored: transformers would merge its top_k=50 and others.
+
+    Args:
+        words: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
     device = lm.device
@@ -114,7 +133,8 @@ def decode(
     greedy = sampling.temperature == 0
     recorder = _Recorder(longest)
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if greedy else [*warpers(sampling), recorder])
+    processors = LogitsProcessorList([] if words is None else [OnlyWords(words)])
+    processors += [] if greedy else [*warpers(sampling), recorder]
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,

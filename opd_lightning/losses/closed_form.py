@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
+from opd_lightning.losses.divergences import forward_kl, jsd, largest_ratio, reverse_kl
 
 
 def beta_of(divergence: Any) -> float | None:
@@ -44,7 +44,7 @@ def generalised_jsd(s: Tensor, t: Tensor, beta: float, scratch: Scratch) -> tupl
     S (log S - log T - KL(S || T)) (beta = 1) and (1 - beta) S (log S - log m - KL(S || m)) between.
 
     Args:
-        s, t: logits [n, V] of student and teacher, float32 or wider and finite; both are overwritten.
+        s, t: logits [n, V] of student and teacher, float32 or wider; both are overwritten. -inf contributes its limit.
 
     Returns:
         The divergence [n], its gradient [n, V] (in place of the student's logits), and the statistics that `diagnose`
@@ -55,20 +55,58 @@ def generalised_jsd(s: Tensor, t: Tensor, beta: float, scratch: Scratch) -> tupl
     log_s, p_s = _normalise(s, scratch.like("log_s", s))
     log_t, p_t = _normalise(t, scratch.like("log_t", t))
     stats |= {"student_entropy": -_dot(p_s, log_s, product), "teacher_entropy": -_dot(p_t, log_t, product)}
-    if 0.0 < beta < 1.0:
-        # A token whose probability underflows on both sides has m = 0; its terms are 0 whatever log m is.
-        log_m = torch.mul(p_t, beta, out=scratch.like("log_m", s)).add_(p_s, alpha=1 - beta)
-        log_m.clamp_min_(torch.finfo(s.dtype).tiny).log_()
-        student_part = -stats["student_entropy"] - _dot(p_s, log_m, product)
-        value = beta * (-stats["teacher_entropy"] - _dot(p_t, log_m, product)) + (1 - beta) * student_part
-        factor = torch.sub(log_s, log_m, out=log_m).sub_(student_part[:, None]).mul_(1 - beta)
-    gap = torch.sub(log_s, log_t, out=log_t)
-    stats["forward_kl"], stats["reverse_kl"] = -_dot(p_t, gap, product), _dot(p_s, gap, product)
+    infinite = None
+    if torch.stack([stats["student_entropy"], stats["teacher_entropy"]]).isnan().any():
+        # 0 x -inf is NaN, so this finds logits of -inf without a pass of its own; few models have any.
+        infinite = _make_finite(log_s, log_t, p_s, p_t)
+        stats |= {"student_entropy": -_dot(p_s, log_s, product), "teacher_entropy": -_dot(p_t, log_t, product)}
+    # As the ratio to the side that m is nearer to, see `_mixed`.
+    ratio = torch.sub(log_t, log_s, out=log_t) if beta <= 0.5 else torch.sub(log_s, log_t, out=log_t)
+    of_t, of_s = _dot(p_t, ratio, product), _dot(p_s, ratio, product)
+    stats |= {"forward_kl": of_t, "reverse_kl": -of_s} if beta <= 0.5 else {"forward_kl": -of_t, "reverse_kl": of_s}
+    if infinite is not None:
+        for name, rows in zip(("forward_kl", "reverse_kl"), infinite, strict=True):
+            stats[name] = stats[name].masked_fill(rows, torch.inf)
     if beta == 0.0:
         return stats["forward_kl"], p_s.sub_(p_t), stats
     if beta == 1.0:
-        value, factor = stats["reverse_kl"], gap.sub_(stats["reverse_kl"][:, None])
-    return value, p_s.mul_(factor), stats
+        return stats["reverse_kl"], p_s.mul_(ratio.sub_(stats["reverse_kl"][:, None])), stats
+    value, slope = _mixed(p_s, p_t, ratio, beta, log_s, product)
+    return value, slope, stats
+
+
+def _mixed(p_s: Tensor, p_t: Tensor, ratio: Tensor, beta: float, room: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+    """JSD_beta [n] and its slope (in place of p_s), 0 < beta < 1.
+
+    m is seen from the side that it is nearer to: log(m / S) = log1p(beta (T / S - 1)) keeps its digits where log m - log S
+    has lost them, which for a small beta is everywhere.
+
+    Args:
+        p_s, p_t: probabilities [n, V].
+        ratio: log T - log S for beta <= 0.5, else log S - log T.
+        room, product: buffers of that size; all tensors are overwritten.
+    """
+    near, far, share = (p_s, p_t, beta) if beta <= 0.5 else (p_t, p_s, 1 - beta)
+    excess = torch.expm1(ratio, out=room).mul_(share).log1p_()  # log m - log near
+    of_near = -_dot(near, excess, product)
+    if not torch.isfinite(of_near).all():
+        # The ratio is too large for expm1: near is 0 there, and so is what near adds whatever the ratio is.
+        excess = torch.expm1(ratio.clamp_(max=largest_ratio(ratio.dtype)), out=room).mul_(share).log1p_()
+        of_near = -_dot(near, excess, product)
+    of_far = _dot(far, ratio.sub_(excess), product)
+    value = (1 - share) * of_near + share * of_far
+    # The slope is (1 - beta) S (log S - log m - KL(S || m)).
+    if beta <= 0.5:
+        return value, p_s.mul_(excess.add_(of_near[:, None])).mul_(beta - 1)
+    return value, p_s.mul_(((beta - 1) * of_far)[:, None]).add_(product, alpha=1 - beta)
+
+
+def _make_finite(log_s: Tensor, log_t: Tensor, p_s: Tensor, p_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Large negative numbers in place of -inf; returns the rows [n] whose forward KL is infinite, and whose reverse KL is."""
+    none_s, none_t = log_s == -torch.inf, log_t == -torch.inf
+    for log_p, none in ((log_s, none_s), (log_t, none_t)):
+        log_p.masked_fill_(none, torch.finfo(log_p.dtype).min / 4)
+    return (none_s & (p_t > 0)).any(-1), (none_t & (p_s > 0)).any(-1)
 
 
 def top_agreement(s: Tensor, t: Tensor) -> Tensor:

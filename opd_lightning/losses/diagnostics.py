@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from opd_lightning.losses.closed_form import top_agreement
-from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs
+from opd_lightning.losses.shared import View
+from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs, log_rest
+from opd_lightning.types import Tokens
 
 
 @torch.no_grad()
@@ -22,6 +24,17 @@ def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = Non
     if "reference" in targets:
         stats["reference_kl"] = expect(p_s, log_s - targets["reference"].log_p)
     return stats
+
+
+@torch.no_grad()
+def diagnose_views(log_s: Tensor, views: Mapping[str, View], tokens: Tokens) -> dict[str, Tensor]:
+    """The same of targets that may cover a part of the student's words each, and the student's mass outside of these."""
+    if all(seen.log_mass is None for seen in views.values()):
+        return diagnose(log_s, {name: seen.target for name, seen in views.items()}, tokens.ids)
+    stats: dict[str, Tensor] = {}
+    for name, seen in views.items():
+        stats |= diagnose(seen.log_s, {name: seen.target}, seen.tokens.ids) | seen.stats(name)
+    return stats | diagnose(log_s, {})
 
 
 @singledispatch
@@ -48,8 +61,7 @@ def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
     top, chosen = target.ids, target.logprobs
     log_s_top = log_s.gather(-1, top)
     log_t = torch.cat([chosen, target.rest(top)], -1)
-    rest = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    coarse = torch.cat([log_s_top, rest], -1)
+    coarse = torch.cat([log_s_top, log_rest(log_s, top)], -1)
     stats = {
         "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
         "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),

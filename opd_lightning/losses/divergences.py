@@ -50,9 +50,9 @@ class _JensenShannon(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_s, log_t, beta):
         p_s, p_t = log_s.exp(), log_t.exp()
-        log_m = torch.mul(p_t, beta).add_(p_s, alpha=1 - beta).clamp_min_(torch.finfo(p_s.dtype).tiny).log_()
-        part_t = torch.sub(log_t, log_m).mul_(p_t).mul_(beta).masked_fill_(p_t == 0, 0.0)
-        part_s = torch.sub(log_s, log_m, out=log_m).mul_(p_s).mul_(1 - beta).masked_fill_(p_s == 0, 0.0)
+        over_s, over_t = _mixture_over(log_s, log_t, beta)
+        part_s = over_s.mul_(p_s).mul_(beta - 1).masked_fill_(p_s == 0, 0.0)
+        part_t = over_t.mul_(p_t).mul_(-beta).masked_fill_(p_t == 0, 0.0)
         ctx.save_for_backward(part_s, part_t)
         return part_s + part_t
 
@@ -64,9 +64,33 @@ class _JensenShannon(torch.autograd.Function):
         ), None
 
 
+def largest_ratio(dtype: torch.dtype) -> float:
+    """The largest log-ratio of probabilities that expm1 takes; beyond it the smaller one is 0 beside the other."""
+    return 0.98 * math.log(torch.finfo(dtype).max)
+
+
+def _mixture_over(log_a: Tensor, log_b: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """log(M / A) and log(M / B) for M = (1 - share) A + share B; without meaning where A, or B, is 0.
+
+    Each is found from the side that M is nearer to: log M - log A would lose the digits that a small share decides.
+    """
+    limit = largest_ratio(log_a.dtype)
+    ratio = (log_b - log_a).clamp_(-limit, limit)
+    if share <= 0.5:
+        over_a = torch.expm1(ratio).mul_(share).log1p_()
+        return over_a, over_a - ratio
+    over_b = torch.expm1(-ratio).mul_(1 - share).log1p_()
+    return over_b + ratio, over_b
+
+
 def _mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """log(share a + (1 - share) b)."""
-    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+    """log(share a + (1 - share) b); large and negative in place of -inf, for the gradient of logaddexp is NaN there."""
+    one, other = log_a + math.log(share), log_b + math.log1p(-share)
+    mixed = torch.logaddexp(one, other)
+    if mixed.detach().amin() != -torch.inf:
+        return mixed
+    absent = mixed.detach() == -torch.inf
+    return torch.logaddexp(one, other.masked_fill(absent, torch.finfo(mixed.dtype).min / 4))
 
 
 def forward_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -161,5 +185,8 @@ class EntropyAware:
         """Entries [n, V]."""
         absent = torch.zeros_like(log_t)
         entropy = -torch.where(log_t == -torch.inf, absent, log_t.exp() * log_t).sum(-1, keepdim=True)
-        uncertain = (entropy >= self.threshold).to(log_s.dtype)
-        return reverse_kl(log_s, log_t) + self.forward * uncertain * forward_kl(log_s, log_t)
+        if self.forward == 0.0:
+            return reverse_kl(log_s, log_t)
+        # Chosen, not multiplied: what does not count may be infinite.
+        more = torch.where(entropy >= self.threshold, self.forward * forward_kl(log_s, log_t), 0.0)
+        return reverse_kl(log_s, log_t) + more

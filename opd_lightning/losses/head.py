@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.closed_form import Scratch
+from opd_lightning.losses.not_finite import NotFinite, reason
 from opd_lightning.types import Tokens
+from opd_lightning.utils.vocabulary import Words, words_of
 
 BLOCK = 8 * 2**20
 """Bytes of logits that a CPU processes at a time; larger temporaries are allocated anew at every use."""
@@ -26,8 +28,8 @@ class TokenLoss(Protocol):
     def __call__(self, logits: Tensor, targets: Mapping[str, Any], tokens: Tokens, /) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
-class NotFinite(ValueError):
-    """A loss is NaN or infinite."""
+SPARSE = 8
+"""One token in so many is looked at for the mass on padding: a mean to watch, which is to cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Head:
         dtype: in which the product is computed; None takes autocast's when on, else that of the hidden states.
         scale: multiplies the product (Granite, Cohere).
         softcap: c in c tanh(logits / c), behind the scale (Gemma); None caps nothing.
+        words: the rows that are words; None takes all. Logits are those of the first `words.size` rows, -inf where a word is
+            absent. The weight stays whole, padding has a gradient of zero.
     """
 
     weight: Tensor
@@ -46,17 +50,17 @@ class Head:
     dtype: torch.dtype | None = None
     scale: float = 1.0
     softcap: float | None = None
+    words: Words | None = None
+
+    @property
+    def known(self) -> Words:
+        """The ids that there are logits for."""
+        return Words(self.weight.shape[0]) if self.words is None else self.words
 
     def copy(self) -> "Head":
         """The same layer with weights of its own."""
         bias = None if self.bias is None else self.bias.detach().clone()
         return replace(self, weight=self.weight.detach().clone(), bias=bias)
-
-    def first(self, vocabulary: int) -> "Head":
-        """The layer for the first ids of the vocabulary alone."""
-        if vocabulary == self.weight.shape[0]:
-            return self
-        return replace(self, weight=self.weight[:vocabulary], bias=None if self.bias is None else self.bias[:vocabulary])
 
     def compute_dtype(self, hidden: Tensor) -> torch.dtype:
         """The dtype of the matrix product for these hidden states."""
@@ -69,12 +73,22 @@ class Head:
         """Logits [n, V] of hidden rows [n, H], in at least float32, without gradient; into `out` if it fits."""
         dtype = self.compute_dtype(hidden)
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            part, weight = hidden.to(dtype), self.weight.to(dtype)
+            part, weight = hidden.to(dtype), self.weight[: self.known.size].to(dtype)
             fits = out is not None and out.dtype == dtype and out.shape == (part.shape[0], weight.shape[0])
             product = torch.mm(part, weight.T, out=out if fits else None)
             if self.bias is not None:
-                product.add_(self.bias.to(dtype))
-            return self.shape(widen(product))
+                product.add_(self.bias[: self.known.size].to(dtype))
+            logits = self.shape(widen(product))
+            absent = self.known.absent
+            return logits.index_fill_(-1, self.known.index(logits.device), -torch.inf) if absent else logits
+
+    def log_outside(self, hidden: Tensor) -> Tensor | None:
+        """Log-sum-exp [n] of the logits of the rows behind the last word, of hidden rows [n, H]; None where there are none."""
+        size = self.known.size
+        if size == self.weight.shape[0]:
+            return None
+        bias = None if self.bias is None else self.bias[size:]
+        return replace(self, weight=self.weight[size:], bias=bias, words=None).project(hidden).logsumexp(-1)
 
     def shape(self, product: Tensor) -> Tensor:
         """Logits from the product, in place."""
@@ -100,7 +114,7 @@ def head_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """sum(tokens.weight x loss) over N tokens, differentiable in the hidden states and the head.
 
-    Vocabularies of different size (padded differently) are compared on the ids that all of them have.
+    A teacher is compared on the ids that it has and the student has too; see `shared.py` for those that only the student has.
 
     Args:
         hidden [N, H]: the student's hidden states that predict the tokens.
@@ -110,8 +124,9 @@ def head_loss(
         chunk: rows whose logits exist at the same time. 256 suits a CPU, 1024 and more a GPU.
 
     Returns:
-        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them. Without tokens, a
-        zero with zero gradients.
+        The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them; where the layer is padded
+        also "padding_mass", the probability that the model itself gives to rows behind the last word, of one token in
+        `SPARSE` (NaN for the others). No token at all gives a zero with zero gradients.
 
     Raises:
         NotFinite: the sum is NaN or infinite.
@@ -119,16 +134,10 @@ def head_loss(
     if hidden.shape[0] == 0:
         return hidden.sum() + 0.0 * head.weight.sum(), {}
     stats: dict[str, Tensor] = {}
-    shared = head.first(min([head.weight.shape[0], *(score.vocabulary for score in scores.values())]))
     # Statistics leave through a dict: as outputs of the autograd function they would be tracked as differentiable.
-    total = _HeadLoss.apply(hidden, shared.weight, shared.bias, shared, tokens, scores, loss, chunk, stats)
+    total = _HeadLoss.apply(hidden, head.weight, head.bias, head, tokens, scores, loss, chunk, stats)
     if not torch.isfinite(total):
-        wrong = int((~torch.isfinite(stats["loss"])).sum())
-        raise NotFinite(
-            f"the loss of {wrong} of {len(stats['loss'])} tokens is not finite: the weights or the logits of student or "
-            "teacher are NaN or infinite, or the teacher rules out what the student writes. Lower optim.lr, or take a bounded "
-            "divergence (loss/divergence=jsd)."
-        )
+        raise NotFinite(reason(stats, tokens.weight, getattr(loss, "terms", ())))
     return total, stats
 
 
@@ -141,32 +150,37 @@ class _HeadLoss(torch.autograd.Function):
         layer = replace(
             head, weight=weight.detach().to(dtype), bias=None if bias is None else bias.detach().to(dtype), dtype=dtype
         )
+        words = layer.known
+        matrix = layer.weight[: words.size]
         grad_hidden = torch.empty_like(hidden, dtype=wide) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
-        scratch, vocabulary = Scratch(), weight.shape[0]
+        scratch = Scratch()
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 part = hidden[rows].detach().to(dtype)
-                logits = layer.project(part, scratch.like("student", part, vocabulary)).to(wide)
+                logits = layer.project(part, scratch.like("student", part, words.size)).to(wide)
                 targets = {
-                    name: score.chunk(rows, scratch.like(name, part, score.vocabulary)).narrow(vocabulary, wide)
+                    name: fitted(score.chunk(rows, scratch.like(name, part, score.vocabulary)), words_of(score), words, wide)
                     for name, score in scores.items()
                 }
+                _note_padding(layer, part, logits, start, hidden.shape[0], stats)
                 grad = _chunk_gradient(loss, logits, targets, tokens, start, layer, scratch, stats, any(ctx.needs_input_grad))
                 if grad is not None:
+                    _drop_uncounted(grad, stats["loss"][rows], tokens.weight[rows])
                     # The token weights multiply the products, which have H columns instead of V.
                     grad, share = grad.to(dtype), tokens.weight[rows, None].to(wide)
                     if grad_hidden is not None:
-                        torch.mul(grad @ layer.weight, share, out=grad_hidden[rows])
+                        torch.mul(grad @ matrix, share, out=grad_hidden[rows])
                     if grad_weight is not None:
-                        _accumulate(grad_weight, grad, (part * share).to(dtype))
+                        _accumulate(grad_weight[: words.size], grad, (part * share).to(dtype))
                     if grad_bias is not None:
-                        grad_bias += (grad * share).sum(0)
+                        grad_bias[: words.size] += (grad * share).sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        return (tokens.weight.to(wide) * stats["loss"]).sum()
+        loss, counted = stats["loss"], tokens.weight.to(wide)
+        return torch.where(counted == 0, 0.0, counted * loss).sum()
 
     @staticmethod
     @once_differentiable
@@ -208,7 +222,40 @@ def _chunk_gradient(
             stats[name][at] = column
         if grad is not None:
             block.copy_(grad if isinstance(derivative, float) and derivative == 1.0 else grad * derivative)
+            if layer.known.absent:  # where the logits are -inf, the slope of a cap is no number
+                block.index_fill_(-1, layer.known.index(block.device), 0.0)
     return logits if needed else None
+
+
+def fitted(target: Any, known: Words, words: Words, dtype: torch.dtype) -> Any:
+    """A teacher's target on the student's words, in a dtype; it knows which of them it covers, if these are not all.
+
+    Args:
+        known, words: the ids that the teacher has, and the student.
+    """
+    target = target.narrow(min(known.size, words.size), dtype)
+    shared = words.meet([known])
+    if shared.absent and hasattr(target, "logits"):
+        target = replace(target, logits=shared.cut(target.logits))
+    return target if known.covers(words) else replace(target, shared=shared)
+
+
+def _note_padding(layer: Head, part: Tensor, logits: Tensor, start: int, n: int, stats: dict[str, Tensor]) -> None:
+    """Write the mass on padding of one of the chunk's tokens in `SPARSE` into the statistics [n], if the layer is padded."""
+    outside = layer.log_outside(part[::SPARSE])
+    if outside is None:
+        return
+    if "padding_mass" not in stats:
+        stats["padding_mass"] = logits.new_full((n,), torch.nan)
+    mass = torch.sigmoid(outside.to(logits.dtype) - logits[::SPARSE].logsumexp(-1))
+    stats["padding_mass"][start : start + len(part) : SPARSE] = mass
+
+
+def _drop_uncounted(slope: Tensor, loss: Tensor, weight: Tensor) -> None:
+    """Zero the slopes [n, V] of tokens without weight whose loss is not finite: 0 x NaN would be NaN."""
+    empty = (weight == 0) & ~torch.isfinite(loss)
+    if empty.any():
+        slope[empty] = 0.0
 
 
 def graded(

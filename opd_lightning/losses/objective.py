@@ -9,9 +9,10 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.closed_form import Scratch, beta_of, generalised_jsd
-from opd_lightning.losses.diagnostics import diagnose
+from opd_lightning.losses.diagnostics import diagnose_views
 from opd_lightning.losses.divergence_term import DivergenceTerm, Entries
 from opd_lightning.losses.policy_gradient import CrossEntropy, PolicyGradient
+from opd_lightning.losses.shared import view
 from opd_lightning.losses.targets import FullLogits
 from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.types import Tokens
@@ -152,17 +153,19 @@ class Objective:
             The loss [n], and statistics [n] that carry no gradient: KLs in both directions, entropies, agreement, and
             each term where there are several.
         """
-        log_s = torch.log_softmax(self.apply_temperature(logits), -1)
-        log_targets = {name: target.log_probs(self.temperature) for name, target in targets.items()}
-        stats = diagnose(log_s, log_targets, tokens.ids)
+        logits = self.apply_temperature(logits)
+        log_s = torch.log_softmax(logits, -1)
+        views = {name: view(logits, log_s, target.log_probs(self.temperature), tokens) for name, target in targets.items()}
+        log_targets = {name: seen.target for name, seen in views.items()}
+        stats = diagnose_views(log_s, views, tokens)
         terms: dict[str, Tensor] = {}
         if self.divergence is not None:
-            target = log_targets["teacher"]
-            terms["divergence"], extra = self.divergence(log_s, target, tokens)
+            own, target = views["teacher"], log_targets["teacher"]
+            terms["divergence"], extra = self.divergence(own.log_s, target, own.tokens)
             stats |= extra
             if target.valid is not None:  # statistics of invalid targets are meaningless
-                own = {"student_entropy", "reference_kl"}
-                stats |= {name: torch.where(target.valid, x, torch.nan) for name, x in stats.items() if name not in own}
+                other = {"student_entropy", "reference_kl", "reference_unshared_mass"}
+                stats |= {name: torch.where(target.valid, x, torch.nan) for name, x in stats.items() if name not in other}
         if self.policy_gradient is not None:
             terms["policy_gradient"], extra = self.policy_gradient(log_s, tokens)
             stats |= extra
@@ -170,14 +173,16 @@ class Objective:
             terms["cross_entropy"], extra = self.cross_entropy(log_s, tokens)
             stats |= extra
         if self.reference is not None:
-            terms["reference"] = self.reference(log_s, log_targets["reference"].log_p).sum(-1)
+            seen, valid = views["reference"], log_targets["reference"].valid
+            value = self.reference(seen.log_s, log_targets["reference"].log_p).sum(-1)
+            terms["reference"] = value if valid is None else torch.where(valid, value, 0.0)
         if len(terms) > 1:
             stats |= {f"{name}_loss": value.detach() for name, value in terms.items()}
         loss = torch.stack([self.coefficients[name] * value for name, value in terms.items()]).sum(0)
         if self.gate is None:
             return loss, stats
         with torch.no_grad():
-            gate = self.gate(log_s.detach(), log_targets, tokens)
+            gate = self.gate((views["teacher"].log_s if "teacher" in views else log_s).detach(), log_targets, tokens)
         return gate * loss, stats | {"gate": gate}
 
     def apply_temperature(self, logits: Tensor) -> Tensor:
@@ -192,12 +197,9 @@ class Objective:
         One exact divergence of the three common ones has one, without other terms. The logits are overwritten.
         """
         term = self.divergence
-        if (
-            term is None
-            or self.terms != {"divergence"}
-            or self.gate is not None
-            or not isinstance(targets["teacher"], FullLogits)
-        ):
+        if term is None or self.terms != {"divergence"} or self.gate is not None:
+            return None
+        if not isinstance(targets["teacher"], FullLogits) or targets["teacher"].shared is not None:
             return None
         beta = beta_of(term.divergence)
         if beta is None or not isinstance(term.support, FullVocabulary) or term.clip is not None or term.ratio_cap is not None:

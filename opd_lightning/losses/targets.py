@@ -2,6 +2,7 @@
 
 A `TeacherScores` stores N tokens compactly and gives targets chunk by chunk; a target becomes log-probabilities, on which the
 vocabulary supports work. Combinations of targets and supports that do not fit are refused when a run is built.
+`shared` are the ids that a target covers where the student has more (see `shared.py`); None where it covers all.
 """
 
 import math
@@ -12,10 +13,21 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Cost
+from opd_lightning.utils.vocabulary import Words
 
 
 def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
+
+
+def log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
+    """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
+    others = log_p.scatter(-1, ids, -torch.inf)
+    empty = others.detach().amax(-1, keepdim=True) == -torch.inf
+    if not empty.any():
+        return others.logsumexp(-1, keepdim=True)
+    # The gradient of logsumexp over nothing is NaN, even where nobody reads its value.
+    return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -24,10 +36,11 @@ class FullLogits:
 
     logits: Tensor
     valid: Tensor | None = None
+    shared: Words | None = None
 
     def take(self, index: Tensor | slice) -> "FullLogits":
         """The rows at an index."""
-        return FullLogits(self.logits[index], _rows(self.valid, index))
+        return replace(self, logits=self.logits[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "FullLogits":
         """On the first ids of the vocabulary alone, in a dtype."""
@@ -37,7 +50,7 @@ class FullLogits:
     def log_probs(self, temperature: float) -> "FullLogProbs":
         """Log-probabilities of the logits divided by a temperature."""
         logits = self.logits if temperature == 1.0 else self.logits / temperature
-        return FullLogProbs(torch.log_softmax(logits, -1), self.valid)
+        return FullLogProbs(torch.log_softmax(logits, -1), self.valid, self.shared)
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class FullLogProbs:
 
     log_p: Tensor
     valid: Tensor | None = None
+    shared: Words | None = None
 
     def of(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of one token each, ids [n]."""
@@ -62,7 +76,7 @@ class FullLogProbs:
 
     def rest(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the tokens ids [n, k]."""
-        return self.log_p.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        return log_rest(self.log_p, ids)
 
 
 @dataclass(frozen=True)
@@ -78,10 +92,12 @@ class TopKLogProbs:
     logprobs: Tensor
     sampled: Tensor
     valid: Tensor | None = None
+    shared: Words | None = None
 
     def take(self, index: Tensor | slice) -> "TopKLogProbs":
         """The rows at an index."""
-        return TopKLogProbs(self.ids[index], self.logprobs[index], self.sampled[index], _rows(self.valid, index))
+        ids, logprobs, sampled = self.ids[index], self.logprobs[index], self.sampled[index]
+        return replace(self, ids=ids, logprobs=logprobs, sampled=sampled, valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
         """In a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
@@ -139,10 +155,11 @@ class SampledLogProbs:
 
     sampled: Tensor
     valid: Tensor | None = None
+    shared: Words | None = None
 
     def take(self, index: Tensor | slice) -> "SampledLogProbs":
         """The rows at an index."""
-        return SampledLogProbs(self.sampled[index], _rows(self.valid, index))
+        return replace(self, sampled=self.sampled[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
         """In a dtype, with a finite number at invalid rows."""
@@ -170,6 +187,7 @@ class HiddenScores:
         hidden [N, H]: the hidden state that predicts each token; no gradient flows into it.
         project: maps hidden rows [n, H] to logits [n, V], into a buffer of that size if one is given.
         vocabulary: V.
+        absent: ids below V that the model has no word for; their logits are -inf.
         valid [N], cost, metrics: see `TeacherScores`.
     """
 
@@ -179,6 +197,7 @@ class HiddenScores:
     valid: Tensor | None = None
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    absent: tuple[int, ...] = ()
 
     def take(self, index: Tensor | slice) -> "HiddenScores":
         """The rows at an index of the packed axis."""

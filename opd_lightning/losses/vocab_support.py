@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
-from opd_lightning.losses.targets import FullLogProbs
+from opd_lightning.losses.targets import FullLogProbs, log_rest
 from opd_lightning.types import Tokens
 
 
@@ -80,7 +80,7 @@ class TopK:
         of_student = log_s.gather(-1, top)
         if self.rest == "renormalise":
             return divergence(of_student.log_softmax(-1), of_teacher.log_softmax(-1)).sum(-1)
-        tail = log_s.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+        tail = log_rest(log_s, top)
         return divergence(torch.cat([of_student, tail], -1), torch.cat([of_teacher, target.rest(top)], -1)).sum(-1)
 
     def top(self, log_s: Tensor, target: Any) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models.sharding import align, gathered
 from opd_lightning.types import Sequences, Tokens
+from opd_lightning.utils.vocabulary import Words
 
 
 class Student(nn.Module):
@@ -22,11 +23,12 @@ class Student(nn.Module):
     Args:
         lm: a causal language model of transformers.
         chunk: rows of logits that exist at a time; see `losses.head`.
+        words: the ids that are words of its tokenizer; distributions are over these. None takes all rows.
     """
 
-    def __init__(self, lm: PreTrainedModel, chunk: int = 256):
+    def __init__(self, lm: PreTrainedModel, chunk: int = 256, words: Words | None = None):
         super().__init__()
-        self.lm, self.chunk = lm, chunk
+        self.lm, self.chunk, self.words = lm, chunk, words
         self.in_eval_mode = False
 
     @property
@@ -36,7 +38,7 @@ class Student(nn.Module):
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
         scale /= getattr(config, "logits_scaling", None) or 1.0
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap)
+        return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap, words=self.words)
 
     @property
     def window(self) -> int:
@@ -74,7 +76,7 @@ class Student(nn.Module):
         ids = torch.arange(4, device=self.lm.device)[None]
         with self.evaluating() as lm:
             expected = lm(input_ids=ids).logits.float()
-            found = self.head.project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
+            found = replace(self.head, words=None).project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
         if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
             raise ValueError(
                 f"{name}: {type(self.lm).__name__} changes its hidden states or logits around the output layer in a way that "
@@ -98,4 +100,4 @@ class Student(nn.Module):
             # The dtype is settled here: where a chunk is projected later, autocast is off.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))
             kept = head.copy() if snapshot and head.weight.requires_grad else head
-            return HiddenScores(hidden, kept.project, head.weight.shape[0])
+            return HiddenScores(hidden, kept.project, head.known.size, absent=head.known.absent)

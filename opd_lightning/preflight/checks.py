@@ -13,6 +13,7 @@ from opd_lightning.preflight.components import Components
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
+from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,8 @@ def raise_on_failures(found: Iterable[Finding]) -> list[str]:
 def models(parts: Components) -> Iterator[Finding]:
     """Do student and teacher mean the same by a token, and end where the other would?"""
     mine, tokenizer = parts.model, parts.tokenizer
-    words, size = len(tokenizer), mine.words()
-    state = "fail" if size < words else "pass"
-    padded = f", padded to {size}" if size > words else f", and the model knows {size}" if size < words else ""
-    remedy = "; give the model's own tokenizer, or a model for all of its words" if size < words else ""
-    yield Finding(
-        "tokenizer",
-        state,
-        f"{mine.path}: {words} words{padded}, EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}{remedy}",
-    )
+    state, text = rows(parts.renderer.words, mine.words())
+    yield Finding("tokenizer", state, f"{mine.path}: {text}; EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}")
     for name, teacher in all_parts(parts.teachers):
         source = teacher.source
         if source is None:
@@ -64,17 +58,18 @@ def models(parts: Components) -> Iterator[Finding]:
         except ValueError as error:  # what the teacher is asked behind its own prompt is rendered with the student's tokenizer
             yield Finding(f"{name}'s tokenizer", "warn", f"{error} The student's is used.")
             continue
+        found = overlap(tokenizer.get_vocab(), other.get_vocab())
         unlike = [
             what
             for what, same in (
-                ("vocabulary", other.get_vocab() == tokenizer.get_vocab()),
+                ("vocabulary", found.same),
                 ("EOS", other.eos_token_id == tokenizer.eos_token_id),
                 ("special tokens", set(other.all_special_ids) == set(tokenizer.all_special_ids)),
                 ("chat template", other.chat_template == tokenizer.chat_template),
             )
             if not same
         ]
-        fatal = "vocabulary" in unlike or source.words() < words
+        fatal = bool(found.unlike) or source.words() < found.shared.size
         text = f"{source.path}: {source.words()} logits"
         if "EOS" in unlike:
             text += (
@@ -83,8 +78,47 @@ def models(parts: Components) -> Iterator[Finding]:
         text += (
             f"; differs in {', '.join(unlike)}" if unlike else "; the same vocabulary, EOS, special tokens and chat template"
         )
-        text += f"; choose a teacher that knows the student's {words} words" if fatal else ""
+        if left_out := found.describe("the student", name):
+            text += f"; compared on {found.shared.count} words, left out: {left_out}"
+        if fatal:
+            text += f"; {differences(found)}" if found.unlike else ""
+            text += f"; choose a teacher that knows the student's {found.shared.count} words"
         yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if unlike else "pass", text)
+        if found.mine and not fatal:
+            yield from unreadable(name, teacher.context, found, parts)
+
+
+def rows(words: Words, size: int) -> tuple[str, str]:
+    """Do the rows of an output layer fit the words of a tokenizer? The state of a finding, and its text."""
+    text = f"{words.count} words"
+    if size < words.size:
+        more = f", the last with the id {words.size - 1}" if words.absent else ""
+        text += f"{more}, and the model knows {size}; give the model's own tokenizer, or a model for all of its words"
+        return "fail", text
+    if size > words.size:
+        text += f", padded to {size}: rows from {words.size} on are neither sampled nor compared"
+    if not words.absent:
+        return "pass", text
+    first = ", ".join(map(str, words.absent[:3]))
+    return "warn", f"{text}; {len(words.absent)} ids in between have no word ({first} first) and are left out as well"
+
+
+def unreadable(name: str, context: NoContext, found: Overlap, parts: Components) -> Iterator[Finding]:
+    """Can a teacher that lacks some of the student's words read its prompts, and the end of a completion?"""
+    chat = context(parts.examples[0])
+    ids = [] if chat is None else parts.renderer.with_options(context.template_options).render(chat).token_ids
+    missing = [
+        i for i, known in zip(ids, found.shared.known(torch.tensor(ids, dtype=torch.long)).tolist(), strict=True) if not known
+    ]
+    if missing:
+        tokens = ", ".join(sorted({repr(parts.tokenizer.convert_ids_to_tokens(i)) for i in missing}))
+        text = f"they hold {tokens}, which {name} lacks, so it can say nothing behind; choose another teacher or chat template"
+        yield Finding(f"{name}'s words", "fail", text)
+    elif not found.shared.known(torch.tensor([parts.tokenizer.eos_token_id])).all():
+        text = (
+            f"{name} lacks the end token {parts.tokenizer.eos_token!r}: it cannot teach where to end; choose its chat sibling"
+        )
+        yield Finding(f"{name}'s words", "warn", text)
 
 
 def lengths(examples: list[Example], parts: Components, context: NoContext) -> list[int]:
@@ -168,7 +202,7 @@ def probe(parts: Components, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
         yield Finding("teacher", "pass", "not probed: there is none that could write and be judged before training")
         return
     device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
-    student = Student(parts.model.model(), cfg.logits_chunk_size).to(device)
+    student = Student(parts.model.model(), cfg.logits_chunk_size, parts.renderer.words).to(device)
     student.verify_head(f"model.path={parts.model.path}")
     parts.generator.update_weights(student, 0)
     teacher.setup(student, parts.renderer)

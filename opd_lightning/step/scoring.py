@@ -11,6 +11,7 @@ from opd_lightning.data.batching import pack
 from opd_lightning.losses.objective import Objective
 from opd_lightning.types import Example, Sample, Tokens, Verdict
 from opd_lightning.utils.metrics import StepMetrics
+from opd_lightning.utils.vocabulary import words_of
 
 
 @dataclass
@@ -46,12 +47,18 @@ class Scoring:
             module: gives the device, its rank and `all_gather`.
 
         Raises:
-            ValueError: a completion is empty.
+            ValueError: a completion is empty, or holds what is no word.
         """
         empty = next((sample.example.id for sample in samples if sample.trainable < 1), None)
         if empty is not None:
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         tokens = pack(samples, module.device)
+        words = self.renderer.words
+        if words is not None and not (known := words.known(tokens.ids)).all():
+            raise ValueError(
+                f"a completion holds the id {int(tokens.ids[~known].max())}, which is no word of the student's tokenizer "
+                f"({words.count} words); let the generator draw from words alone."
+            )
         if not self.needs_verdicts:
             return samples, tokens
         samples = self.judge(samples)
@@ -89,16 +96,19 @@ class Scoring:
             ValueError: a completion holds an id that a teacher does not have.
         """
         results = {}
-        highest = max(int(sample.token_ids[sample.loss_mask].max()) for sample in samples)
+        written = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
         for name in sorted(self.objective.teachers):
             scores = results[name] = self.teachers[name].score(samples, self.max_tokens)
             metrics.total(f"{name}_tokens", scores.cost.tokens)
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
                 metrics.mean(f"rollout/{name}_{key}", values, where=~values.isnan())
-            if highest >= scores.vocabulary:
+            missing = ~words_of(scores).known(written)
+            if scores.valid is not None:
+                missing &= scores.valid.to(missing.device)
+            if missing.any():
                 raise ValueError(
-                    f"a completion holds the id {highest}, which {name} does not have (its vocabulary is "
+                    f"a completion holds the id {int(written[missing].max())}, which {name} does not have (its vocabulary is "
                     f"{scores.vocabulary}); choose models of one family."
                 )
         return results

@@ -13,6 +13,7 @@ from opd_lightning.data.batching import collate, packed_index, plan_micro_batche
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.readable import readable
 from opd_lightning.teachers.weights import Average, External, FrozenStart, Live, Parameters, TrustRegion, Weights
 from opd_lightning.types import Attempt, Completion, Cost, Rendered, Sample, SamplingParams
 
@@ -41,11 +42,18 @@ class LocalTeacher(BaseTeacher):
     def setup(self, student: Any, renderer: Renderer) -> None:
         """Load or copy the weights."""
         super().setup(student, renderer)
+        self.check_tokenizer(renderer.tokenizer)
         self.weights.setup(student)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
-        """Read the samples; where the context has nothing to tell, or the prompt is too long, tokens are not valid."""
+        """Read the samples; where the context has nothing to tell, or the prompt is too long, tokens are not valid.
+
+        Neither are those from a word on that the teacher does not have; `unreadable` says how many samples have one.
+        """
         prompts = self.prompts_of(samples)
+        known = None if self.weights.words is None else readable(samples, prompts, self.weights.words)
+        if known is not None:
+            samples, prompts = known.samples, known.prompts
         behind = [len(sample.token_ids) - sample.prompt_length for sample in samples]
         window = self.student.window if self.source is None else self.source.window()
         limit = self.context.max_prompt_tokens or window
@@ -64,16 +72,19 @@ class LocalTeacher(BaseTeacher):
         hidden = read.hidden.new_zeros(sum(counts), read.hidden.shape[-1])
         hidden[torch.cat([packed_index(part, counts) for part in plan]).to(device)] = read.hidden
         cost = Cost(sum(totals), self.weights.sizes().read(totals))
+        metrics = {} if known is None else {"unreadable": known.cut.float().to(device)}
+        valid = None if known is None else known.valid.to(device)
         if not waits:
-            return replace(read, hidden=hidden, cost=cost)
+            return replace(read, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
         told, overlong = torch.tensor(fits, device=device), torch.tensor(long, device=device)
         if overlong.any() and not told.any():
             log.warning(
                 "warning: every prompt of the teacher in this rollout is too long with what its context tells, so nothing is "
                 "learned from it; raise context.max_prompt_tokens, or lower rollout.sampling.max_new_tokens."
             )
-        valid = torch.repeat_interleave(told, torch.tensor(counts, device=device))
-        metrics = {"valid": told.float(), "overlong": overlong.float()}
+        shown = torch.repeat_interleave(told, torch.tensor(counts, device=device))
+        valid = shown if valid is None else shown & valid
+        metrics |= {"valid": told.float(), "overlong": overlong.float()}
         return replace(read, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
 
     def prompts_of(self, samples: Sequence[Sample]) -> list[list[int] | None]:
@@ -112,6 +123,14 @@ class LocalTeacher(BaseTeacher):
         """Completions of prompts as the teacher reads them, and what they cost."""
         if not self.writes:
             return super().write(prompts, sampling, seed, generator)
+        words = self.weights.words
+        unknown = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
+        if unknown:
+            token = self.renderer.tokenizer.convert_ids_to_tokens(unknown[0])  # type: ignore[attr-defined]
+            raise ValueError(
+                f"a prompt holds {token!r}, a word of the student's tokenizer that the teacher lacks, so it cannot write "
+                "behind it; choose another teacher, or take such prompts out of the data."
+            )
         done = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
         n = sampling.n
         pairs = [(len(prompts[i // n].token_ids), len(completion.token_ids)) for i, completion in enumerate(done)]

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.head import fitted
 from opd_lightning.losses.targets import FullLogits
 from opd_lightning.teachers.base import Composite
 from opd_lightning.types import Cost, Sample
+from opd_lightning.utils.vocabulary import Words, words_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,17 @@ class MixedScores:
     @property
     def vocabulary(self) -> int:
         """What all of them know."""
-        return min(part.vocabulary for part in self.parts)
+        return self.words.size
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """What one of them does not know."""
+        return self.words.absent
+
+    @property
+    def words(self) -> Words:
+        """The ids that all of them have."""
+        return words_of(self.parts[0]).meet(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:
@@ -50,9 +62,12 @@ class MixedScores:
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
         """The mixture's log-probabilities [n, V], as logits."""
         mixed: Tensor | None = None
-        valid = self.valid
+        valid, words = self.valid, self.words
         for part, weight in zip(self.parts, self.weights, strict=True):
-            log_p = part.chunk(rows).log_probs(1.0).log_p[:, : self.vocabulary]
+            target = part.chunk(rows)
+            if words_of(part) != words:  # renormalised before it is mixed
+                target = fitted(target, words_of(part), words, target.logits.dtype)
+            log_p = target.log_probs(1.0).log_p
             if self.space == "log":
                 mixed = weight * log_p if mixed is None else mixed.add_(log_p, alpha=weight)
             else:

@@ -11,6 +11,7 @@ from opd_lightning.data.batching import packed_index
 from opd_lightning.losses.targets import FullLogits
 from opd_lightning.teachers.base import Composite
 from opd_lightning.types import Cost, Example, Sample
+from opd_lightning.utils.vocabulary import Words, words_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,17 @@ class RoutedScores:
     @property
     def vocabulary(self) -> int:
         """What all of them know."""
-        return min(part.vocabulary for part in self.parts)
+        return self.words.size
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """What one of them does not know."""
+        return self.words.absent
+
+    @property
+    def words(self) -> Words:
+        """The ids that all of them have."""
+        return words_of(self.parts[0]).meet(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:
@@ -50,15 +61,15 @@ class RoutedScores:
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
         """Logits of some rows, each its own teacher's."""
-        part, row, valid = self.part[rows], self.row[rows], self.valid
+        part, row, valid, words = self.part[rows], self.row[rows], self.valid, self.words
         logits: Tensor | None = None
         for i, scores in enumerate(self.parts):
             mine = part == i
             if not bool(mine.any()):
                 continue
-            own = scores.take(row[mine]).chunk(slice(None)).logits[:, : self.vocabulary]
+            own = words.cut(scores.take(row[mine]).chunk(slice(None)).logits)
             if logits is None:
-                logits = own.new_empty(len(part), self.vocabulary)
+                logits = own.new_empty(len(part), words.size)
             logits[mine] = own
         assert logits is not None
         return FullLogits(logits, None if valid is None else valid[rows])

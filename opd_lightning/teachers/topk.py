@@ -10,6 +10,7 @@ from torch import Tensor
 from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.base import Composite
 from opd_lightning.types import Cost, Sample
+from opd_lightning.utils.vocabulary import words_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class TopKView:
     def vocabulary(self) -> int:
         """The other teacher's."""
         return self.inner.vocabulary
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The other teacher's."""
+        return words_of(self.inner).absent
 
     @property
     def valid(self) -> Tensor | None:
@@ -54,7 +60,9 @@ class TopKView:
         """The top k of some rows."""
         full = self.inner.chunk(rows, out).log_probs(1.0)
         ids, logprobs = full.top(self.k)
-        return TopKLogProbs(ids, logprobs, full.of(self.ids[rows]), full.valid)
+        written = self.ids[rows]
+        known = words_of(self).known(written)  # those that are not are not valid either
+        return TopKLogProbs(ids, logprobs, full.of(torch.where(known, written, 0)), full.valid)
 
 
 class TopKTeacher(Composite):

@@ -9,6 +9,7 @@ from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
 from opd_lightning.types import Sequences
+from opd_lightning.utils.vocabulary import Words
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Weights:
         writes: can it write, or only score?
         source: the `Pretrained` they come from; None where that is the student's.
         warning: what a user should know before choosing it, or None.
+        words: the ids that it can read, where the student has others; None where it reads all of the student's.
     """
 
     self_teacher = True
@@ -44,6 +46,7 @@ class Weights:
     writes = True
     source: Pretrained | None = None
     warning: str | None = None
+    words: Words | None = None
     student: Student
 
     def setup(self, student: Student) -> None:

@@ -1,4 +1,4 @@
-"""Another model with the same tokenizer."""
+"""Another model of the same family: ids mean the same tokens, as far as both have them."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,10 +10,11 @@ from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
 from opd_lightning.teachers.weights.base import Weights
 from opd_lightning.types import Sequences
+from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
 
 
 class External(Weights):
-    """Another model with the same tokenizer.
+    """Another model of the same family: ids mean the same tokens, as far as both have them.
 
     Args:
         path, dtype, attention, base: as for `Pretrained`.
@@ -23,6 +24,7 @@ class External(Weights):
     self_teacher = False
     frozen = True
     source: Pretrained
+    overlap: Overlap | None = None
 
     def __init__(
         self,
@@ -35,29 +37,42 @@ class External(Weights):
         self.source, self.field = Pretrained(path, dtype, attention, field=field, base=base), field
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Before anything is loaded; raises ValueError if the tokenizer is another one than the student's."""
-        if self.source.vocabulary() != tokenizer.get_vocab():
-            raise ValueError(
-                f"{self.field}={self.source.path} has another tokenizer than the student, so token ids would mean different "
-                "texts; choose a teacher of the student's family."
-            )
+        """Before anything is loaded: find the ids that both tokenizers have.
 
-    def setup(self, student: Student) -> None:
-        """Load the weights next to the student's.
+        A word of the teacher's alone is dropped from its distribution, which is renormalised; of words of the student's alone
+        it says nothing, see `losses.shared`.
 
         Raises:
-            ValueError: a word of the tokenizer lies outside of one of the vocabularies. Vocabularies may be padded differently.
+            ValueError: an id means different tokens, or the two have little in common.
+        """
+        name, found = f"{self.field}={self.source.path}", overlap(tokenizer.get_vocab(), self.source.vocabulary())
+        if found.unlike or found.shared.count * 2 < max(found.shared.count + len(found.mine), 1):
+            why = differences(found) if found.unlike else f"only {found.shared.count} ids are in both"
+            raise ValueError(
+                f"{name} has another tokenizer than the student ({why}), so token ids would mean different texts; choose a "
+                "teacher of the student's family."
+            )
+        self.overlap = found
+        self.words = found.shared if found.mine else None
+
+    def setup(self, student: Student) -> None:
+        """Load the weights next to the student's; its distributions are over the words that both have.
+
+        Raises:
+            ValueError: the teacher's output layer is too small for these words.
         """
         super().setup(student)
-        name = f"{self.field}={self.source.path}"
-        self.model = Student(self.source.model(), student.chunk).requires_grad_(False).eval().to(student.lm.device)
-        self.model.verify_head(name)
-        shared, words = min(self.model.head.weight.shape[0], student.head.weight.shape[0]), len(self.source.vocabulary())
-        if shared < words:
-            raise ValueError(
-                f"{name} and the student share {shared} ids, and their tokenizer has {words}: not all words can be compared; "
-                "choose models of one family."
-            )
+        rows, shared = self.source.words(), student.head.known
+        if self.overlap is not None:
+            shared = shared.meet([self.overlap.shared])
+            if rows < shared.size:
+                raise ValueError(
+                    f"{self.field}={self.source.path} has {rows} rows of logits, and its tokenizer knows {shared.size} of the "
+                    "student's words: not all of them can be read or compared; give it its own tokenizer, or choose another."
+                )
+        shared, lm = shared.meet([Words(rows)]), self.source.model()
+        self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
+        self.model.verify_head(f"{self.field}={self.source.path}")
 
     def sizes(self) -> Sizes:
         """The other model's."""

@@ -62,9 +62,11 @@ class TrustRegion(Weights):
         width = start.hidden.shape[-1]
 
         def project(hidden: Tensor, out: Tensor | None = None) -> Tensor:
-            return start.project(hidden[:, :width], out).lerp_(now.project(hidden[:, width:]), self.share)
+            # A sum, for between -inf and -inf an interpolation is NaN.
+            mixed = start.project(hidden[:, :width], out).mul_(1 - self.share)
+            return mixed.add_(now.project(hidden[:, width:]), alpha=self.share)
 
-        return HiddenScores(torch.cat([start.hidden, now.hidden], -1), project, start.vocabulary)
+        return HiddenScores(torch.cat([start.hidden, now.hidden], -1), project, start.vocabulary, absent=start.absent)
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
         """It is no language model of its own."""
