@@ -17,10 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from opd_lightning.config import build, compose
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import explain
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
+from opd_lightning.preflight.references import limit_for
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -36,6 +38,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     student = Student(model.model(), cfg.logits_chunk_size).to(device)
     student.verify_head(f"model.path={model.path}")
     renderer = ChatRenderer(tokenizer, model.template_options)
+    if task.max_new_tokens is None:
+        task.max_new_tokens = limit_for(task, renderer, model.window())
+    cfg = limited(cfg, task.max_new_tokens)
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}

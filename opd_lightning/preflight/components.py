@@ -9,11 +9,14 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
+from opd_lightning.config.limits import limited
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
+from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
+from opd_lightning.preflight.rendering import check_rows
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
@@ -26,7 +29,8 @@ class Components:
     Attributes:
         model, tokenizer, renderer: the student's.
         generator: the engine that writes.
-        task, given, examples: the task, its training examples, and those that are not dropped for their length.
+        task, given, examples: the task, its training examples, and those that are not dropped for their length or their
+            reference's.
         rollout, objective: who writes, and what is minimised.
         teachers: those that one of these two needs.
         suite: evaluations by name.
@@ -72,12 +76,17 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
     renderer = ChatRenderer(tokenizer, model.template_options)
+    if task.max_new_tokens is None:
+        task.max_new_tokens = limit_for(task, renderer, model.window())
+    cfg = limited(cfg, task.max_new_tokens)
     offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     environment = build(cfg.get("environment"), task=task)
     rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)
+    contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
+    check_rows(task, renderer, contexts)
     suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items() if node is not None}
     given = task.examples("train")
     parts = Components(
@@ -97,6 +106,8 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     if cfg.data.overlong != "drop":
         return parts
     kept = drop_overlong(given, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
+    if rollout.reads_references:
+        kept = drop_long(kept, renderer, reference_limit(rollout))
     return Components(**{**vars(parts), "examples": kept})
 
 

@@ -7,7 +7,7 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
@@ -25,13 +25,17 @@ from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
 from opd_lightning.data.prompts import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, settled, verifier
+from opd_lightning.preflight.checks import models, verifier
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.findings import settled
+from opd_lightning.preflight.references import references
+from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.resources import memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
@@ -78,13 +82,18 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
     before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
-    if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+    if other := [key for key in {**before, **now} if before.get(key) != now.get(key) and not follows_data(key, now)]:
         first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
         yield (
             f"this run was measured with evaluation.{first}={before.get(first)}, not {now.get(first)}{more}, and is not "
             f"measured again; python -m opd_lightning.evaluate run={folder} measures its end, another study.name makes it "
             "again with the evaluations asked for."
         )
+
+
+def follows_data(key: str, now: Mapping[str, Any]) -> bool:
+    """Is a number that was made of the data recorded for it?"""
+    return key.endswith("max_new_tokens") and now.get(key, 0) is None
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:
@@ -128,12 +137,13 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Instantiate the components and train."""
     quiet()
     parts = assemble(cfg, folder)
+    cfg = limited(cfg, parts.task.max_new_tokens)
     model, task, rollout = parts.model, parts.task, parts.rollout
     write_status(folder, "running", start_model=model.lineage())
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
+    for warning in settled(chain(left_rows(parts), models(parts), references(parts), verifier(parts, 16), memory(parts, cfg))):
         log.warning(f"warning: {warning}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
@@ -145,11 +155,6 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if checkpoint.exists():
         check_checkpoint(checkpoint)
     write_status(folder, "running", data=found)
-    if found.get("skipped_rows"):
-        first = found["skipped_list"][0]
-        log.warning(
-            f"warning: {found['skipped_rows']} malformed rows are left out, the first: {first}; status.json lists them."
-        )
     if found["near_duplicates"]:
         log.warning(
             f"warning: {found['near_duplicates']} of {found['train']} training prompts nearly repeat a held-out one, such as "
