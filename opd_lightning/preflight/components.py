@@ -35,6 +35,7 @@ class Components:
         teachers: those that one of these two needs.
         suite: evaluations by name.
         max_prompt_tokens: the student's limit.
+        refused: what the chat template cannot render, which `preflight` raises; None where it renders every row.
     """
 
     model: Pretrained
@@ -49,9 +50,12 @@ class Components:
     teachers: dict[str, Any]
     suite: dict[str, Any]
     max_prompt_tokens: int | None
+    refused: str | None
 
     def preflight(self) -> dict[str, Any]:
         """See `preflight.data.preflight`; what was dropped is counted too."""
+        if self.refused:
+            raise ValueError(self.refused)
         found = preflight(self)
         dropped = len(self.given) - len(self.examples)
         return found | ({"dropped": dropped} if dropped else {})
@@ -86,8 +90,13 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)
     contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
-    check_rows(task, renderer, contexts)
-    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items() if node is not None}
+    refused = None
+    try:
+        check_rows(task, renderer, contexts)
+    except ValueError as error:
+        refused = str(error)
+    nodes = {} if refused else cfg.evaluation.suite  # some evaluations render their prompts at once
+    suite = {name: build(node, model=model, **offers) for name, node in nodes.items() if node is not None}
     given = task.examples("train")
     parts = Components(
         model=model,
@@ -102,8 +111,9 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         teachers=teachers,
         suite=suite,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
+        refused=refused,
     )
-    if cfg.data.overlong != "drop":
+    if cfg.data.overlong != "drop" or refused:
         return parts
     kept = drop_overlong(given, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
     if rollout.reads_references:

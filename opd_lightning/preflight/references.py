@@ -53,17 +53,17 @@ def limit_for(task: Task, renderer: Renderer, window: int) -> int:
     """How many new tokens suit a task that leaves it to its data: 128, or more if the longest training reference has more.
 
     Args:
-        window: of the student. References beside the longest prompt stay within it; prompts of more than half of it do not
+        window: of the student. Beside the longest prompt the limit stays within it; prompts of more than half of it do not
             count, for they are refused or dropped.
     """
     examples = task.examples("train")
     longest = longest_reference(examples, renderer)
-    if longest <= LEAST:
+    if not longest:
         return LEAST
-    could = [e for e in examples if prompt_size(e) + longest > window]
-    prompts = [rendered_size(e, renderer) for e in could]
+    limit = max(LEAST, longest)
+    prompts = [rendered_size(e, renderer) for e in examples if prompt_size(e) + limit > window]
     room = window - max([n for n in prompts if n <= window // 2], default=0)
-    return max(LEAST, min(longest, room))
+    return min(limit, room)
 
 
 def rendered_size(example: Example, renderer: Renderer) -> int:
