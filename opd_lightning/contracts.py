@@ -23,7 +23,8 @@ class Task(Protocol):
 
     A task may also have `partial_scores` (True: a content below 1 is not right, and the mean score is reported beside the
     accuracy), `notes` (numbers about its data, for status.json; sentences under "warnings" are said) and
-    `leave_out(reasons)`, which takes examples by id out of all splits, or refuses to. `max_new_tokens` None covers the references.
+    `leave_out(reasons)`, which takes examples by id out of all splits, or refuses to. Its `max_new_tokens` may be None, which
+    covers the references.
     """
 
     verifies: bool

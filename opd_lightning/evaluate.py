@@ -23,6 +23,8 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
 from opd_lightning.preflight.references import limit_for
+from opd_lightning.preflight.rendering import check_rows
+from opd_lightning.teachers.contexts import NoContext
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -34,13 +36,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     check(cfg)
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = Student(model.model(), cfg.logits_chunk_size).to(device)
-    student.verify_head(f"model.path={model.path}")
     renderer = ChatRenderer(tokenizer, model.template_options)
     if task.max_new_tokens is None:
         task.max_new_tokens = limit_for(task, renderer, model.window())
     cfg = limited(cfg, task.max_new_tokens)
+    check_rows(task, renderer, {"student": NoContext(model.template_options)})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student = Student(model.model(), cfg.logits_chunk_size).to(device)
+    student.verify_head(f"model.path={model.path}")
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}

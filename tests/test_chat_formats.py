@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_lightning.check import examine
 from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.evaluate import evaluate
 from opd_lightning.models import stand_in
 from opd_lightning.preflight.data import long_prompts
 from opd_lightning.preflight.rendering import check_rows, unreadable
@@ -344,7 +344,8 @@ def test_check_and_run_find_the_row_before_training(small, tmp_path):
     assert any(f.state == "fail" and f.name == "data" and "example rows.jsonl:12" in f.text for f in found)
     with pytest.raises(ValueError, match=r"example rows.jsonl:12: .*roles must alternate"):
         run(alternating(small, tmp_path))
-    torch.manual_seed(0)
     folder = run(alternating(small, tmp_path, "task.bad_rows=skip", "trainer.max_steps=1", "evaluation=none"))
     data = json.loads((folder / "status.json").read_text())["data"]
     assert data["skipped_rows"] == 1 and "rows.jsonl:12" in data["skipped_list"][0]
+    with pytest.raises(ValueError, match=r"example rows.jsonl:12: .*roles must alternate"):
+        evaluate(alternating(small, tmp_path, "logits_chunk_size=256"))
