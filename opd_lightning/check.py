@@ -17,9 +17,13 @@ from rich.table import Table
 
 from opd_lightning.config import build, compose
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import explain, unwritable
-from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
+from opd_lightning.preflight.checks import data, models, probe, prompts, verifier
 from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.references import references
+from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.preflight.weights import weights
@@ -67,10 +71,13 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     if not attempt("parts", parts):
         return findings
     made = components[0]
+    cfg = limited(cfg, made.task.max_new_tokens)
     attempt("models", lambda: models(made))
     attempt("weights", lambda: weights(made))
     attempt("data", lambda: data(made, cfg))
+    attempt("data", lambda: left_rows(made))
     attempt("replies", lambda: replies(made))
+    attempt("references", lambda: references(made))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))

@@ -23,7 +23,9 @@ class Task(Protocol):
         contexts: how each option of `conf/context` is worded for it; read by the configuration only.
 
     A task may also have `partial_scores` (True: a content below 1 is not right, and the mean score is reported beside the
-    accuracy) and `notes` (numbers about its data, for status.json).
+    accuracy), `notes` (numbers about its data, for status.json; sentences under "warnings" are said) and
+    `leave_out(reasons)`, which takes examples by id out of all splits, or refuses to. Its `max_new_tokens` may be None, which
+    covers the references.
     """
 
     verifies: bool

@@ -18,11 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from opd_lightning.config import build, compose
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import explain
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
 from opd_lightning.models.files import check_words
+from opd_lightning.preflight.references import limit_for
+from opd_lightning.preflight.rendering import check_rows
 from opd_lightning.runs.status import started
+from opd_lightning.teachers.contexts import NoContext
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -35,6 +39,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     model: Pretrained = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
+    if task.max_new_tokens is None:
+        task.max_new_tokens = limit_for(task, renderer, model.window())
+    cfg = limited(cfg, task.max_new_tokens)
+    check_rows(task, renderer, {"student": NoContext(model.template_options)})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(model.model(), cfg.logits_chunk_size, renderer.words).to(device)
     check_words(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)

@@ -9,6 +9,7 @@ from transformers import SchedulerType
 
 from opd_lightning.config import build, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
+from opd_lightning.config.limits import LEAST, limited
 from opd_lightning.config.names import nearest
 from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, parameters_of, shipped, targets
 
@@ -23,7 +24,7 @@ def check(cfg: DictConfig) -> list[str]:
         ValueError: the field, its value and the remedy.
     """
     check_shape(cfg)
-    resolved = plain(cfg)
+    resolved = plain(limited(cfg, LEAST))  # what follows the data is known later
     check_names(resolved)
     for place, node in targets(resolved):
         check_binding(place, node)

@@ -1,7 +1,6 @@
 """What `opd_lightning.check` finds out, one function per question; each yields findings."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from statistics import quantiles
 
 import torch
@@ -10,37 +9,11 @@ from omegaconf import DictConfig
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.findings import Finding
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
 from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table.
-
-    Attributes:
-        name: what was looked at.
-        state: "pass", "warn" or "fail".
-        text: what was found; for warn and fail with the remedy.
-    """
-
-    name: str
-    state: str
-    text: str
-
-
-def raise_on_failures(found: Iterable[Finding]) -> list[str]:
-    """What findings warn of, a sentence each.
-
-    Raises:
-        ValueError: all that fails.
-    """
-    told = [(finding.state, f"{finding.name}: {finding.text}") for finding in found]
-    if failed := [text for state, text in told if state == "fail"]:
-        raise ValueError(" ".join(failed))
-    return [text for state, text in told if state == "warn"]
 
 
 def models(parts: Components) -> Iterator[Finding]:

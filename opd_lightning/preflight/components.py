@@ -9,11 +9,14 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
+from opd_lightning.config.limits import limited
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
+from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
+from opd_lightning.preflight.rendering import check_rows
 from opd_lightning.runs.status import started
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -27,11 +30,13 @@ class Components:
     Attributes:
         model, tokenizer, renderer: the student's.
         generator: the engine that writes.
-        task, given, examples: the task, its training examples, and those that are not dropped for their length.
+        task, given, examples: the task, its training examples, and those that are not dropped for their length or their
+            reference's.
         rollout, objective: who writes, and what is minimised.
         teachers: those that one of these two needs.
         suite: evaluations by name.
         max_prompt_tokens: the student's limit.
+        refused: what the chat template cannot render, which `preflight` raises; None where it renders every row.
     """
 
     model: Pretrained
@@ -46,9 +51,12 @@ class Components:
     teachers: dict[str, Any]
     suite: dict[str, Any]
     max_prompt_tokens: int | None
+    refused: str | None
 
     def preflight(self) -> dict[str, Any]:
         """See `preflight.data.preflight`; what was dropped is counted too."""
+        if self.refused:
+            raise ValueError(self.refused)
         found = preflight(self)
         dropped = len(self.given) - len(self.examples)
         return found | ({"dropped": dropped} if dropped else {})
@@ -73,13 +81,23 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     model: Pretrained = build(cfg.model)
     renderer, task = model.renderer(started(folder)), build(cfg.task)
     tokenizer = renderer.tokenizer
+    if task.max_new_tokens is None:
+        task.max_new_tokens = limit_for(task, renderer, model.window())
+    cfg = limited(cfg, task.max_new_tokens)
     offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     environment = build(cfg.get("environment"), task=task)
     rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)
-    suite = {name: build(node, model=model, **offers) for name, node in cfg.evaluation.suite.items() if node is not None}
+    contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
+    refused = None
+    try:
+        check_rows(task, renderer, contexts)
+    except ValueError as error:
+        refused = str(error)
+    nodes = {} if refused else cfg.evaluation.suite  # some evaluations render their prompts at once
+    suite = {name: build(node, model=model, **offers) for name, node in nodes.items() if node is not None}
     given = task.examples("train")
     parts = Components(
         model=model,
@@ -94,10 +112,13 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         teachers=teachers,
         suite=suite,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
+        refused=refused,
     )
-    if cfg.data.overlong != "drop":
+    if cfg.data.overlong != "drop" or refused:
         return parts
     kept = drop_overlong(given, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
+    if rollout.reads_references:
+        kept = drop_long(kept, renderer, reference_limit(rollout))
     return Components(**{**vars(parts), "examples": kept})
 
 

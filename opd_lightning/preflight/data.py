@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses.targets import FullLogits, SampledLogProbs, TopKLogProbs
 from opd_lightning.models import Pretrained
+from opd_lightning.preflight.rendering import unreadable
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -42,6 +43,8 @@ def preflight(parts: Any) -> dict[str, Any]:
         check_references(examples)
     held = list({e.id: e for evaluation in parts.suite.values() for e in evaluation.examples}.values())
     check_disjoint(examples, held)
+    if refused := unreadable(held, parts.renderer, {"student": NoContext(parts.model.template_options)}):
+        raise ValueError(next(iter(refused.values())))
     for teacher in parts.teachers.values():
         teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
@@ -183,6 +186,12 @@ def check_lengths(
         )
 
 
+def bytes_of(turn: Mapping[str, Any]) -> int:
+    """Of a turn's content, and of what else a template may write of it, such as calls of tools, with its indentation."""
+    beside = sum(len(str(value).encode()) for key, value in turn.items() if key not in ("role", "content"))
+    return len(turn["content"].encode()) + 4 * beside
+
+
 def long_prompts(
     examples: Sequence[Example], renderer: ChatRenderer, context: NoContext, limit: int
 ) -> Iterator[tuple[Example, int]]:
@@ -195,7 +204,7 @@ def long_prompts(
         # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
         if longest_wording is None:
             longest_wording = len(words.render(chat).token_ids) + 64
-        if longest_wording * len(chat) + sum(len(m["content"].encode()) for m in chat) <= limit:
+        if longest_wording * len(chat) + sum(bytes_of(m) for m in chat) <= limit:
             continue
         tokens = len(words.render(chat).token_ids)
         if tokens > limit:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from opd_lightning.types import Example
 
@@ -20,10 +21,16 @@ def normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def beside(message: Mapping[str, Any]) -> list[Any]:
+    """What a turn says beside its content, such as calls of tools."""
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return [more] if more else []
+
+
 def key_of(example: Example) -> str:
     """A digest of the chat that is shown; equal prompts have equal keys."""
-    chat = [[m["role"], normal(m["content"])] for m in example.messages]
-    return hashlib.blake2b(json.dumps(chat).encode(), digest_size=16).hexdigest()
+    chat = [[m["role"], normal(m["content"]), *beside(m)] for m in example.messages]
+    return hashlib.blake2b(json.dumps(chat, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def position_of(example: Example) -> float:

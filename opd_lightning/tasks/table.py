@@ -1,18 +1,17 @@
 """A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
 
-import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from opd_lightning.config.names import nearest
+from opd_lightning.tasks.chats import chat, reply
+from opd_lightning.tasks.columns import UNUSED, check_parts, part_of, prompt_column, unread
 from opd_lightning.tasks.rows import Row, read_rows, text, written
 from opd_lightning.tasks.splits import distinct, take
 from opd_lightning.tasks.verifiers import Late, within
-from opd_lightning.types import Example, Messages, Verdict
-
-PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
-ROLES = ("system", "user", "assistant", "tool")
+from opd_lightning.types import Example, Verdict
 
 
 class TableTask:
@@ -21,9 +20,9 @@ class TableTask:
     `columns` says which column plays which part: {"prompt": "question"}, or words around columns: {"prompt": "{question}\\n
     Options: {options[0]}, {options[1]}"} (a template where there are braces; double literal ones).
 
-        prompt         the user's turn, or a whole chat as a list of {"role", "content"}; its last assistant turn, if it
-                       ends in one, is the completion
-        completion     what SFT imitates
+        prompt         the user's turn, or a whole chat in one of the ways of `chats.py`; its last assistant turn, if it ends
+                       in one, is the completion. The column "prompt", "messages" or "conversations" unless given
+        completion     what SFT imitates, text or an assistant's turn
         demonstration  an expert's answer that a teacher may be shown; the completion unless given
         solution       a solution that a teacher may be shown; the completion unless given
         answer         what the verifier compares with
@@ -44,7 +43,8 @@ class TableTask:
         prepare: maps a row to the row to use, or to None to leave it out.
         n_train: at most so many training examples; None takes all.
         n_eval: at most so many validation and as many test examples.
-        max_new_tokens, batch_size, contexts: see `Task`.
+        max_new_tokens: see `Task`; None covers the references, see `preflight.references.limit_for`.
+        batch_size, contexts: see `Task`.
         bad_rows: "refuse" the first malformed row, or "skip" them all; `notes` then counts and lists them.
         verify_seconds: a verdict that takes longer is that the completion is wrong, for a model's text can send a regular
             expression on an endless search; None waits. See `within` for where it holds.
@@ -65,7 +65,7 @@ class TableTask:
         prepare: Callable[[Row], Row | None] | None = None,
         n_train: int | None = None,
         n_eval: int = 128,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = 128,
         batch_size: int = 8,
         contexts: Mapping[str, Any] | None = None,
         bad_rows: str = "refuse",
@@ -75,11 +75,7 @@ class TableTask:
             raise ValueError(f"task.bad_rows={bad_rows!r} is unknown; choose refuse or skip.")
         self.bad: list[str] | None = [] if bad_rows == "skip" else None
         self.columns = {part: str(column) for part, column in columns.items() if column is not None}
-        for part in self.columns:
-            if part not in PARTS:
-                raise ValueError(f"task.columns.{part} is no part of an example{nearest(part, PARTS)}")
-        if "prompt" not in self.columns:
-            raise ValueError("task.columns.prompt is missing; say which column holds the prompt.")
+        check_parts(self.columns)
         for key in heldout or {}:
             if key not in ("path", "name", "split"):
                 raise ValueError(f"task.heldout.{key} is unknown{nearest(key, ('path', 'name', 'split'))}")
@@ -98,9 +94,38 @@ class TableTask:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.contexts = contexts or {}
         self.notes: dict[str, Any] = {"repeated_prompts": 0}
+        self.unused: Counter[str] = Counter()
         self.splits = self._split(path, name, split, heldout, n_train, n_eval)
+        self._count_bad()
+        if self.unused:
+            self.notes["warnings"] = [
+                f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
+                for column, n in self.unused.items()
+            ]
+
+    def _count_bad(self) -> None:
         if self.bad:
             self.notes |= {"skipped_rows": len(self.bad), "skipped_list": self.bad[:100]}
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Examples leave all splits, each with the reason why it cannot be used.
+
+        Args:
+            reasons: a sentence by example id.
+
+        Raises:
+            ValueError: bad rows are refused, or no training example is left.
+        """
+        if not reasons:
+            return
+        first = next(iter(reasons.values()))
+        if self.bad is None:
+            raise ValueError(f"{first} task.bad_rows=skip leaves such rows out ({len(reasons)} here).")
+        self.splits = {name: [e for e in some if e.id not in reasons] for name, some in self.splits.items()}
+        if not self.splits["train"]:
+            raise ValueError(f"task.bad_rows=skip leaves no training example, the first for this: {first}")
+        self.bad += reasons.values()
+        self._count_bad()
 
     def _split(self, path, name, split, heldout, n_train, n_eval) -> dict[str, list[Example]]:
         read = self._read(path, name, split)
@@ -138,6 +163,7 @@ class TableTask:
                         "every row another, or task.columns.id=null calls rows by file and line."
                     )
                 examples[example.id], places[example.id] = example, place
+                self.unused.update(unread(prepared, self.columns))
             except ValueError as error:
                 if self.bad is None:
                     raise
@@ -180,15 +206,25 @@ class TableTask:
     def _example(self, place: str, row: Row, lenient: bool) -> Example:
         # Held-out rows of public data sets often lack what only training needs.
         spared = ("completion", "demonstration", "solution") if lenient else ()
+        columns = self.columns if "prompt" in self.columns else {"prompt": prompt_column(row, place), **self.columns}
         found = {
             part: written(part_of(row, part, column, place, part in spared), f"{place}: task.columns.{part}={column}")
-            for part, column in self.columns.items()
+            for part, column in columns.items()
         }
         messages, answered = chat(found["prompt"], place)
-        system = text(found.get("system"), "system", place) or self.system
-        if system and messages[0]["role"] != "system":
+        own = text(found.get("system"), "system", place)
+        if messages[0]["role"] != "system" and (system := own or self.system):
             messages = [{"role": "system", "content": system}, *messages]
-        completion = text(found.get("completion"), "completion", place) or answered
+        elif own and own != messages[0]["content"]:
+            raise ValueError(f"{place}: task.columns.system and the chat give two system prompts; leave one out.")
+        completion, demonstration, solution = (
+            reply(found.get(part), part, place) for part in ("completion", "demonstration", "solution")
+        )
+        if completion and answered and completion != answered:
+            raise ValueError(
+                f"{place}: task.columns.completion and the chat's last turn give two completions; leave one out (task.prepare)."
+            )
+        completion = completion or answered
         answer = text(found.get("answer"), "answer", place)
         if self.verifies and answer is None:
             raise ValueError(
@@ -198,48 +234,8 @@ class TableTask:
             id=text(found.get("id"), "id", place) or place,
             messages=messages,
             completion=completion,
-            demonstration=text(found.get("demonstration"), "demonstration", place) or completion,
-            solution=text(found.get("solution"), "solution", place) or completion,
+            demonstration=demonstration or completion,
+            solution=solution or completion,
             skill=text(found.get("skill"), "skill", place) or "new",
             extra={} if answer is None else {"answer": answer},
         )
-
-
-def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
-    """What plays a part in a row: a column's value, or a template filled in; None where a spared one is missing."""
-    try:
-        if "{" not in column:
-            return row[column]
-        named = [name for _, name, _, _ in string.Formatter().parse(column) if name]
-        if any(row.get(name) is None for name in named if name in row):
-            return None  # a template around an empty cell is empty, not the word None
-        return column.format(**row)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        if spared and isinstance(error, KeyError):
-            return None
-        if "{" in column:
-            columns = ", ".join(row)
-            raise ValueError(
-                f"{place}: task.columns.{part}={column!r} cannot be filled in ({error} is missing); columns are {columns}."
-            ) from error
-        raise ValueError(f"{place}: task.columns.{part}={column} is no column{nearest(column, row)}") from error
-    except ValueError as error:
-        raise ValueError(f"task.columns.{part}={column!r} is no template ({error}); double literal braces.") from error
-
-
-def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:
-    """A chat up to where the answer begins, and the answer if the chat has it."""
-    if not isinstance(prompt, list):
-        content = text(prompt, "prompt", place)
-        if content is None:
-            raise ValueError(f"{place}: the prompt is empty.")
-        return [{"role": "user", "content": content}], None
-    for turn in prompt:
-        good = isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-        if not good:
-            raise ValueError(f"{place}: a turn of the chat is {str(turn)[:60]!r}, not {{'role': 'user', 'content': '...'}}.")
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
-    answered = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
-    if not messages:
-        raise ValueError(f"{place}: the chat has no turn to answer.")
-    return messages, answered

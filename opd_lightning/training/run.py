@@ -7,7 +7,7 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
@@ -25,13 +25,17 @@ from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
 from opd_lightning.data.prompts import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, raise_on_failures, verifier
+from opd_lightning.preflight.checks import models, verifier
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.findings import raise_on_failures
+from opd_lightning.preflight.references import references
+from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
 from opd_lightning.preflight.weights import weights
@@ -80,13 +84,18 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
     before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
-    if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+    if other := [key for key in {**before, **now} if before.get(key) != now.get(key) and not follows_data(key, now)]:
         first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
         yield (
             f"this run was measured with evaluation.{first}={before.get(first)}, not {now.get(first)}{more}, and is not "
             f"measured again; python -m opd_lightning.evaluate run={folder} measures its end, another study.name makes it "
             "again with these evaluations."
         )
+
+
+def follows_data(key: str, now: Mapping[str, Any]) -> bool:
+    """Is a number that was made of the data recorded for it?"""
+    return key.endswith("max_new_tokens") and now.get(key, 0) is None
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:
@@ -130,12 +139,16 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Instantiate the components and train."""
     quiet()
     parts = assemble(cfg, folder)
+    cfg = limited(cfg, parts.task.max_new_tokens)
     model, task, rollout = parts.model, parts.task, parts.rollout
     write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
-    for warning in raise_on_failures(chain(models(parts), replies(parts), verifier(parts, 16), memory(parts, cfg))):
+    findings = chain(
+        left_rows(parts), models(parts), replies(parts), references(parts), verifier(parts, 16), memory(parts, cfg)
+    )
+    for warning in raise_on_failures(findings):
         log.warning(f"warning: {warning}")
     raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -148,11 +161,6 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if checkpoint.exists():
         check_checkpoint(checkpoint)
     write_status(folder, "running", data=notes)
-    if notes.get("skipped_rows"):
-        first = notes["skipped_list"][0]
-        log.warning(
-            f"warning: {notes['skipped_rows']} malformed rows are left out, the first: {first}; status.json lists them."
-        )
     if notes["near_duplicates"]:
         log.warning(
             f"warning: {notes['near_duplicates']} of {notes['train']} training prompts nearly repeat a held-out one, such as "
