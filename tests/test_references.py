@@ -74,7 +74,7 @@ def test_the_limit_follows_the_references(renderer, lengths, prompt, window, lim
 def test_only_those_that_could_be_long_are_tokenized(renderer, monkeypatch):
     asked = []
     real = ChatRenderer.reply
-    monkeypatch.setattr(ChatRenderer, "reply", lambda self, text: asked.append(text) or real(self, text))
+    monkeypatch.setattr(ChatRenderer, "reply", lambda self, text, chat=None: asked.append(text) or real(self, text, chat))
     examples = [example(str(n), n) for n in (5, 50, 500)]
     assert long_references(examples, renderer, 100) == {"500": 501} and longest_reference(examples, renderer) == 501
     assert [len(text) for text in asked] == [500, 500]

@@ -77,25 +77,25 @@ def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[
         try:
             exact = renderer.behind(chat)[1]
         except ValueError as error:
-            yield Finding("references", "fail", f"example {example.id}: {error}")
+            yield Finding("replies", "fail", f"example {example.id}: {error}")
             return
         apart += [] if exact else [example.id]
         doubled += [example.id] if renderer.without_end(example.completion) != example.completion else []
     if apart:
         yield Finding(
-            "references",
+            "replies",
             "warn",
             f"{len(apart)} of {len(examples)} references, {apart[0]} first, are tokenized by themselves: the tokens of the "
             "whole chat do not begin with the prompt's.",
         )
     if doubled:
         yield Finding(
-            "references",
+            "replies",
             "warn",
             f"{len(doubled)} of {len(examples)} references, {doubled[0]} first, end with an end token; it is trained once.",
         )
     if examples and not apart:
-        yield Finding("references", "pass", "prompt and reference have the tokens of the rendered chat")
+        yield Finding("replies", "pass", "prompt and reference have the tokens of the rendered chat")
 
 
 def special_tokens(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[Finding]:
