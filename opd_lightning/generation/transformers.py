@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from opd_lightning.generation.padding import reads_padding
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 
@@ -101,6 +102,8 @@ def decode(
     The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes silent garbage"
+    if len(set(map(len, prompt_ids))) > 1 and reads_padding(lm, min(prompt_ids, key=len)):
+        return decode_by_length(lm, prompt_ids, sampling, eos, pad)
     device = lm.device
     longest = max(map(len, prompt_ids))
     left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
@@ -141,3 +144,14 @@ def decode(
         logprobs = None if columns is None else columns[b][:length]
         completions.append(Completion(row[:length], "length" if stop is None else "stop", logprobs))
     return completions
+
+
+def decode_by_length(
+    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, eos: Sequence[int], pad: int
+) -> list[Completion]:
+    """One completion of each prompt, prompts of one length at a time; see `padding`."""
+    done: dict[int, Completion] = {}
+    for length in sorted(set(map(len, prompt_ids))):
+        rows = [b for b, prompt in enumerate(prompt_ids) if len(prompt) == length]
+        done |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad), strict=True)
+    return [done[b] for b in range(len(prompt_ids))]

@@ -62,9 +62,15 @@ def is_own(module: nn.Module) -> bool:
         return True
 
 
-def sparing(lm: nn.Module, adapter: Any) -> Any:
-    """The configuration, which leaves out what `all-linear` takes for linear layers and is more."""
+SEALED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Architectures whose kernels read out_proj's weights past the layer, so that PEFT refuses to adapt it."""
+
+
+def sparing(lm: PreTrainedModel, adapter: Any) -> Any:
+    """The configuration, which leaves out what `all-linear` takes for linear layers to adapt and cannot."""
     names = [name for name, module in lm.named_modules() if is_own(module)]
+    if lm.config.model_type in SEALED:
+        names += [name for name, _ in lm.named_modules() if name.endswith("out_proj")]
     given = getattr(adapter, "exclude_modules", None)
     if not names or getattr(adapter, "target_modules", None) != "all-linear":
         return adapter

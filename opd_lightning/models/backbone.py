@@ -56,7 +56,9 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         if isinstance(error, torch.OutOfMemoryError):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name}: {kind} cannot be read as a causal language model ({first}); choose another model.") from error
+        raise ValueError(
+            f"{name}: {kind} cannot be read as a causal language model ({first}); choose another model."
+        ) from error
     if not same:
         raise ValueError(
             f"{name}: {kind} changes its hidden states or logits around the output layer in a way that "

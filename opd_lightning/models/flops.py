@@ -105,7 +105,7 @@ def working(module: nn.Module, config: Any) -> dict[int, float]:
     found = {id(p) for name, p in module.named_parameters() if re.search(r"(^|\.)experts\.", name)}
     if found and not (total and chosen):
         log.warning(
-            f"warning: {type(config).__name__} does not say how many experts work on a token, so FLOPs are counted as if all did."
+            f"warning: {type(config).__name__} does not say how many experts work on a token; FLOPs are counted as if all did."
         )
         return {}
     return dict.fromkeys(found, chosen / total) if found else {}

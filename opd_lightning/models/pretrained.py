@@ -19,6 +19,7 @@ from transformers import (
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
 from opd_lightning.models import adapters, stand_in
+from opd_lightning.models.architecture import attention_for, class_of
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,11 @@ class Pretrained:
         if is_run(self.path):
             return self._from_run()
         with self._explained():
+            folder = locate(self.path)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            attention = attention_for(config, self.attention, f"{self.field}={self.path}")
             model = AutoModelForCausalLM.from_pretrained(
-                locate(self.path), dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
+                folder, dtype=self.dtype, attn_implementation=attention, trust_remote_code=False
             )
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
@@ -139,7 +143,9 @@ class Pretrained:
         if is_run(self.path):
             return self._base().config()
         with self._explained():
-            return AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False).get_text_config()
+            config = AutoConfig.from_pretrained(locate(self.path), trust_remote_code=False)
+        class_of(config, f"{self.field}={self.path}")
+        return config.get_text_config()
 
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
