@@ -1,12 +1,18 @@
-"""Tiny random models of many architectures, with the world's tokenizer: what the table of architectures is made of."""
+"""Tiny random models of many architectures, with the world's tokenizer, and the table of what each can be used for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from opd_lightning.config import compose
+from opd_lightning.export import export
+from opd_lightning.generation.padding import reads_padding
+from opd_lightning.models import Pretrained
 from opd_lightning.toy.world import VOCABULARY, world_tokenizer
+from opd_lightning.training.run import run
 
 SIZES = {
     "vocab_size": len(VOCABULARY),
@@ -109,3 +115,77 @@ def save(name: str, folder: Path, seed: int = 0, **more) -> str:
     model.save_pretrained(folder)
     world_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+USES = {
+    "opd": ["method=opd"],
+    "sdft + LoRA + EMA": [
+        "method=sdft",
+        "adapter=lora",
+        "adapter.r=2",
+        "teacher=ema",
+        "teacher.rate=0.3",
+        "optim.lr=0.01",
+    ],
+    "grpo": ["method=grpo", "rollout.num_generations=2"],
+}
+HEADER = ["architecture", *USES, "export", "reload", "note"]
+
+
+def row(name: str, folder: Path) -> list[str]:
+    """One architecture's row of the table: every use tried in two updates, and what they left exported and loaded again."""
+    path, other = save(name, folder / "student"), save(name, folder / "teacher", seed=1)
+    common = {
+        "model.path": path,
+        "model.teacher": other,
+        "output_dir": str(folder / "out"),
+        "logger": "none",
+        "evaluation": "none",
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "data.batch_size": 3,
+        "task.n_train": 6,
+        "task.n_eval": 4,
+    }
+    made: list[Path] = []
+    given = [f"{key}={value}" for key, value in common.items()]
+    cells = [tried(lambda use=use: made.append(run(compose([*given, *use])))) for use in USES.values()]
+    exported = [folder / f"exported_{i}" for i in range(len(made))]
+    cells.append(tried(lambda: [export(*pair) for pair in zip(made, exported, strict=True)]) if made else "-")
+    cells.append(tried(lambda: [same(*map(str, pair)) for pair in zip(made, exported, strict=True)]) if made else "-")
+    return [name, *cells, note(path)]
+
+
+def tried(what: Callable[[], Any]) -> str:
+    """works, or the field that a refusal names; anything but a sentence is an error of the test."""
+    try:
+        what()
+    except ValueError as error:
+        field = str(error).split("=")[0].split(":")[0]
+        assert " " not in field, error
+        return f"refused by `{field}`"
+    return "works"
+
+
+def same(first: str, second: str) -> None:
+    """Both are the same model, in training too."""
+    ids = torch.tensor([[5, 9, 3, 7, 11, 2]])
+    with torch.no_grad():
+        logits = [Pretrained(path).model()(input_ids=ids).logits for path in (first, second)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def note(path: str) -> str:
+    """What is done otherwise for this architecture."""
+    try:
+        lm = Pretrained(path).model()
+    except ValueError:
+        return "no causal language model in transformers"
+    eager = "eager attention" if lm.config._attn_implementation == "eager" else ""
+    padded = "one prompt length at a time" if reads_padding(lm, [5, 9, 3, 7]) else ""
+    return ", ".join(filter(None, [eager, padded])) or "-"
+
+
+def line(cells: list[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"

@@ -63,14 +63,14 @@ def is_own(module: nn.Module) -> bool:
 
 
 SEALED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-"""Architectures whose kernels read out_proj's weights past the layer, so that PEFT refuses to adapt it."""
+"""Architectures whose kernels read out_proj's weights past the layer, so that PEFT refuses to adapt it; Mamba's dt_proj is read
+like that in all of them, and its adapter would learn nothing."""
 
 
 def sparing(lm: PreTrainedModel, adapter: Any) -> Any:
     """The configuration, which leaves out what `all-linear` takes for linear layers to adapt and cannot."""
-    names = [name for name, module in lm.named_modules() if is_own(module)]
-    if lm.config.model_type in SEALED:
-        names += [name for name, _ in lm.named_modules() if name.endswith("out_proj")]
+    sealed = (".dt_proj", ".out_proj") if lm.config.model_type in SEALED else (".dt_proj",)
+    names = [name for name, module in lm.named_modules() if name.endswith(sealed) or is_own(module)]
     given = getattr(adapter, "exclude_modules", None)
     if not names or getattr(adapter, "target_modules", None) != "all-linear":
         return adapter

@@ -52,7 +52,7 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         with scaled(backbone(lm), factor) as reached:
             large = lm(input_ids=ids).logits[0]
         same = same and (not reached or close(project(hidden * factor), large))
-    except (AttributeError, TypeError, RuntimeError, IndexError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

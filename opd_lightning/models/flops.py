@@ -54,11 +54,9 @@ class Sizes:
         """The sizes of a model of transformers."""
         config, head = lm.config.get_text_config(), lm.get_output_embeddings().weight
         weights, share = matrices(lm), working(backbone(lm), config)
-        heads = getattr(config, "num_attention_heads", None) or 0
-        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
         return cls(
             layers=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights)),
-            attention=config.num_hidden_layers * heads * width,
+            attention=attention(config),
             head=head.numel(),
             trained=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights if p.requires_grad)),
             trained_head=head.numel() if head.requires_grad else 0,
@@ -96,6 +94,19 @@ def matrices(lm: PreTrainedModel) -> list[nn.Parameter]:
     tables = {id(p) for m in lm.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     tables.add(id(lm.get_output_embeddings().weight))
     return [p for p in backbone(lm).parameters() if p.dim() >= 2 and id(p) not in tables]
+
+
+def attention(config: Any) -> int:
+    """Layers x heads x head width; 0 without attention, or, with a warning, where the configuration does not tell."""
+    try:
+        heads = getattr(config, "num_attention_heads", None) or 0
+        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        return int(config.num_hidden_layers * heads * width)
+    except Exception as error:  # layers that differ, say; a count must not stop a run
+        log.warning(
+            f"warning: FLOPs are counted without attention's products: {type(config).__name__} does not tell ({error})."
+        )
+        return 0
 
 
 def working(module: nn.Module, config: Any) -> dict[int, float]:

@@ -19,7 +19,7 @@ from transformers import (
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
 from opd_lightning.models import adapters, stand_in
-from opd_lightning.models.architecture import attention_for, class_of
+from opd_lightning.models.architecture import Refused, attention_explained, attention_for, class_of
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class Pretrained:
         with self._explained():
             folder = locate(self.path)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            attention = attention_for(config, self.attention, f"{self.field}={self.path}")
+        attention = attention_for(config, self.attention, f"{self.field}={self.path}")
+        with self._explained(), attention_explained(self.attention, self.field):
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=self.dtype, attn_implementation=attention, trust_remote_code=False
             )
@@ -202,5 +203,5 @@ class _Explained:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, (OSError, ValueError, pickle.UnpicklingError)):
+        if isinstance(error, (OSError, ValueError, pickle.UnpicklingError)) and not isinstance(error, Refused):
             raise ValueError(f"{self.sentence} ({str(error).strip().splitlines()[0]})") from error

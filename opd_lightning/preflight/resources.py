@@ -52,7 +52,9 @@ def estimated(name: str, of: Callable[[Components, DictConfig], Iterator[Finding
     def tried(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         try:
             yield from list(of(parts, cfg))
-        except (AttributeError, TypeError, KeyError, ZeroDivisionError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, OSError):  # these name a field
+            raise
+        except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             yield Finding(name, "warn", f"not estimated for {parts.model.path} ({reason})")
 
