@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from opd_lightning.generation.padding import reads_padding
+from opd_lightning.generation.batches import widest
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 
@@ -102,8 +102,10 @@ def decode(
     The model's own generation config is ignored: transformers would merge its top_k=50 and the like.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes silent garbage"
-    if len(set(map(len, prompt_ids))) > 1 and reads_padding(lm, min(prompt_ids, key=len)):
-        return decode_by_length(lm, prompt_ids, sampling, eos, pad)
+    if len(prompt_ids) > 1 and (kind := widest(lm, min(prompt_ids, key=len))) != "any":
+        keys = [len(prompt) if kind == "equal" else b for b, prompt in enumerate(prompt_ids)]
+        if len(set(keys)) > 1:
+            return decode_apart(lm, prompt_ids, keys, sampling, eos, pad)
     device = lm.device
     longest = max(map(len, prompt_ids))
     left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
@@ -146,12 +148,17 @@ def decode(
     return completions
 
 
-def decode_by_length(
-    lm: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], sampling: SamplingParams, eos: Sequence[int], pad: int
+def decode_apart(
+    lm: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    sampling: SamplingParams,
+    eos: Sequence[int],
+    pad: int,
 ) -> list[Completion]:
-    """One completion of each prompt, prompts of one length at a time; see `padding`."""
+    """One completion of each prompt, those of one key at a time; see `batches`."""
     done: dict[int, Completion] = {}
-    for length in sorted(set(map(len, prompt_ids))):
-        rows = [b for b, prompt in enumerate(prompt_ids) if len(prompt) == length]
+    for key in sorted(set(keys)):
+        rows = [b for b, own in enumerate(keys) if own == key]
         done |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad), strict=True)
     return [done[b] for b in range(len(prompt_ids))]

@@ -92,6 +92,11 @@ def check_layers(lm: nn.Module, adapter: Any) -> None:
                 f"adapter.target_modules={adapter.target_modules} adapts {name}, a {type(layer.get_base_layer()).__name__}, "
                 "whose output is no plain product; leave it out (all-linear does)."
             )
+        if getattr(layer.get_base_layer(), "groups", 1) > 1:
+            raise ValueError(
+                f"adapter.target_modules={adapter.target_modules} adapts {name}, a convolution of groups, which PEFT cannot "
+                "merge; leave it out (all-linear does)."
+            )
         if layer.lora_variant or any(getattr(layer, "lora_bias", {}).values()):
             raise ValueError(
                 "adapter asks for a variant of LoRA (use_dora, lora_bias or the like), whose effect is more than a low-rank "

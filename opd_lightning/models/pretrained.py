@@ -88,6 +88,8 @@ class Pretrained:
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        if getattr(model.config, "rescale_every", 0):
+            model.config.rescale_every = 0  # RWKV would divide its weights in place whenever it is in eval mode
         return self._recomputing(model.eval())
 
     def _recomputing(self, model: PreTrainedModel) -> PreTrainedModel:

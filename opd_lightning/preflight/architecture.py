@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from opd_lightning.config import build
-from opd_lightning.generation.padding import reads_padding
+from opd_lightning.generation.batches import TOLD, widest
 from opd_lightning.models import Student, adapters
 from opd_lightning.preflight.checks import Finding
 from opd_lightning.preflight.components import Components
@@ -36,7 +36,6 @@ def architecture(parts: Components, student: Student) -> Iterator[Finding]:
     more = f"; the adapter changes {adapted} layers" if adapted else ""
     yield Finding("architecture", "pass", f"{kind}: backbone and output layer together are the model{more}")
     with student.evaluating() as lm:
-        padded = reads_padding(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
-    if padded:
-        text = f"{kind} reads the padding before a prompt, so prompts of unequal length are written one length at a time."
-        yield Finding("architecture", "warn", text)
+        batch = widest(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
+    if batch != "any":
+        yield Finding("architecture", "warn", f"{kind} continues prompts otherwise in a batch; written are {TOLD[batch]}.")
