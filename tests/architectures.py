@@ -187,4 +187,4 @@ def note(path: str) -> str:
 
 def line(cells: list[str]) -> str:
     """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    return f"|{'|'.join(cells)}|"

@@ -222,7 +222,7 @@ def test_a_completion_does_not_depend_on_the_prompts_beside_it(name, batch):
 
 
 def test_writing_does_not_change_the_weights_of_rwkv(tmp_path):
-    """transformers divides them in place in eval mode, in layers by `rescale_every`: checkpoint and average would have those."""
+    """transformers divides them in place in eval mode, by `rescale_every`; checkpoint and average would have those."""
     path = architectures.save("rwkv", tmp_path / "rwkv", rescale_every=1)
     lm = Pretrained(path).model()
     before = {name: p.clone() for name, p in lm.named_parameters()}
