@@ -1,7 +1,7 @@
 """python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
 
 A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of the teacher).
+Options: --fast (no weights are loaded: no probe of student and teacher).
 """
 
 import sys
@@ -19,6 +19,8 @@ from opd_lightning.config import build, compose
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import explain, unwritable
+from opd_lightning.models import Student
+from opd_lightning.preflight.architecture import architecture, load
 from opd_lightning.preflight.checks import data, models, probe, prompts, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.findings import Finding
@@ -82,8 +84,14 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))
     attempt("disk", lambda: disk(made, cfg))
-    if not fast:
-        attempt("teacher", lambda: probe(made, cfg))
+    students: list[Student] = []
+
+    def student() -> Iterator[Finding]:
+        students.append(load(made, cfg))
+        yield from architecture(made, students[0])
+
+    if not fast and attempt("architecture", student):
+        attempt("teacher", lambda: probe(made, students[0]))
     return findings
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from opd_lightning.contracts import Renderer
+from opd_lightning.generation.batches import widest
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 from opd_lightning.utils.vocabulary import Words
@@ -123,6 +124,10 @@ def decode(
         words: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
+    if len(prompt_ids) > 1 and (kind := widest(lm, min(prompt_ids, key=len))) != "any":
+        keys = [len(prompt) if kind == "equal" else b for b, prompt in enumerate(prompt_ids)]
+        if len(set(keys)) > 1:
+            return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, words)
     device = lm.device
     longest = max(map(len, prompt_ids))
     left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
@@ -164,3 +169,20 @@ def decode(
         logprobs = None if columns is None else columns[b][:length]
         completions.append(Completion(row[:length], "length" if stop is None else "stop", logprobs))
     return completions
+
+
+def decode_apart(
+    lm: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    sampling: SamplingParams,
+    eos: Sequence[int],
+    pad: int,
+    words: Words | None = None,
+) -> list[Completion]:
+    """One completion of each prompt, those of one key at a time; see `batches`."""
+    done: dict[int, Completion] = {}
+    for key in sorted(set(keys)):
+        rows = [b for b, own in enumerate(keys) if own == key]
+        done |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad, words), strict=True)
+    return [done[b] for b in range(len(prompt_ids))]

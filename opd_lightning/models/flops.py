@@ -10,18 +10,25 @@ With W weights in the layers' matrices, A = layers x heads x head width, and V x
                                         2 W (P + T - 1) + 4 A (P^2 + sum t), and the logits of T positions
     backward of a reading               as much again for the activations, and for those weights that are trained
 
-Left out: embeddings, norms, softmax, the loss and the optimizer. A mixture of experts is counted as if all worked. Where the
-embedding is frozen, as with an adapter, the first layer's input gradient is counted though nobody needs it: some 5 % of the
-backward pass of a model of three layers, less in deeper ones.
+Left out: embeddings, norms, softmax, the loss and the optimizer. Of a mixture's experts those count that work on a token; where
+the configuration does not say how many, all do, and a warning says so. Layers without attention (Mamba, RWKV) have A = 0; what
+their states take beside the matrices is left out. Where the embedding is frozen, as with an adapter, the first layer's input
+gradient is counted though nobody needs it: some 5 % of the backward pass of a model of three layers, less in deeper ones.
 """
 
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from opd_lightning.models.backbone import backbone
 from opd_lightning.types import Sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,13 @@ class Sizes:
     @classmethod
     def of(cls, lm: PreTrainedModel) -> "Sizes":
         """The sizes of a model of transformers."""
-        tables = {id(p) for m in lm.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = [p for p in lm.base_model.parameters() if p.dim() >= 2 and id(p) not in tables]
         config, head = lm.config.get_text_config(), lm.get_output_embeddings().weight
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        weights, share = matrices(lm), working(backbone(lm), config)
         return cls(
-            layers=sum(p.numel() for p in matrices),
-            attention=config.num_hidden_layers * heads * width,
+            layers=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights)),
+            attention=attention(config),
             head=head.numel(),
-            trained=sum(p.numel() for p in matrices if p.requires_grad),
+            trained=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights if p.requires_grad)),
             trained_head=head.numel() if head.requires_grad else 0,
         )
 
@@ -83,6 +87,44 @@ class Sizes:
         """Gradients of `read` and `logits`."""
         layers = sum(2 * (self.layers + self.trained) * n + 8 * self.attention * n**2 for n in lengths)
         return layers + 2 * (self.head + self.trained_head) * positions
+
+
+def matrices(lm: PreTrainedModel) -> list[nn.Parameter]:
+    """The weights in the layers' matrices: all but tables of embeddings, the output layer, norms and biases."""
+    tables = {id(p) for m in lm.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    tables.add(id(lm.get_output_embeddings().weight))
+    return [p for p in backbone(lm).parameters() if p.dim() >= 2 and id(p) not in tables]
+
+
+def attention(config: Any) -> int:
+    """Layers x heads x head width; 0 without attention, or, with a warning, where the configuration does not tell."""
+    try:
+        heads = getattr(config, "num_attention_heads", None) or 0
+        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        return int(config.num_hidden_layers * heads * width)
+    except Exception as error:  # layers that differ, say; a count must not stop a run
+        log.warning(
+            f"warning: FLOPs are counted without attention's products: {type(config).__name__} does not tell ({error})."
+        )
+        return 0
+
+
+def working(module: nn.Module, config: Any) -> dict[int, float]:
+    """The share of the experts' weights, by id, that work on one token."""
+    total = first_of(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    chosen = first_of(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
+    found = {id(p) for name, p in module.named_parameters() if re.search(r"(^|\.)experts\.", name)}
+    if found and not (total and chosen):
+        log.warning(
+            f"warning: {type(config).__name__} does not say how many experts work on a token; FLOPs are counted as if all did."
+        )
+        return {}
+    return dict.fromkeys(found, chosen / total) if found else {}
+
+
+def first_of(config: Any, *names: str) -> int:
+    """The first of some numbers that a configuration has, else 0."""
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value), 0)
 
 
 def rollout_flops(student: Sizes, samples: Sequence[Sample]) -> int:

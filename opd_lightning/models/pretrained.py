@@ -20,6 +20,7 @@ from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
+from opd_lightning.models.architecture import Refused, attention_explained, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts
 from opd_lightning.models.student import Student
 
@@ -89,10 +90,16 @@ class Pretrained:
         if self.is_adapter():
             return self._recomputing(adapter_folder.merge(self._base().model(), self._place(), self.name))
         with self._explained():
-            model = loading.load(self._place(), self.name, self.dtype, self.attention)
+            place = self._place()
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        attention = attention_for(config, self.attention, self.name)
+        with self._explained(), attention_explained(self.attention, self.field):
+            model = loading.load(place, self.name, self.dtype, attention)
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        if getattr(model.config, "rescale_every", 0):
+            model.config.rescale_every = 0  # RWKV would divide its weights in place whenever it is in eval mode
         return self._recomputing(model.eval())
 
     @property
@@ -200,7 +207,9 @@ class Pretrained:
         if is_run(self.path) or self.is_adapter():
             return self._base().config()
         with self._explained():
-            return AutoConfig.from_pretrained(self._place(), trust_remote_code=False).get_text_config()
+            config = AutoConfig.from_pretrained(self._place(), trust_remote_code=False)
+        class_of(config, self.name)
+        return config.get_text_config()
 
     def lineage(self) -> list[str]:
         """Where the weights come from, newest first."""
@@ -264,8 +273,10 @@ class _Explained:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        # Damaged files raise of every kind; a memory that is full is no fault of theirs, and FolderError is a sentence.
-        if not isinstance(error, Exception) or isinstance(error, (FolderError, MemoryError)) or "out of memory" in str(error):
+        # Damaged files raise of every kind; a memory that is full is no fault of theirs, and the others are sentences.
+        if not isinstance(error, Exception) or isinstance(error, (FolderError, Refused, MemoryError)):
+            return
+        if "out of memory" in str(error):
             return
         text = str(error).strip().splitlines() or [""]
         what = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
 
 from opd_lightning.losses.objective import Objective
+from opd_lightning.models.backbone import backbone
 from opd_lightning.types import Sequences, Tokens
 
 
@@ -43,14 +45,14 @@ def gathered(module: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part is not module, recurse=False)
 
 
-def align(module: nn.Module, lm: nn.Module) -> None:
+def align(module: nn.Module, lm: PreTrainedModel) -> None:
     """Let every device read one token of what was gathered, so that all have used it last in the same way.
 
     FSDP2 fetches weights for a backward pass in the order of the forward passes before it, those of decoding included: a device
     that had nothing to write would fetch others than one that had, and both would wait for ever.
     """
     if any(isinstance(m, FSDPModule) for m in module.modules()):
-        lm.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(lm.parameters()).device))  # type: ignore[operator]
+        backbone(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(lm.parameters()).device))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

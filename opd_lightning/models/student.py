@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.models.backbone import backbone, scale, soft_cap, verify_head
 from opd_lightning.models.sharding import align, gathered
 from opd_lightning.types import Sequences, Tokens
 from opd_lightning.utils.vocabulary import Words
@@ -35,10 +36,8 @@ class Student(nn.Module):
     def head(self) -> Head:
         """The output layer, which may share its weight with the embedding, with the model's scale and cap on logits."""
         layer, config = self.lm.get_output_embeddings(), self.lm.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies, Granite divides
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(layer.weight, getattr(layer, "bias", None), scale=scale, softcap=softcap, words=self.words)
+        words, cap = self.words, soft_cap(config)
+        return Head(layer.weight, getattr(layer, "bias", None), scale=scale(config), softcap=cap, words=words)
 
     @property
     def window(self) -> int:
@@ -68,25 +67,13 @@ class Student(nn.Module):
             self.in_eval_mode = False
 
     def verify_head(self, name: str) -> None:
-        """Make sure that backbone and head together are the model; some do to their logits what `Head` does not know.
-
-        Raises:
-            ValueError: they are not; `name` is the field to blame.
-        """
-        ids = torch.arange(4, device=self.lm.device)[None]
+        """Make sure that backbone and head together are the model; see `backbone.verify_head`."""
         with self.evaluating() as lm:
-            expected = lm(input_ids=ids).logits.float()
-            found = replace(self.head, words=None).project(lm.base_model(input_ids=ids).last_hidden_state[0]).float()
-        if (found - expected[0]).abs().max() > 0.05 * expected.abs().max().clamp_min(1.0):
-            raise ValueError(
-                f"{name}: {type(self.lm).__name__} changes its hidden states or logits around the output layer in a way that "
-                "losses do not reproduce; choose another model."
-            )
+            verify_head(lm, replace(self.head, words=None).project, name)
 
     def hidden(self, sequences: Sequences) -> Tensor:
         """Hidden states [N, H] at the positions that predict the trainable tokens; nothing else is projected."""
-        backbone = self.lm.base_model
-        out = backbone(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
+        out = backbone(self.lm)(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
         return out.last_hidden_state[sequences.row, sequences.column]
 
     def read(self, batches: Sequence[Sequences], snapshot: bool = False) -> HiddenScores:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opd_lightning.models.adapters import dense
+from opd_lightning.models.adapters import layers, sum_of, weight_of
 from opd_lightning.models.sharding import full_tensor
 
 
@@ -15,13 +15,13 @@ def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     Tied weights come under each of their names: an engine that packs the output layer would otherwise keep the old one. Every
     device has to take part, for spread weights are gathered.
     """
-    changes = dense(lm)
-    for key, value in lm.state_dict().items():
+    changes = {id(weight_of(layer)): layer for layer in layers(lm).values()}
+    for key, parameter in lm.named_parameters(remove_duplicate=False):
         if ".lora_" in key:
             continue
-        name = key.replace(".base_layer.", ".")
-        layer, _, kind = name.rpartition(".")
-        whole = full_tensor(value.detach())
-        if kind == "weight" and layer in changes:
-            whole = (whole.float() + full_tensor(changes[layer]).to(whole.device)).to(whole.dtype)
-        yield name, whole
+        value, layer = full_tensor(parameter.detach()), changes.get(id(parameter))
+        if layer is not None:
+            change = full_tensor(sum_of(layer)).to(value.device)
+            change = change.T if getattr(layer, "fan_in_fan_out", False) else change  # back to how the layer keeps them
+            value = (value.float() + change).to(value.dtype)
+        yield key.replace(".base_layer.", "."), value

@@ -168,17 +168,13 @@ def prompts(parts: Components) -> Iterator[Finding]:
         yield Finding(f"{name} reads", "pass", str(parts.tokenizer.decode(ids)))
 
 
-def probe(parts: Components, cfg: DictConfig, n: int = 10) -> Iterator[Finding]:
+def probe(parts: Components, student: Student, n: int = 10) -> Iterator[Finding]:
     """Ten held-out prompts: is the teacher, with what it is shown, better than the student?"""
     teacher = parts.teachers.get("teacher")
     if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.reads_attempts:
         yield Finding("teacher", "pass", "not probed: there is none that could write and be judged before training")
         return
-    device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
-    student = Student(parts.model.model(), cfg.logits_chunk_size, parts.renderer.words).to(device)
-    student.verify_head(f"model.path={parts.model.path}")
     parts.generator.update_weights(student, 0)
-    teacher.setup(student, parts.renderer)
     asked = TeacherAccuracy(parts.task, parts.renderer, parts.task.max_new_tokens, "validation", n)
     found = asked(student, {"teacher": teacher}, parts.generator)
     if not found:

@@ -1,7 +1,8 @@
 """What a run would need of its machine: memory, and room on the disk."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.models import Pretrained
-from opd_lightning.models.flops import Sizes
+from opd_lightning.models.flops import matrices
 from opd_lightning.preflight.checks import Finding, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.teachers.base import all_parts
@@ -20,21 +21,21 @@ from opd_lightning.teachers.weights import Parameters
 GIB = 2**30
 
 
-def blank(model: Pretrained) -> tuple[Sizes, int, PretrainedConfig]:
-    """Sizes, parameters and configuration of a model whose weights are not loaded."""
+def blank(model: Pretrained) -> tuple[int, int, PretrainedConfig]:
+    """Weights in the layers' matrices, parameters and configuration of a model whose weights are not loaded."""
     config = model.config()
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-    return Sizes.of(empty), sum(p.numel() for p in empty.parameters()), config
+    return sum(p.numel() for p in matrices(empty)), sum(p.numel() for p in empty.parameters()), config
 
 
 def student(parts: Components, cfg: DictConfig) -> tuple[Parameters, PretrainedConfig]:
     """The student's weights, and those of them that train."""
-    sizes, parameters, config = blank(parts.model)
+    layers, parameters, config = blank(parts.model)
     width, adapted = torch.finfo(parts.model.dtype).bits // 8, cfg.adapter is not None
     # A low-rank adapter has two thin factors for each matrix; matrices are taken as square.
-    thin = int(2 * cfg.adapter.get("r", 8) * (sizes.layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
-    return Parameters(parameters, sizes.layers, thin, width, adapted), config
+    thin = int(2 * cfg.adapter.get("r", 8) * (layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
+    return Parameters(parameters, layers, thin, width, adapted), config
 
 
 def device(cfg: DictConfig) -> tuple[str, int]:
@@ -44,7 +45,33 @@ def device(cfg: DictConfig) -> tuple[str, int]:
     return "machine", int(psutil.virtual_memory().total)
 
 
+def estimated(name: str, of: Callable[[Components, DictConfig], Iterator[Finding]]) -> Callable[..., Iterator[Finding]]:
+    """An estimate that says so where a model's configuration lacks what it needs, and stops nothing."""
+
+    @wraps(of)
+    def tried(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+        try:
+            yield from list(of(parts, cfg))
+        except (ValueError, OSError):  # these name a field
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            yield Finding(name, "warn", f"not estimated for {parts.model.path} ({reason})")
+
+    return tried
+
+
 def memory(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    """What a run takes of one device, roughly, against what it has; see `memory_of`."""
+    return estimated("memory", memory_of)(parts, cfg)
+
+
+def disk(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    """Room for checkpoints; see `disk_of`."""
+    return estimated("disk", disk_of)(parts, cfg)
+
+
+def memory_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     """Parameters, optimizer, teachers, activations and rollout cache of one device, roughly, against what it has."""
     weights, config = student(parts, cfg)
     width, devices = torch.finfo(parts.model.dtype).bits // 8, cfg.trainer.devices
@@ -81,10 +108,12 @@ def passing(parts: Components, cfg: DictConfig, config: PretrainedConfig, width:
     length, light = longest + parts.rollout.sampling.max_new_tokens, parts.model.checkpointing
     rows = cfg.data.batch_size * parts.rollout.sampling.n
     tokens = min(rows * length, max(cfg.max_tokens_per_microbatch or rows * length, length))
-    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    given = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    wide = int(max(given) if isinstance(given, list | tuple) else given)  # Gemma 3n has one for each layer
     values = 2 * config.hidden_size if light else 16 * config.hidden_size + 2 * wide
-    keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV keep a state of fixed size instead
+    head = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    keys = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
     cached = 2 * rows * length * config.num_hidden_layers * keys * head * width
     return {
         "activations": tokens * config.num_hidden_layers * values * 4,
@@ -93,7 +122,7 @@ def passing(parts: Components, cfg: DictConfig, config: PretrainedConfig, width:
     }
 
 
-def disk(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+def disk_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     """Room for two checkpoints, for one is written beside the last, and only then takes its place."""
     weights, _ = student(parts, cfg)
     width = torch.finfo(parts.model.dtype).bits // 8

@@ -1,0 +1,67 @@
+"""Which prompts a model can continue side by side: a few recurrent ones read padding as text, or mix the rows of a batch."""
+
+import logging
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+KNOWN: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""What was found of a model."""
+
+TOLD = {"equal": "prompts of one length at a time", "single": "one prompt at a time"}
+"""How completions are written where not all can be written at once, by what `widest` finds."""
+
+
+@torch.no_grad()
+def widest(lm: PreTrainedModel, prompt: Sequence[int]) -> str:
+    """What a model continues in a batch as it would alone: "any" prompts, those of "equal" length, or a "single" one.
+
+    Found by trying, once for each model: the first tokens of the prompt, alone, and behind masked copies of the last one (the
+    pad token may have an embedding of zeros today) beside a longer row.
+
+    Args:
+        lm: in eval mode; it writes two tokens, the second from its cache.
+    """
+    if lm not in KNOWN:
+        ids = torch.tensor([list(prompt[:4])], device=lm.device)
+        other, padding = ids.flip(1), ids[:, -1:].expand(1, 8)
+        alone, mask = _greedy(lm, ids), torch.ones(2, 8 + ids.shape[1], dtype=torch.long, device=lm.device)
+        mask[0, :8] = 0
+        longer = torch.cat([other[:, :1].expand(1, 8), other], 1)
+        padded = _greedy(lm, torch.cat([torch.cat([padding, ids], 1), longer]), mask)
+        kind = "any" if _same(padded, alone) else "equal" if _same(_greedy(lm, torch.cat([ids, other])), alone) else "single"
+        KNOWN[lm] = kind
+        if kind != "any":
+            what = "reads the padding before a prompt" if kind == "equal" else "mixes the rows of a batch"
+            log.warning(f"warning: {type(lm).__name__} {what}, so completions are written for {TOLD[kind]}, which is slower.")
+    return KNOWN[lm]
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Are the logits the same but for rounding?"""
+    spread = (expected - expected.mean(-1, keepdim=True)).square().mean()
+    return not bool((found - expected).square().mean() > 0.05**2 * spread)
+
+
+def _greedy(lm: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Logits [2, V] of two greedy tokens behind the first row of ids [B, L], in float32."""
+    config = GenerationConfig(
+        max_new_tokens=2,
+        do_sample=False,
+        pad_token_id=0,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    restore, lm.generation_config = lm.generation_config, GenerationConfig()
+    try:
+        mask = torch.ones_like(ids) if mask is None else mask
+        out = lm.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False)  # type: ignore[operator]
+    finally:
+        lm.generation_config = restore
+    return torch.stack([logits[0] for logits in out.logits]).float()
