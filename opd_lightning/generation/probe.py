@@ -1,37 +1,37 @@
 """A probe of an engine's weights: its log-probabilities of a few tokens against the student's."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.utils.seeds import derive_seed
+from opd_lightning.utils.vocabulary import Words
 
 
 class Probe:
-    """Rows of random words, the same at every comparison of a run; improbable words make a difference of weights large.
+    """Rows of random words, the same at every comparison; improbable words make a small difference of weights show.
 
     Args:
-        tokenizer: the student's.
-        bound: the largest mean difference, in nats per token.
-        field: of the bound, for the error.
+        words: the student's.
         rows, length: how many words are compared.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, bound: float, field: str, rows: int = 2, length: int = 16):
+    def __init__(self, words: Words, rows: int = 2, length: int = 16):
         draw = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        self.rows = torch.randint(0, len(tokenizer), (rows, length), generator=draw).tolist()
-        self.bound, self.field = bound, field
+        ids = torch.tensor([i for i in range(words.size) if i not in set(words.absent)])
+        self.rows = ids[torch.randint(0, len(ids), (rows, length), generator=draw)].tolist()
 
-    def compare(self, student, logprobs: Callable[[Sequence[Sequence[int]]], list[list[float]]]) -> float:
-        """The mean absolute difference.
+    def compare(self, student: Any, logprobs: Callable[[Sequence[Sequence[int]]], list[list[float]]], bound: float) -> float:
+        """The mean absolute difference, in nats per token.
 
         Args:
             student: the trained model.
             logprobs: gives the engine's log-probability of each token of some rows but the first.
+            bound: the largest difference that is taken.
 
         Raises:
-            ValueError: it exceeds the bound.
+            ValueError: the difference exceeds the bound.
         """
         found = torch.tensor(logprobs(self.rows))
         with student.evaluating() as lm:
@@ -39,10 +39,10 @@ class Probe:
             logits = lm(input_ids=rows).logits.float()[:, :-1]
         expected = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()
         difference = float((found - expected).abs().mean())
-        if not difference <= self.bound:
+        if not difference <= bound:
             raise ValueError(
-                f"the engine's log-probabilities differ by {difference:.3f} nats per token from the student's "
-                f"({self.field}={self.bound}): its weights are not those of the last update, or it computes the model "
-                "otherwise. Take generator=transformers, give the engine the student's dtype, or raise the bound."
+                f"the engine's log-probabilities differ by {difference:.2g} nats per token from the student's "
+                f"(generator.max_mismatch={bound:g}): its weights are not those of the last update, or it computes the model "
+                "otherwise. Take generator=transformers, give both the same dtype, or raise the bound."
             )
         return difference

