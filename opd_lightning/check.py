@@ -1,7 +1,7 @@
 """python -m opd_lightning.check [group=option] [key=value] ...: what can be known to be wrong before GPU time is spent.
 
 A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of the teacher).
+Options: --fast (no weights are loaded: no probe of the teacher), --config-dir FOLDER (options of your own).
 """
 
 import sys
@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.config import build, compose
+from opd_lightning.config import build
 from opd_lightning.config.compatibility import check
-from opd_lightning.config.overrides import explain, unwritable
+from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.resources import disk, memory
@@ -92,12 +92,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
     if any(a in ("-h", "--help") for a in arguments):
-        sys.exit(__doc__)
-    if problem := explain(arguments):
-        sys.exit(f"error: {redacted(problem)}")
+        print(__doc__)
+        return
     quiet()
     try:
-        found = examine(compose(arguments), fast)
+        found = examine(configured(arguments), fast)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redacted(str(error))}")
     show(found)

@@ -1,0 +1,158 @@
+"""Options are honoured or refused: odd text on the command line, Lightning's own arguments, precision, and long files."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opd_lightning import check, evaluate, export
+from opd_lightning.config import compose
+from opd_lightning.config.grammar import mended, read, taken, unreadable
+from opd_lightning.config.overrides import configured, explain
+
+TEXTS = [
+    "data/größe/übung.jsonl",
+    "lr=1e-4/rows.jsonl",
+    "rows[1].jsonl",
+    "run #3.jsonl",
+    "it's mine.jsonl",
+    "my file (1).jsonl",
+    "~/rows.jsonl",
+    'She said "now", twice. Ünd?',
+    "Answer as {name}: {text}",
+    "{question} ({hint})",
+    "[INST] é",
+    "two\nlines",
+    "C:\\it's\\",
+    "<|im_end|>",
+    "https://host/a?b=c&d=e",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_is_written(text):
+    assert read(taken(f"task.system={text}")).value() == text
+    assert taken(taken(f"task.system={text}")) == taken(f"task.system={text}")  # what is quoted stays
+    assert compose([f"model.path={text}"]).model.path == text
+
+
+@given(st.text(alphabet="aé '\"\\=[]{}()#:$,~\n", max_size=12))
+def test_text_comes_back_or_is_refused_in_a_sentence_whose_quoting_works(text):
+    """Of any text, what Hydra reads is that text, stripped, or a sentence says how it is quoted; nothing in between."""
+    word = taken(f"task.system=é{text}")
+    if unreadable([word], sweep=False):
+        assert "${" in text
+    else:
+        assert read(word).value() == f"é{text}".strip()
+
+
+def test_what_has_a_meaning_keeps_it():
+    """Lists, options by name, quotes, interpolations, calls and sweeps; odd text inside them is quoted."""
+    values = {
+        "[é,'b, c',it's]": ["é", "b, c", "it's"],
+        "{k: é, l: [ü]}": {"k": "é", "l": ["ü"]},
+        "'é b'": "é b",
+        "${oc.env:HOME}/é": "${oc.env:HOME}/é",
+        "[a,b]": ["a", "b"],
+        "null": None,
+        "1e-4": 1e-4,
+    }
+    assert {text: read(taken(f"a.b={text}")).value() for text in values} == values
+    assert [str(v) for v in read(taken("seed=1,2", sweep=True)).sweep_iterator()] == ["1", "2"]
+    sweep = read(taken("task.path=é.jsonl,b.jsonl", sweep=True))
+    assert [str(getattr(v, "text", v)) for v in sweep.sweep_iterator()] == ["é.jsonl", "b.jsonl"]
+    assert taken("a=range(1,5)", sweep=True) == "a=range(1,5)" and read(taken("~task")).is_delete()
+
+
+def test_names_that_look_like_numbers_are_names():
+    cfg = compose(["study.name=2024_01", "model.path=1e5", "seed=2_0"])
+    assert (cfg.study.name, cfg.model.path, cfg.seed) == ("2024_01", "1e5", 20)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("task.system='Don't'", "as text it is written 'task.system=\"Don'\"'\"'t\"'"),
+        ("evaluation.suite.x=[é", "is not in Hydra's grammar"),
+        ("task.system=range(é)", "as text it is written 'task.system=\"range(é)\"'"),
+        ("seed=0,1", "needs a sweep (python -m opd_lightning -m ...)"),
+        ("task.system=be kind, be brief", "one text with a comma 'task.system=\"be kind, be brief\"'"),
+        ("task.system=${x y}", r"a literal one is written \${"),
+        ("task.system=${", r"a literal one is written \${"),
+        ("method", "method is no override; write key=value"),
+        ("context.template_options.enable_thinking=true", "'context.template_options={enable_thinking: ...}'"),
+    ],
+)
+def test_what_is_not_taken_is_refused_with_the_quoting_that_works(word, sentence):
+    told = explain([word])
+    assert told is not None and sentence in told and "Lexer" not in told
+
+
+def test_a_key_of_a_mapping_that_is_the_users_needs_no_plus():
+    cfg = compose(["model.template_options.enable_thinking=false"])
+    assert dict(cfg.model.template_options) == {"enable_thinking": False}
+    assert explain(["model.template_options.enable_thinking=false"]) is None
+    assert dict(compose(["task=reasoning_gym", "task.options.min_terms=2"]).task.options) == {"min_terms": 2}
+    told = explain(["adapter=lora", "adapter.use_rslora=true"])
+    assert told is not None and "+adapter.use_rslora=true" in told
+
+
+def test_the_command_line_takes_odd_text(command, tmp_path):
+    """From typing to the recorded configuration; a study's name that is no folder's name is refused in a sentence."""
+    rows = tmp_path / "größe (1) = it's #1.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"red {i}", "completion": "red"}) + "\n" for i in range(8)))
+    words = ["method=sft", "task=table", f"task.path={rows}", "task.columns.completion=completion", "trainer.max_steps=1"]
+    words += [
+        "evaluation=none",
+        "task.max_new_tokens=8",
+        "model.template_options.enable_thinking=false",
+        f"output_dir={tmp_path / 'öut put'}",
+    ]
+    code, output, _ = command(*words)
+    config = next((tmp_path / "öut put").rglob("config.yaml"))
+    assert code == 0 and yaml.safe_load(config.read_text())["task"]["path"] == str(rows), output
+    code, output, _ = command(*words, "study.name=my stüdy")
+    assert code == 1 and "study.name='my stüdy' names a folder" in output and "Lexer" not in output
+    run = config.parent
+    assert evaluate.configuration([f"run={run}", "task.system=Be {kind}, é"]).task.system == "Be {kind}, é"
+
+
+def test_check_and_evaluate_take_options_of_ones_own(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    mine = tmp_path / "mine, é" / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "own.yaml").write_text("# @package _global_\nname: own\ntask: {n_train: 16, n_eval: 4}\n")
+    for flags in ([f"--config-dir={mine.parent}"], ["--config-dir", str(mine.parent)]):
+        assert evaluate.configuration([*flags, "experiment=own"]).name == "own"
+    code, output, _ = command(f"--config-dir={mine.parent}", "--fast", "experiment=own", main=check.main)
+    assert code == 0 and "binds" in output and "own" in output
+    code, output, _ = command("--config-dir=/nowhere", main=check.main)
+    assert code == 1 and "--config-dir=/nowhere is no folder" in output
+    code, output, _ = command("-m", main=check.main)
+    assert code == 1 and "-m is no option of this command" in output
+    with pytest.raises(ValueError, match="--config-dir has no folder behind it"):
+        configured(["--config-dir"])
+
+
+@pytest.mark.parametrize("module", [check, evaluate, export])
+def test_help_is_printed(monkeypatch, capsys, module):
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    module.main()
+    told = capsys.readouterr()
+    assert told.out.strip() == module.__doc__.strip() and not told.err
+
+
+def test_export_takes_any_path(monkeypatch, capsys, tmp_path):
+    for run in ("a: b", "[x]", "2024", "a=b"):
+        monkeypatch.setattr(sys, "argv", ["x", f"run={tmp_path / run}" if run != "2024" else "run=2024"])
+        with pytest.raises(SystemExit) as stop:
+            export.main()
+        assert "is no run folder" in str(stop.value) and run in str(stop.value)
+
+
+def test_flags_and_their_values_are_left_alone():
+    line = ["-m", "--config-dir", "/a=b", "task.path=é", "seed=0,1"]
+    assert mended(line) == ["-m", "--config-dir", "/a=b", 'task.path="é"', "seed=0,1"]
