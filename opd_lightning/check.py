@@ -18,7 +18,7 @@ from rich.table import Table
 from opd_lightning.config import build
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import configured, unwritable
-from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, verifier
+from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.runs.identity import run_folder
@@ -67,6 +67,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     made = components[0]
     attempt("models", lambda: models(made))
     attempt("data", lambda: data(made, cfg))
+    attempt("updates", lambda: updates(made, cfg))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))

@@ -1,8 +1,11 @@
 """Options are honoured or refused: odd text on the command line, Lightning's own arguments, precision, and long files."""
 
+import inspect
 import json
+import re
 import sys
 
+import lightning as L
 import pytest
 import yaml
 from hypothesis import given
@@ -10,8 +13,14 @@ from hypothesis import strategies as st
 
 from opd_lightning import check, evaluate, export
 from opd_lightning.config import compose
+from opd_lightning.config.compatibility import check as compatible
 from opd_lightning.config.grammar import mended, read, taken, unreadable
 from opd_lightning.config.overrides import configured, explain
+from opd_lightning.config.trainer_arguments import REFUSED, check_trainer
+from opd_lightning.preflight.checks import updates
+from opd_lightning.preflight.components import assemble
+from opd_lightning.runs.identity import run_hash
+from opd_lightning.training.run import run
 
 TEXTS = [
     "data/größe/übung.jsonl",
@@ -146,13 +155,129 @@ def test_help_is_printed(monkeypatch, capsys, module):
 
 
 def test_export_takes_any_path(monkeypatch, capsys, tmp_path):
-    for run in ("a: b", "[x]", "2024", "a=b"):
-        monkeypatch.setattr(sys, "argv", ["x", f"run={tmp_path / run}" if run != "2024" else "run=2024"])
+    for name in ("a: b", "[x]", "2024", "a=b"):
+        monkeypatch.setattr(sys, "argv", ["x", f"run={tmp_path / name}" if name != "2024" else "run=2024"])
         with pytest.raises(SystemExit) as stop:
             export.main()
-        assert "is no run folder" in str(stop.value) and run in str(stop.value)
+        assert "is no run folder" in str(stop.value) and name in str(stop.value)
 
 
 def test_flags_and_their_values_are_left_alone():
     line = ["-m", "--config-dir", "/a=b", "task.path=é", "seed=0,1"]
     assert mended(line) == ["-m", "--config-dir", "/a=b", 'task.path="é"', "seed=0,1"]
+
+
+LIGHTNING = {
+    "accumulate_grad_batches": ("4", "data.batch_size"),
+    "gradient_clip_val": ("0.5", "optim.clip_norm"),
+    "gradient_clip_algorithm": ("value", "optim.clip_norm"),
+    "fast_dev_run": ("true", "trainer.max_steps=1"),
+    "min_steps": ("5", "trainer.max_steps"),
+    "min_epochs": ("5", "trainer.max_epochs"),
+    "max_time": ("00:01:00:00", "budget.seconds"),
+    "limit_train_batches": ("1", "task.n_train"),
+    "overfit_batches": ("1", "task.n_train"),
+    "limit_val_batches": ("0.5", "task.n_eval"),
+    "val_check_interval": ("10", "evaluation.every"),
+    "check_val_every_n_epoch": ("2", "evaluation.every"),
+    "num_sanity_val_steps": ("2", "evaluation"),
+    "log_every_n_steps": ("10", "metrics.csv"),
+    "enable_checkpointing": ("true", "callbacks.checkpoint"),
+    "use_distributed_sampler": ("true", "share"),
+    "reload_dataloaders_every_n_epochs": ("1", "shuffled"),
+    "inference_mode": ("false", "evaluation"),
+    "barebones": ("true", "callbacks"),
+    "logger": ("false", "logger=wandb"),
+    "callbacks": ("[]", "callbacks.<name>"),
+    "default_root_dir": ("/x", "output_dir"),
+}
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_what_lightning_would_pass_over_is_refused_with_the_option_that_does_it_here(name):
+    value, remedy = LIGHTNING[name]
+    with pytest.raises(ValueError, match=rf"trainer\.{name}=.* is not how a run is set here: .*{re.escape(remedy)}"):
+        check_trainer({name: read(taken(f"a={value}")).value()})
+    check_trainer(dict.fromkeys(LIGHTNING))
+
+
+def test_lightnings_arguments_are_refused_as_they_are_typed():
+    """With "+", as Hydra has it, and without."""
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=4 is not how .*data\.batch_size"):
+        compatible(compose(["+trainer.accumulate_grad_batches=4"]))
+    assert "optim.clip_norm" in (explain(["trainer.gradient_clip_val=0.5"]) or "")
+
+
+def test_every_argument_of_lightnings_trainer_is_known():
+    """A new version of Lightning that has another argument asks for a decision here."""
+    honoured = {"accelerator", "strategy", "devices", "num_nodes", "precision", "max_epochs", "max_steps", "deterministic"}
+    honoured |= {"benchmark", "profiler", "detect_anomaly", "plugins", "sync_batchnorm", "enable_progress_bar"}
+    honoured |= {"enable_model_summary", "enable_autolog_hparams"}  # the last says what Lightning may add to a logger
+    assert set(inspect.signature(L.Trainer.__init__).parameters) - {"self"} <= honoured | set(REFUSED)
+    check_trainer({"profiler": "simple", "benchmark": True, "plugins": [{"_target_": "torch.nn.Linear"}]})
+    with pytest.raises(ValueError, match=r"AsyncCheckpointIO would write nothing"):
+        check_trainer({"plugins": {"_target_": "lightning.pytorch.plugins.io.AsyncCheckpointIO"}})
+
+
+NOT_NUMBERS = {
+    "optim.lr=inf": "optim.lr=inf is no finite number",
+    "optim.lr=nan": "optim.lr=nan is no finite number",
+    "optim.lr=0": "optim.lr=0 must be positive",
+    "optim.lr=-1e-4": "optim.lr=-0.0001 must be positive",
+    "optim.clip_norm=inf": "optim.clip_norm=inf is no finite number",
+    "optim.clip_norm=0": "optim.clip_norm=0 must be positive",
+    "optim.optimizer.betas=[0.9,nan]": "optim.optimizer.betas.1=nan is no finite number",
+    "optim.optimizer.betas=[0.9,2]": "Invalid beta parameter",
+    "optim.optimizer.weight_decay=nan": "weight_decay=nan is no finite number",
+    "optim.optimizer.weight_decay=-1": "Invalid weight_decay",
+    "optim.schedule=cosine_with_min_lr": "optim.schedule=cosine_with_min_lr cannot be made",
+    "loss.temperature=inf": "loss.temperature=inf is no finite number",
+    "loss.coefficients.divergence=nan": "loss.coefficients.divergence=nan is no finite number",
+    "rollout.sampling.temperature=nan": "rollout.sampling.temperature=nan is no finite number",
+    "budget.seconds=inf": "budget.seconds=inf is no finite number",
+    "budget.flops=-1": "budget.flops=-1 must be positive",
+    "callbacks.checkpoint.every=0": "callbacks.checkpoint.every=0",
+    "task.verify_seconds=nan": "task.verify_seconds=nan is no finite number",
+    "trainer.max_epochs=0": "trainer.max_epochs=0 should be a whole number",
+    "trainer.max_epochs=0.5": "trainer.max_epochs=0.5 should be int",
+}
+
+
+@pytest.mark.parametrize("word", NOT_NUMBERS)
+def test_numbers_that_mean_nothing_are_found_before_training(word):
+    table = ["task=table", "task.path=x"] if word.startswith("task.") else []
+    with pytest.raises(ValueError, match=re.escape(NOT_NUMBERS[word])):
+        compatible(compose([*table, word]))
+
+
+def test_passes_through_the_data_end_a_run(small, tmp_path):
+    """Two passes through ten examples in batches of four are five rollouts; more of them go on with the same run."""
+
+    def made(*words: str) -> dict:
+        folder = run(small("task.n_train=10", "evaluation=none", "~trainer.max_steps", *words))
+        return json.loads((folder / "status.json").read_text()) | yaml.safe_load((folder / "config.yaml").read_text())
+
+    words = ["method=sft", "trainer.max_steps=-1"]
+    assert made(*words, "trainer.max_epochs=2")["step"] == 5
+    assert made(*words, "trainer.max_epochs=2")["trainer"]["max_steps"] == 5  # found again, and left alone
+    assert made(*words, "trainer.max_epochs=3")["step"] == 8
+    assert compose(["trainer.max_epochs=2"]).trainer.max_steps == -1 and compose([]).trainer.max_steps == 100
+
+
+def test_the_earlier_of_two_horizons_ends_a_run_and_is_said(small):
+    cfg = small("task.n_train=10", "evaluation=none", "trainer.max_steps=4", "trainer.max_epochs=2")
+    parts = assemble(cfg, None)
+    assert parts.bounded(cfg).trainer.max_steps == 4
+    (found,) = updates(parts, cfg)
+    assert found.state == "warn" and "ends the run before trainer.max_epochs=2, which is 5 updates" in found.text
+    cfg = small("task.n_train=10", "evaluation=none", "trainer.max_steps=6", "trainer.max_epochs=1", "rollout.num_iterations=2")
+    parts = assemble(cfg, None)
+    assert parts.bounded(cfg).trainer.max_steps == 6 and next(updates(parts, cfg), None) is None
+
+
+def test_passes_are_part_of_a_runs_identity_where_its_schedule_ends():
+    one, two = ["optim.schedule=cosine", "trainer.max_epochs=1"], ["optim.schedule=cosine", "trainer.max_epochs=2"]
+    assert run_hash(compose(one)) != run_hash(compose(two))
+    assert run_hash(compose(one[1:])) == run_hash(compose(two[1:]))
+    stages = [run_hash(compose([f"start_from=['trainer.max_epochs={n}']"])) for n in (1, 2)]
+    assert stages[0] != stages[1]

@@ -10,7 +10,17 @@ from transformers import SchedulerType
 from opd_lightning.config import build, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, parameters_of, shipped, targets
+from opd_lightning.config.schema import (
+    check_binding,
+    check_finite,
+    check_names,
+    check_shape,
+    check_type,
+    parameters_of,
+    shipped,
+    targets,
+)
+from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -25,6 +35,7 @@ def check(cfg: DictConfig) -> list[str]:
     check_shape(cfg)
     resolved = plain(cfg)
     check_names(resolved)
+    check_finite(resolved)
     for place, node in targets(resolved):
         check_binding(place, node)
     return check_choices(resolved)
@@ -59,6 +70,7 @@ class Choices:
 def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
     check_numbers(cfg)
+    check_built(cfg)
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
@@ -180,24 +192,45 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0
     others = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
-    if budget is not None and not writes and not others and (steps is None or steps < 1):
+    if budget is not None and not writes and not others and steps < 1 and not epochs_of(cfg["trainer"]):
         raise ValueError(
             f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
             "trainer.max_steps or budget.flops beside it."
         )
 
 
+def check_built(cfg: dict[str, Any]) -> None:
+    """What is made late in a run can be made: budget, callbacks, and the optimizer with its schedule, of one weight.
+
+    Raises:
+        ValueError: it cannot, in the words of what refuses.
+    """
+    tree = OmegaConf.create(cfg)
+    for node in (tree.budget, *tree.callbacks.values()):
+        build(node)
+    optim = build(tree.optim)
+    try:
+        optim.build([torch.nn.Parameter(torch.zeros(1))], max(cfg["trainer"]["max_steps"], 1))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"optim.optimizer and optim.schedule={optim.schedule} cannot be made of their options "
+            f"({' '.join(str(error).split())[:300]}); change them (optim.optimizer.<option>=...), or choose another schedule."
+        ) from error
+
+
 def check_numbers(cfg: dict[str, Any]) -> None:
     """Numbers that no constructor sees."""
-    precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
+    check_trainer(cfg["trainer"])
+    precision, steps, epochs = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"], epochs_of(cfg["trainer"])
     if precision.startswith("16"):
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which there is none of; use bf16-mixed.")
     check_type("trainer.max_steps", steps, int)
     budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
     endless = bool(budgets) and steps == -1
-    if steps is None or (steps < 1 and not endless):
+    if steps is None or (steps < 1 and not endless and not (steps == -1 and epochs)):
         raise ValueError(
-            f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens, flops or seconds end it."
+            f"trainer.max_steps={steps} must be at least 1, unless trainer.max_epochs, budget.student_tokens, flops or seconds "
+            "end it."
         )
     updates = cfg["rollout"]["num_iterations"]
     if updates >= 1 and steps > 0 and steps % updates:
@@ -205,7 +238,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
     if schedule not in schedules:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
-    if endless and schedule not in ENDLESS_SCHEDULES:
+    if endless and not epochs and schedule not in ENDLESS_SCHEDULES:
         raise ValueError(
             f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."

@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
 
-OmegaConf.register_new_resolver("horizon", lambda *budgets: 100 if set(budgets) == {None} else -1, replace=True)
-"""The default of trainer.max_steps: 100, or open (-1) where a budget of tokens, FLOPs or seconds ends the run."""
+OmegaConf.register_new_resolver("horizon", lambda *ends: 100 if set(ends) <= {None, -1} else -1, replace=True)
+"""The default of trainer.max_steps: 100, or open (-1) where passes through the data, tokens, FLOPs or seconds end the run."""
 
 OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
 """${stand_in:${model.stand_in},<stand-in>,<the real thing>}: what `model.stand_in` chooses between."""

@@ -13,7 +13,7 @@ from omegaconf.errors import GrammarParseError
 
 from opd_lightning.config.aliases import renamed
 
-VALUED = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+VALUED: tuple[str, ...] = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 VALUED += ("--package", "-p", "--cfg", "-c", "--info", "-i")
 """Hydra's flags whose value may be the next word; of -i and --info it need not."""
 

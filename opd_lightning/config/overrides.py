@@ -16,6 +16,7 @@ from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.config.grammar import is_sweep, shell, split_words, taken, unreadable
 from opd_lightning.config.names import nearest
 from opd_lightning.config.schema import leaves, parameters_of
+from opd_lightning.config.trainer_arguments import refusal
 from opd_lightning.utils.secrets import is_secret
 
 
@@ -162,6 +163,8 @@ def unlisted(override: Override, node: dict[str, Any], name: str) -> str | None:
         takes = isinstance(target, str) and name in parameters_of(target)
     except ValueError:
         return None
+    if takes and override.key_or_group == f"trainer.{name}" and (told := refusal(name, override.value())):
+        return told
     return f"{override.input_line}: {target} takes it, and no file lists it; add it, +{override.input_line}." if takes else None
 
 

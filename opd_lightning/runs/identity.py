@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from opd_lightning.config import first_stage, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
+from opd_lightning.config.trainer_arguments import epochs_of
 
 HASHED = (
     "start_from",
@@ -34,10 +35,12 @@ def run_hash(cfg: DictConfig) -> str:
     if cfg.start_from is not None:
         # What the first stage *is*, not how it was asked for; its horizon decides this run's start model too.
         stage = first_stage(cfg)
-        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps]
+        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
     identity["precision"] = resolved["trainer"]["precision"]
     if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
         identity["max_steps"] = resolved["trainer"]["max_steps"]
+        if epochs := epochs_of(resolved["trainer"]):
+            identity["max_epochs"] = epochs
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -30,12 +30,12 @@ from opd_lightning.data.prompts import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, settled, verifier
+from opd_lightning.preflight.checks import models, settled, updates, verifier
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.resources import memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
-from opd_lightning.runs.status import is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import alone_in, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -57,8 +57,8 @@ def run(cfg: DictConfig) -> Path:
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
     folder = run_folder(cfg)
-    if is_finished(folder, cfg.trainer.max_steps):
-        more = 0 < cfg.trainer.max_steps < steps_of(folder)
+    if is_finished(folder, horizon(cfg, folder)):
+        more = 0 < horizon(cfg, folder) < steps_of(folder)
         hint = f" (at {steps_of(folder)} updates; for a shorter run choose another study.name)" if more else ""
         log.info(f"finished before, nothing to do: {folder}{hint}")
         for warning in other_evaluation(cfg, folder):
@@ -106,7 +106,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
     budget = next((found for c in callbacks if (found := getattr(c, "reached", None))), None)
     asked = next((found for c in callbacks if (found := getattr(c, "asked", None)) is not None), None)
-    if interrupted(trainer) and trainer.global_step != cfg.trainer.max_steps:
+    if interrupted(trainer) and trainer.global_step != trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", asked)
     write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
@@ -133,8 +133,9 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     found = parts.preflight()
-    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg))):
+    for warning in settled(chain(models(parts), verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
         log.warning(f"warning: {warning}")
+    cfg = parts.bounded(cfg)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", found)
     if checkpoint.exists() and before["digest"] != found["digest"]:
@@ -241,7 +242,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
         ValueError: it is not there and several devices are asked for, whose processes are launched once per command.
     """
     stage = first_stage(cfg)
-    if cfg.trainer.devices != 1 and not is_finished(run_folder(stage), stage.trainer.max_steps):
+    if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
         command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
