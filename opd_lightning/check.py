@@ -20,6 +20,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.preflight.checks import Finding, data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.precision import precision
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
@@ -72,6 +73,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))
     attempt("disk", lambda: disk(made, cfg))
+    attempt("precision", lambda: precision(made, cfg, fast))
     if not fast:
         attempt("teacher", lambda: probe(made, cfg))
     return found

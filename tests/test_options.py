@@ -7,6 +7,7 @@ import sys
 
 import lightning as L
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,10 @@ from opd_lightning.config.compatibility import check as compatible
 from opd_lightning.config.grammar import mended, read, taken, unreadable
 from opd_lightning.config.overrides import configured, explain
 from opd_lightning.config.trainer_arguments import REFUSED, check_trainer
+from opd_lightning.models.optimizer import movable
 from opd_lightning.preflight.checks import updates
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.precision import precision
 from opd_lightning.runs.identity import run_hash
 from opd_lightning.training.run import run
 
@@ -281,3 +284,45 @@ def test_passes_are_part_of_a_runs_identity_where_its_schedule_ends():
     assert run_hash(compose(one[1:])) == run_hash(compose(two[1:]))
     stages = [run_hash(compose([f"start_from=['trainer.max_epochs={n}']"])) for n in (1, 2)]
     assert stages[0] != stages[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "half"])
+def test_weights_that_would_round_their_updates_away_are_refused(small, dtype):
+    with pytest.raises(ValueError, match=rf"model\.dtype={dtype} with trainer\.precision=32-true .*or choose adapter=lora"):
+        compatible(small(f"model.dtype={dtype}"))
+    with pytest.raises(ValueError, match=rf"model\.dtype={dtype} with trainer\.precision=bf16-mixed"):
+        compatible(small(f"model.dtype={dtype}", "trainer.precision=bf16-mixed"))
+    compatible(small(f"model.dtype={dtype}", "adapter=lora", "trainer.precision=bf16-mixed"))
+    with pytest.raises(ValueError, match=r"model\.dtype='int8' is no torch dtype"):
+        compatible(small("model.dtype=int8"))
+
+
+def test_the_share_of_weights_that_an_update_moves_is_what_an_update_moves():
+    torch.manual_seed(0)
+    weights = torch.nn.Parameter((torch.randn(300, 100) * 0.05).bfloat16())
+    for lr in (1e-6, 1e-5, 1e-4, 1e-2):
+        told, before = movable([weights], lr), weights.detach().clone()
+        optimizer = torch.optim.AdamW([weights], lr=lr, weight_decay=0.0)
+        weights.grad = torch.randn_like(weights)
+        optimizer.step()
+        moved = (weights != before).float().mean().item()
+        assert moved == pytest.approx(told, abs=0.03), lr
+        weights.data = before
+    assert movable([weights.float()], 1e-6) > 0.99
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_weights_in_bfloat16_are_said_with_the_share_that_moves(small, caplog, adapter):
+    """bf16-true makes them so, factors of an adapter too; `check` and the run say the same before training."""
+    words = ["method=sft", f"adapter={adapter}", "trainer.precision=bf16-true", "optim.lr=1e-6", "evaluation=none"]
+    cfg = small(*words, "trainer.max_steps=1")
+    (found,) = precision(assemble(cfg, None), cfg)
+    assert found.state == "warn" and re.search(r"optim\.lr=1e-06 moves [\d.]+% of them", found.text)
+    (found,) = precision(assemble(cfg, None), cfg, fast=True)
+    assert found.state == "warn" and "bfloat16" in found.text
+    caplog.set_level("WARNING", "opd_lightning")
+    run(cfg)
+    (told,) = [r.getMessage() for r in caplog.records if "weights are trained in bfloat16" in r.getMessage()]
+    assert re.search(r"moves [\d.]+% of them", told)
+    cfg = small("trainer.precision=bf16-mixed", f"adapter={adapter}")
+    assert next(precision(assemble(cfg, None), cfg)).state == "pass"

@@ -70,6 +70,7 @@ class Choices:
 def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
     check_numbers(cfg)
+    check_precision(cfg)
     check_built(cfg)
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
@@ -86,6 +87,23 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
         if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     return warnings + check_sampling(cfg, chosen)
+
+
+def check_precision(cfg: dict[str, Any]) -> None:
+    """Weights are trained in a type that keeps small updates, or in bfloat16 because just that is asked for.
+
+    Float32 weights under bf16-mixed are the float32 masters: 4 bytes a weight, where bfloat16 weights with masters take 6.
+    """
+    precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
+    if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
+        raise ValueError(
+            f"model.dtype={name} with trainer.precision={precision} trains weights that round most updates of a usual learning "
+            "rate away; keep model.dtype=float32 with trainer.precision=bf16-mixed, or choose adapter=lora, whose factors are "
+            "float32 (trainer.precision=bf16-true trains in bfloat16 all the same)."
+        )
 
 
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
