@@ -4,6 +4,9 @@ import inspect
 import json
 import re
 import sys
+import tracemalloc
+from functools import cache
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -11,6 +14,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning import check, evaluate, export
 from opd_lightning.config import compose
@@ -23,7 +27,11 @@ from opd_lightning.preflight.checks import updates
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.precision import precision
 from opd_lightning.runs.identity import run_hash
+from opd_lightning.tasks import TableTask
+from opd_lightning.tasks.rows import iter_rows, read_rows
+from opd_lightning.tasks.splits import distinct, key_of
 from opd_lightning.training.run import run
+from opd_lightning.types import Example
 
 TEXTS = [
     "data/größe/übung.jsonl",
@@ -240,17 +248,23 @@ NOT_NUMBERS = {
     "budget.seconds=inf": "budget.seconds=inf is no finite number",
     "budget.flops=-1": "budget.flops=-1 must be positive",
     "callbacks.checkpoint.every=0": "callbacks.checkpoint.every=0",
-    "task.verify_seconds=nan": "task.verify_seconds=nan is no finite number",
     "trainer.max_epochs=0": "trainer.max_epochs=0 should be a whole number",
     "trainer.max_epochs=0.5": "trainer.max_epochs=0.5 should be int",
 }
 
 
+@cache
+def default() -> DictConfig:
+    """The default configuration, composed once."""
+    return compose([])
+
+
 @pytest.mark.parametrize("word", NOT_NUMBERS)
 def test_numbers_that_mean_nothing_are_found_before_training(word):
-    table = ["task=table", "task.path=x"] if word.startswith("task.") else []
+    cfg, override = default().copy(), read(word)
+    OmegaConf.update(cfg, override.key_or_group, override.value())
     with pytest.raises(ValueError, match=re.escape(NOT_NUMBERS[word])):
-        compatible(compose([*table, word]))
+        compatible(cfg)
 
 
 def test_passes_through_the_data_end_a_run(small, tmp_path):
@@ -326,3 +340,88 @@ def test_weights_in_bfloat16_are_said_with_the_share_that_moves(small, caplog, a
     assert re.search(r"moves [\d.]+% of them", told)
     cfg = small("trainer.precision=bf16-mixed", f"adapter={adapter}")
     assert next(precision(assemble(cfg, None), cfg)).state == "pass"
+
+
+def long_file(folder: Path, rows: int = 400) -> tuple[str, list[dict]]:
+    """A file of rows, every seventh of which repeats an earlier prompt."""
+    made = [{"prompt": f"Prompt {i if i % 7 else i // 2}", "completion": f"c{i}"} for i in range(rows)]
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return str(folder / "long.jsonl"), made
+
+
+def chosen(examples: list[Example], sizes: list[int | None]) -> list[list[str]]:
+    """Splits as they are defined: of distinct prompts, the first in the order of their digests; each as it stood."""
+    left = sorted(distinct(examples), key=lambda e: int(key_of(e)[:13], 16))
+    found = []
+    for size in sizes:
+        part, left = left[: len(left) if size is None else size], [] if size is None else left[size:]
+        found.append([e.id for e in sorted(part, key=examples.index)])
+    return found
+
+
+@pytest.mark.parametrize("n_train", [None, 1, 5, 1000])
+@pytest.mark.parametrize("apart", [False, True])
+def test_splits_of_rows_that_are_not_kept_are_those_of_all_rows(tmp_path, n_train, apart):
+    path, rows = long_file(tmp_path)
+    examples = [Example(f"long.jsonl:{i}", [{"role": "user", "content": r["prompt"]}]) for i, r in enumerate(rows, start=1)]
+    heldout = None
+    if apart:
+        (tmp_path / "held").mkdir()
+        heldout = {"path": long_file(tmp_path / "held", 30)[0]}
+        out = {key_of(e) for e in examples[:30]}
+        examples = [e for e in examples if key_of(e) not in out]
+    task = TableTask(path, {"prompt": "prompt", "completion": "completion"}, n_train=n_train, n_eval=8, heldout=heldout)
+    wanted = chosen(examples, [8, n_train] if apart else [8, 8, n_train])
+    names = ["validation", "train"] if apart else ["test", "validation", "train"]
+    assert [[e.id for e in task.examples(name)] for name in names] == wanted
+    assert task.notes["repeated_prompts"] == 400 - len(distinct(examples))
+
+
+def test_nothing_behind_max_rows_is_read(tmp_path):
+    """The splits are those of a file that ends there; what stands behind may be no row at all."""
+    path, rows = long_file(tmp_path)
+    columns = {"prompt": "prompt", "completion": "completion"}
+    whole = TableTask(path, columns, max_rows=100, n_train=20, n_eval=8).splits
+    for suffix, write in (
+        ("jsonl", lambda p: p.write_text("".join(json.dumps(row) + "\n" for row in rows[:100]) + "no row\n")),
+        ("csv", lambda p: p.write_text("prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows))),
+    ):
+        write(tmp_path / f"long.{suffix}")
+        splits = TableTask(str(tmp_path / f"long.{suffix}"), columns, max_rows=100, n_train=20, n_eval=8).splits
+        assert {k: [e.completion for e in v] for k, v in splits.items()} == {
+            k: [e.completion for e in v] for k, v in whole.items()
+        }
+    with pytest.raises(ValueError, match=r"long\.jsonl:101: not JSON"):
+        TableTask(path, columns)
+    with pytest.raises(ValueError, match=r"task\.max_rows=0 must be at least 1"):
+        TableTask(path, columns, max_rows=0)
+
+
+def test_rows_of_parquet_and_any_line_end_are_read_one_after_the_other(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    rows = [{"prompt": f"p{i}"} for i in range(3000)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert [row for _, row in read_rows(str(tmp_path / "rows.parquet"))] == rows
+    assert [row for _, row in iter_rows(str(tmp_path / "rows.parquet"), max_rows=2)] == rows[:2]
+    for end in ("\n", "\r\n", "\r", "\n\r\n"):
+        (tmp_path / "rows.jsonl").write_bytes(end.join(json.dumps(row) for row in rows[:5]).encode())
+        places, read_back = zip(*read_rows(str(tmp_path / "rows.jsonl")), strict=True)
+        step = 2 if end == "\n\r\n" else 1
+        assert list(read_back) == rows[:5] and places[-1] == f"rows.jsonl:{4 * step + 1}"
+
+
+def test_few_examples_of_a_long_file_take_little_memory(tmp_path):
+    """What is not chosen is not kept; runs from before max_rows are found again under their folder's name."""
+    path, rows = long_file(tmp_path, 5_000)
+    tracemalloc.start()
+    TableTask(path, {"prompt": "prompt", "completion": "completion"}, n_train=50, n_eval=8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 * len(rows)  # a digest each; all of the examples take 1,500 bytes each
+    plain = compose(["task=table", "task.path=x"])
+    before, some = run_hash(plain), OmegaConf.merge(plain, {"task": {"max_rows": 9}})
+    OmegaConf.set_struct(plain, False)
+    del plain.task["max_rows"]
+    assert run_hash(plain) == before != run_hash(some)

@@ -44,8 +44,8 @@ def rounding(parameters: Iterable[Tensor], lr: float, dtype: torch.dtype | None 
         return None
     name = str(dtype or low[0].dtype).removeprefix("torch.")
     return (
-        f"weights are trained in {name}: an update of optim.lr={lr:g} moves {movable(low, lr, dtype):.1%} of them; in others it "
-        "is rounded away. trainer.precision=bf16-mixed with model.dtype=float32, or with adapter=lora, keeps every update."
+        f"weights are trained in {name}: an update of optim.lr={lr:g} moves {movable(low, lr, dtype):.1%} of them; elsewhere "
+        "it is rounded away. trainer.precision=bf16-mixed with model.dtype=float32, or with adapter=lora, keeps every update."
     )
 
 

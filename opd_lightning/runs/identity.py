@@ -32,6 +32,8 @@ def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits that change with whatever changes the result, seed apart."""
     resolved = plain(cfg)
     identity = {key: resolved[key] for key in HASHED if key in resolved}
+    if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
+        del task["max_rows"]  # runs from before it was an option are found again
     if cfg.start_from is not None:
         # What the first stage *is*, not how it was asked for; its horizon decides this run's start model too.
         stage = first_stage(cfg)
