@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd_lightning import check, evaluate, export
 from opd_lightning.config import compose
 from opd_lightning.config.compatibility import check as compatible
+from opd_lightning.config.compatibility import check_built
 from opd_lightning.config.grammar import mended, read, taken, unreadable
 from opd_lightning.config.overrides import configured, explain
 from opd_lightning.config.trainer_arguments import REFUSED, check_trainer
@@ -265,6 +266,7 @@ def test_numbers_that_mean_nothing_are_found_before_training(word):
     OmegaConf.update(cfg, override.key_or_group, override.value())
     with pytest.raises(ValueError, match=re.escape(NOT_NUMBERS[word])):
         compatible(cfg)
+        check_built(cfg)
 
 
 def test_passes_through_the_data_end_a_run(small, tmp_path):

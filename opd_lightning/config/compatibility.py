@@ -71,7 +71,6 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
     check_numbers(cfg)
     check_precision(cfg)
-    check_built(cfg)
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
@@ -96,7 +95,9 @@ def check_precision(cfg: dict[str, Any]) -> None:
     """
     precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
     dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype):
+        return  # the model says so itself
+    if not dtype.is_floating_point:
         raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
     if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
         raise ValueError(
@@ -217,21 +218,21 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
         )
 
 
-def check_built(cfg: dict[str, Any]) -> None:
+def check_built(tree: DictConfig) -> None:
     """What is made late in a run can be made: budget, callbacks, and the optimizer with its schedule, of one weight.
 
     Raises:
         ValueError: it cannot, in the words of what refuses.
     """
-    tree = OmegaConf.create(cfg)
     for node in (tree.budget, *tree.callbacks.values()):
         build(node)
     optim = build(tree.optim)
     try:
-        optim.build([torch.nn.Parameter(torch.zeros(1))], max(cfg["trainer"]["max_steps"], 1))
+        optim.build([torch.nn.Parameter(torch.zeros(1))], max(tree.trainer.max_steps, 1))
     except (ValueError, TypeError, RuntimeError) as error:
+        options = ", ".join(f"{key}={value}" for key, value in tree.optim.optimizer.items() if not str(key).startswith("_"))
         raise ValueError(
-            f"optim.optimizer and optim.schedule={optim.schedule} cannot be made of their options "
+            f"optim.optimizer with {options or 'no options'} and optim.schedule={optim.schedule} cannot be made "
             f"({' '.join(str(error).split())[:300]}); change them (optim.optimizer.<option>=...), or choose another schedule."
         ) from error
 

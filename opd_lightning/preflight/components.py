@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
+from opd_lightning.config.compatibility import check_built
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
@@ -78,6 +79,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     Raises:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
     """
+    check_built(cfg)
     model: Pretrained = build(cfg.model)
     tokenizer, task = model.tokenizer(), build(cfg.task)
     renderer = ChatRenderer(tokenizer, model.template_options)
