@@ -1,7 +1,7 @@
 """python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
 
 A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of student and teacher).
+Options: --fast (no weights are loaded: no probe of student and teacher), --config-dir FOLDER (options of your own).
 """
 
 import sys
@@ -15,15 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.config import build, compose
+from opd_lightning.config import build
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
-from opd_lightning.config.overrides import explain, unwritable
+from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.models import Student
 from opd_lightning.preflight.architecture import architecture, load
-from opd_lightning.preflight.checks import data, models, probe, prompts, verifier
+from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.precision import precision
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
@@ -80,10 +81,12 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("data", lambda: left_rows(made))
     attempt("replies", lambda: replies(made))
     attempt("references", lambda: references(made))
+    attempt("updates", lambda: updates(made, cfg))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))
     attempt("disk", lambda: disk(made, cfg))
+    attempt("precision", lambda: precision(made, cfg, fast))
     students: list[Student] = []
 
     def student() -> Iterator[Finding]:
@@ -111,12 +114,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
     if any(a in ("-h", "--help") for a in arguments):
-        sys.exit(__doc__)
-    if problem := explain(arguments):
-        sys.exit(f"error: {redacted(problem)}")
+        print(__doc__)
+        return
     quiet()
     try:
-        findings = examine(compose(arguments), fast)
+        findings = examine(configured(arguments), fast)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redacted(str(error))}")
     show(findings)

@@ -15,11 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_lightning.config import build, compose
+from opd_lightning.config import build
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.grammar import read, taken, unreadable
 from opd_lightning.config.limits import limited
-from opd_lightning.config.overrides import explain
+from opd_lightning.config.overrides import configured
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
 from opd_lightning.models.files import check_words
@@ -68,21 +69,17 @@ def configuration(arguments: list[str]) -> DictConfig:
     """The configuration of a run with its result as the model, or one composed from overrides."""
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
     if not runs:
-        if problem := explain(arguments):
-            raise ValueError(problem)
-        return compose(arguments)
+        return configured(arguments)
     if not is_run(runs[0]):
         raise ValueError(f"run={runs[0]} is no run folder with config.yaml and checkpoints/last.ckpt.")
-    dotted = [a for a in arguments if not a.startswith("run=")]
-    for argument in dotted:
-        key = argument.split("=")[0]
-        if "." not in key:
-            raise ValueError(
-                f"{argument}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups."
-            )
-    others = OmegaConf.from_dotlist(dotted)
-    cfg = OmegaConf.merge(OmegaConf.create(read_run(runs[0])), others)
-    assert isinstance(cfg, DictConfig)
+    cfg = OmegaConf.create(read_run(runs[0]))
+    for word in (taken(a) for a in arguments if not a.startswith("run=")):
+        if problem := unreadable([word], sweep=False):
+            raise ValueError(problem)
+        override = read(word)
+        if word.startswith("-") or override.is_delete() or "." not in override.key_or_group:
+            raise ValueError(f"{word}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups.")
+        OmegaConf.update(cfg, override.key_or_group, override.value())
     cfg.model.path, cfg.model.stand_in = runs[0], False
     return cfg
 
@@ -90,6 +87,9 @@ def configuration(arguments: list[str]) -> DictConfig:
 def main() -> None:
     if len(sys.argv) == 1:
         sys.exit(__doc__)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     try:
         estimates = evaluate(configuration(sys.argv[1:]))
         numbers = {name: {k: v for k, v in asdict(x).items() if v is not None} for name, x in estimates.items()}

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
 
 from opd_lightning.config.aliases import read_run
 from opd_lightning.models import Pretrained, is_run
@@ -62,12 +61,15 @@ def card(run: Path, lineage: list[str]) -> str:
 
 
 def main() -> None:
-    arguments = OmegaConf.from_cli(sys.argv[1:])
-    if "run" not in arguments or set(arguments) - {"run", "to"}:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    given = {key: value for key, _, value in (word.partition("=") for word in sys.argv[1:])}  # paths, whatever is in them
+    if not given.get("run") or set(given) - {"run", "to"} or not given.get("to", "model"):
         sys.exit(__doc__)
-    run = Path(arguments.run)
+    run = Path(given["run"])
     try:
-        print(f"exported: {export(run, Path(arguments.get('to', run / 'model')))}")
+        print(f"exported: {export(run, Path(given.get('to', run / 'model')))}")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

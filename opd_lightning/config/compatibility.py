@@ -11,7 +11,17 @@ from opd_lightning.config import build, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.limits import LEAST, limited
 from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import check_binding, check_names, check_shape, check_type, parameters_of, shipped, targets
+from opd_lightning.config.schema import (
+    check_binding,
+    check_finite,
+    check_names,
+    check_shape,
+    check_type,
+    parameters_of,
+    shipped,
+    targets,
+)
+from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -26,6 +36,7 @@ def check(cfg: DictConfig) -> list[str]:
     check_shape(cfg)
     resolved = plain(limited(cfg, LEAST))  # what follows the data is known later
     check_names(resolved)
+    check_finite(resolved)
     for place, node in targets(resolved):
         check_binding(place, node)
     return check_choices(resolved)
@@ -60,6 +71,7 @@ class Choices:
 def check_choices(cfg: dict[str, Any]) -> list[str]:
     """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
     check_numbers(cfg)
+    check_precision(cfg)
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
@@ -75,6 +87,25 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
         if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     return warnings + check_sampling(cfg, chosen)
+
+
+def check_precision(cfg: dict[str, Any]) -> None:
+    """Weights are trained in a type that keeps small updates, or in bfloat16 because just that is asked for.
+
+    Float32 weights under bf16-mixed are the float32 masters: 4 bytes a weight, where bfloat16 weights with masters take 6.
+    """
+    precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        return  # the model says so itself
+    if not dtype.is_floating_point:
+        raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
+    if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
+        raise ValueError(
+            f"model.dtype={name} with trainer.precision={precision} trains weights that round most updates of a usual learning "
+            "rate away; keep model.dtype=float32 with trainer.precision=bf16-mixed, or choose adapter=lora, whose factors are "
+            "float32 (trainer.precision=bf16-true trains in bfloat16 all the same)."
+        )
 
 
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
@@ -181,24 +212,45 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0
     others = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
-    if budget is not None and not writes and not others and (steps is None or steps < 1):
+    if budget is not None and not writes and not others and steps < 1 and not epochs_of(cfg["trainer"]):
         raise ValueError(
             f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
             "trainer.max_steps or budget.flops beside it."
         )
 
 
+def check_built(tree: DictConfig) -> None:
+    """What is made late in a run can be made: budget, callbacks, and the optimizer with its schedule, of one weight.
+
+    Raises:
+        ValueError: it cannot, in the words of what refuses.
+    """
+    for node in (tree.budget, *tree.callbacks.values()):
+        build(node)
+    optim = build(tree.optim)
+    try:
+        optim.build([torch.nn.Parameter(torch.zeros(1))], max(tree.trainer.max_steps, 1))
+    except (ValueError, TypeError, RuntimeError) as error:
+        options = ", ".join(f"{key}={value}" for key, value in tree.optim.optimizer.items() if not str(key).startswith("_"))
+        raise ValueError(
+            f"optim.optimizer with {options or 'no options'} and optim.schedule={optim.schedule} cannot be made "
+            f"({' '.join(str(error).split())[:300]}); change them (optim.optimizer.<option>=...), or choose another schedule."
+        ) from error
+
+
 def check_numbers(cfg: dict[str, Any]) -> None:
     """Numbers that no constructor sees."""
-    precision, steps = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"]
+    check_trainer(cfg["trainer"])
+    precision, steps, epochs = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"], epochs_of(cfg["trainer"])
     if precision.startswith("16"):
         raise ValueError(f"trainer.precision={precision} needs loss scaling, which there is none of; use bf16-mixed.")
     check_type("trainer.max_steps", steps, int)
     budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
     endless = bool(budgets) and steps == -1
-    if steps is None or (steps < 1 and not endless):
+    if steps is None or (steps < 1 and not endless and not (steps == -1 and epochs)):
         raise ValueError(
-            f"trainer.max_steps={steps} must be at least 1, unless budget.student_tokens, flops or seconds end it."
+            f"trainer.max_steps={steps} must be at least 1, unless trainer.max_epochs, budget.student_tokens, flops or seconds "
+            "end it."
         )
     updates = cfg["rollout"]["num_iterations"]
     if updates >= 1 and steps > 0 and steps % updates:
@@ -206,7 +258,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
     if schedule not in schedules:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
-    if endless and schedule not in ENDLESS_SCHEDULES:
+    if endless and not epochs and schedule not in ENDLESS_SCHEDULES:
         raise ValueError(
             f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."

@@ -10,13 +10,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from opd_lightning.config.aliases import renamed, updated
+from opd_lightning.config.grammar import quoted, taken
 
 HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
 """The shipped configuration: inside the package when installed from a wheel, beside it in a checkout."""
 
-OmegaConf.register_new_resolver("horizon", lambda *budgets: 100 if set(budgets) == {None} else -1, replace=True)
-"""The default of trainer.max_steps: 100, or open (-1) where a budget of tokens, FLOPs or seconds ends the run."""
+OmegaConf.register_new_resolver("horizon", lambda *ends: 100 if set(ends) <= {None, -1} else -1, replace=True)
+"""The default of trainer.max_steps: 100, or open (-1) where passes through the data, tokens, FLOPs or seconds end the run."""
 
 OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
 """${stand_in:${model.stand_in},<stand-in>,<the real thing>}: what `model.stand_in` chooses between."""
@@ -27,9 +28,9 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
     """The configuration of another run, inside or outside a Hydra application; `folders` hold options of the user's own."""
-    overrides = [renamed(override) for override in overrides]
+    overrides = [taken(renamed(override)) for override in overrides]
     if folders:
-        overrides = [*overrides, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"]
+        overrides = [*overrides, f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():
         return updated(hydra.compose("config", overrides=overrides))
     with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):

@@ -9,12 +9,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
+from opd_lightning.config.grammar import is_sweep, shell, split_words, taken, unreadable
 from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import leaves
+from opd_lightning.config.schema import leaves, parameters_of
+from opd_lightning.config.trainer_arguments import refusal
 from opd_lightning.utils.secrets import is_secret
 
 
@@ -23,13 +25,13 @@ def explain(arguments: list[str]) -> str | None:
 
     In a sweep every cell is looked at before the first begins. None if there is nothing of the kind.
     """
-    words = [a for a in arguments if "=" in a and not a.startswith("-")]
-    if any(a.split("=")[0] in ("--config-path", "-cp", "--config-name", "-cn") for a in arguments):
+    (flags, words), sweep = split_words(arguments), is_sweep(arguments)
+    if any(a.split("=")[0] in ("--config-path", "-cp", "--config-name", "-cn") for a in flags):
         return None  # another configuration altogether, and what it has is for Hydra to say
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except HydraException as error:
-        return " ".join(str(error).split())
+    words = [taken(word, sweep) for word in words]
+    if problem := unreadable(words, sweep) or no_folder(flags):
+        return problem
+    overrides = OverridesParser.create().parse_overrides(words)
     folders = [Path(CONF_DIR), *more_folders(arguments, overrides)]
     chosen = [o for o in overrides if any((folder / o.key_or_group).is_dir() for folder in folders)]
     places = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
@@ -37,10 +39,41 @@ def explain(arguments: list[str]) -> str | None:
     return next((p for p in problems if p), None) or no_key(overrides, chosen, folders)
 
 
+def configured(arguments: list[str]) -> DictConfig:
+    """The configuration that a command line of one run describes: overrides, and --config-dir for options of the user's own.
+
+    Raises:
+        ValueError: an override, a folder or a flag cannot be taken.
+    """
+    flags, words = split_words(arguments)
+    known = [a for before, a in pairwise(["", *flags]) if re.match(r"(--config-dir|-cd)(=|$)", a) or before in DIR]
+    if other := [a for a in flags if a not in known]:
+        raise ValueError(f"{other[0]} is no option of this command, which looks at one run; of Hydra's it takes --config-dir.")
+    if problem := explain(arguments):
+        raise ValueError(problem)
+    parsed = OverridesParser.create().parse_overrides([taken(word) for word in words])
+    return compose(words, more_folders(arguments, parsed))
+
+
+DIR = ("--config-dir", "-cd")
+
+
+def config_dirs(flags: list[str]) -> list[str]:
+    """The folders that --config-dir names."""
+    found = [a.split("=", 1)[1] for a in flags if a.startswith(("--config-dir=", "-cd="))]
+    return found + [after for before, after in pairwise(flags) if before in DIR]
+
+
+def no_folder(flags: list[str]) -> str | None:
+    """A sentence if --config-dir names no folder."""
+    if (flags or [""])[-1] in DIR:
+        return f"{flags[-1]} has no folder behind it; write {flags[-1]}=<folder>."
+    return next((f"--config-dir={path} is no folder." for path in config_dirs(flags) if not Path(path).is_dir()), None)
+
+
 def more_folders(arguments: list[str], overrides: list[Override]) -> list[Path]:
     """Configuration folders beside the shipped one: --config-dir and hydra.searchpath."""
-    found = [a.split("=", 1)[1] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
-    found += [after for before, after in pairwise(arguments) if before in ("--config-dir", "-cd")]
+    found = config_dirs(split_words(arguments)[0])
     for override in overrides:
         if override.key_or_group == "hydra.searchpath":
             given = override.value()
@@ -103,6 +136,9 @@ def unknown(override: Override, base: Any, beside: str) -> str | None:
         if node is None:
             place = ".".join(path)
             return f"{override.input_line}: {place} is null{beside}; choose an option for it ({place}=...) beside it."
+        if isinstance(node, str) and node.startswith("${"):
+            place, rest = ".".join(path), override.key_or_group.removeprefix(".".join([*path, ""]))
+            return f"{override.input_line}: {place} follows {node}; give all of it, {shell(place, f'{{{rest}: ...}}')}."
         if not isinstance(node, dict):
             return None
         if part not in node:
@@ -111,11 +147,25 @@ def unknown(override: Override, base: Any, beside: str) -> str | None:
             inside = {
                 ".".join([*path, leaf.rpartition(".")[2]]): ".".join([*path, leaf]) for leaf, _ in leaves(node) if "." in leaf
             }
+            if sentence := unlisted(override, node, part):
+                return sentence
             near = nearest(".".join([*path, part]), [*siblings, *groups], inside)
             return f"{override.input_line} is no key{beside}{near}"
         path.append(part)
         node = node[part]
     return None
+
+
+def unlisted(override: Override, node: dict[str, Any], name: str) -> str | None:
+    """A sentence if a key is an option that the node's target takes, and no file lists."""
+    target = node.get("_target_")
+    try:
+        takes = isinstance(target, str) and name in parameters_of(target)
+    except ValueError:
+        return None
+    if takes and override.key_or_group == f"trainer.{name}" and (told := refusal(name, override.value())):
+        return told
+    return f"{override.input_line}: {target} takes it, and no file lists it; add it, +{override.input_line}." if takes else None
 
 
 def open_secret(override: Override) -> str | None:

@@ -1,6 +1,7 @@
 """Is a configuration built as the program reads it: its nodes and keys, and each node's options against its target?"""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -114,6 +115,19 @@ def check_names(cfg: dict[str, Any]) -> None:
     for key, value in (("name", cfg["name"]), ("study.name", cfg["study"]["name"])):
         if not NAMES.fullmatch(str(value)):
             raise ValueError(f"{key}={value!r} names a folder; use letters, digits, '.', '_' and '-' only.")
+
+
+def check_finite(node: Any, place: str = "") -> None:
+    """No number is infinite or not a number: a comparison lets NaN pass, and a rate or a limit of infinity means nothing.
+
+    Raises:
+        ValueError: one is.
+    """
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            check_finite(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(node, float) and not math.isfinite(node):
+        raise ValueError(f"{place}={node} is no finite number; give one, or null where that sets no limit.")
 
 
 def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,13 +1,52 @@
 """The optimizer, its schedule and its gradient clip, as one component of the configuration."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+
+log = logging.getLogger(__name__)
+
+SAMPLED = 1 << 16
+"""Weights of each tensor that a share is estimated from."""
+
+
+def movable(parameters: Iterable[Tensor], size: float, dtype: torch.dtype | None = None) -> float:
+    """The share of weights that a change of this size moves; the others are rounded back to what they were.
+
+    An update of AdamW changes a weight by about the learning rate, whatever its gradient. bfloat16 has 8 bits for a weight of
+    0.02, so nothing below 0.00006 moves it, and a thousand such updates leave it where it was.
+
+    Args:
+        dtype: of the weights in training; their own unless given.
+    """
+    moved = counted = 0.0
+    for parameter in parameters:
+        local = parameter.detach()
+        weights = (local.to_local() if hasattr(local, "to_local") else local).flatten()
+        weights = weights[:: max(1, len(weights) // SAMPLED)].to(dtype or parameter.dtype)
+        share = sum(((weights.double() + change).to(weights.dtype) != weights).double().mean() for change in (size, -size)) / 2
+        if len(weights):
+            moved, counted = moved + float(share) * parameter.numel(), counted + parameter.numel()
+    return moved / max(counted, 1.0)
+
+
+def rounding(parameters: Iterable[Tensor], lr: float, dtype: torch.dtype | None = None) -> str | None:
+    """A sentence if weights of a 16-bit type are trained, with the share that an update of size `lr` moves; else None."""
+    low = [p for p in parameters if torch.finfo(dtype or p.dtype).bits < 32]
+    if not low:
+        return None
+    name = str(dtype or low[0].dtype).removeprefix("torch.")
+    return (
+        f"weights are trained in {name}: an update of optim.lr={lr:g} moves {movable(low, lr, dtype):.1%} of them; elsewhere "
+        "it is rounded away. trainer.precision=bf16-mixed with model.dtype=float32, or with adapter=lora, keeps every update."
+    )
 
 
 class Optim:
@@ -43,7 +82,10 @@ class Optim:
 
     def build(self, parameters: Iterable[Parameter], max_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Optimizer and schedule; `max_steps` is the horizon of schedules that end (-1: none)."""
-        optimizer = self.optimizer([p for p in parameters if p.requires_grad], lr=self.lr)
+        trained = [p for p in parameters if p.requires_grad]
+        if told := rounding(trained, self.lr):
+            log.warning(f"warning: {told}")
+        optimizer = self.optimizer(trained, lr=self.lr)
         horizon = None if max_steps < 0 else max_steps
         return optimizer, get_scheduler(self.schedule, optimizer, self.warmup_steps, horizon)
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from statistics import quantiles
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from opd_lightning.config.trainer_arguments import epochs_of
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
@@ -120,18 +121,31 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         need, window = max(tokens) + parts.rollout.sampling.max_new_tokens, model.window()
         text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
         yield Finding(f"{name}'s prompts", "pass" if need <= window else "fail", text)
-    samples, updates = parts.rollout.sampling.n, parts.rollout.num_iterations
+    samples, iterations = parts.rollout.sampling.n, parts.rollout.num_iterations
     batch, devices = cfg.data.batch_size, cfg.trainer.devices
-    text = f"{batch} prompts x {samples} completions per rollout, {updates} update{'s' * (updates > 1)} on each"
-    if cfg.trainer.max_steps > 0:
-        epochs = batch * cfg.trainer.max_steps / updates / len(parts.examples)
-        text += f"; {cfg.trainer.max_steps} updates read the data {epochs:.2g} times"
+    text = f"{batch} prompts x {samples} completions per rollout, {iterations} update{'s' * (iterations > 1)} on each"
+    if (steps := parts.bounded(cfg).trainer.max_steps) > 0:
+        epochs = batch * steps / iterations / len(parts.examples)
+        text += f"; {steps} updates read the data {epochs:.2g} times"
     if isinstance(devices, int) and devices > 1:
         text += f"; {batch / devices:g} prompts per device"
         if batch % devices:
             yield Finding("batch", "fail", f"data.batch_size={batch} is no multiple of trainer.devices={devices}; make it one.")
             return
     yield Finding("batch", "pass", text)
+
+
+def updates(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    """Which of two horizons ends the run, where both are given."""
+    steps, epochs, last = cfg.trainer.max_steps, epochs_of(cfg.trainer), parts.bounded(cfg).trainer.max_steps
+    if epochs is not None and steps == last:
+        without = OmegaConf.merge(cfg, {"trainer": {"max_steps": -1}})
+        passes = parts.bounded(without).trainer.max_steps  # type: ignore[arg-type]
+        if passes > steps:
+            text = f"trainer.max_steps={steps} ends the run before trainer.max_epochs={epochs}, which is {passes} updates"
+            yield Finding("updates", "warn", f"{text}; trainer.max_steps=-1 leaves it to max_epochs.")
+    elif epochs is not None:
+        yield Finding("updates", "pass", f"trainer.max_epochs={epochs} ends the run at update {last}")
 
 
 def verifier(parts: Components, n: int = 64) -> Iterator[Finding]:

@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
+from opd_lightning.config.compatibility import check_built
 from opd_lightning.config.limits import limited
+from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
@@ -61,6 +63,14 @@ class Components:
         dropped = len(self.given) - len(self.examples)
         return found | ({"dropped": dropped} if dropped else {})
 
+    def bounded(self, cfg: DictConfig) -> DictConfig:
+        """The configuration with the update that ends the run, where passes through the data decide it."""
+        if epochs_of(cfg.trainer) is None:
+            return cfg
+        cfg = cfg.copy()
+        cfg.trainer.max_steps = last_update(cfg.trainer, len(self.examples), cfg.data.batch_size, self.rollout.num_iterations)
+        return cfg
+
     def readers(self) -> dict[str, tuple[Pretrained, Any]]:
         """Who reads prompts, with the model that bounds their length and the context that words them."""
         found: dict[str, tuple[Pretrained, Any]] = {
@@ -78,6 +88,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     Raises:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
     """
+    check_built(cfg)
     model: Pretrained = build(cfg.model)
     renderer, task = model.renderer(started(folder)), build(cfg.task)
     tokenizer = renderer.tokenizer

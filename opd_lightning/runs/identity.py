@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from opd_lightning.config import first_stage, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
+from opd_lightning.config.trainer_arguments import epochs_of
 
 HASHED = (
     "start_from",
@@ -31,13 +32,17 @@ def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
     identity = {key: resolved[key] for key in HASHED if key in resolved}
+    if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
+        del task["max_rows"]  # runs from before it was an option are found again
     if cfg.start_from is not None:
         # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)
-        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps]
+        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
     identity["precision"] = resolved["trainer"]["precision"]
     if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
         identity["max_steps"] = resolved["trainer"]["max_steps"]
+        if epochs := epochs_of(resolved["trainer"]):
+            identity["max_epochs"] = epochs
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.utils.atomic_files import read_object, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -21,6 +22,14 @@ def is_finished(folder: Path, max_steps: int) -> bool:
     status = read_status(folder)
     by_budget = status.get("state") == "finished" and status.get("ended_by", "").startswith("budget.")
     return by_budget or steps_of(folder) >= max_steps > 0
+
+
+def horizon(cfg: DictConfig, folder: Path) -> int:
+    """The update that ends a run; -1 where a budget does, or the number of its examples is not known yet."""
+    known = read_status(folder).get("data", {}).get("train", 0)
+    if epochs_of(cfg.trainer) is None or known:
+        return last_update(cfg.trainer, known, cfg.data.batch_size, cfg.rollout.num_iterations)
+    return -1
 
 
 def steps_of(folder: Path) -> int:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,21 @@ from opd_lightning.models import stand_in
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
+BATCH = 1024
+"""Rows of a parquet file that are in memory at a time."""
+
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_rows(path: str, name: str | None = None, split: str = "train", bad: list[str] | None = None) -> list[tuple[str, Row]]:
-    """All rows with their places.
+    """All rows with their places, in a list; see `iter_rows`."""
+    return list(iter_rows(path, name, split, bad))
+
+
+def iter_rows(
+    path: str, name: str | None = None, split: str = "train", bad: list[str] | None = None, max_rows: int | None = None
+) -> Iterator[tuple[str, Row]]:
+    """All rows with their places, one after the other; of a .json file all are in memory at once.
 
     Args:
         path: a .jsonl, .json, .csv or .parquet file (pkg://package/file in a package), a folder that
@@ -26,13 +37,15 @@ def read_rows(path: str, name: str | None = None, split: str = "train", bad: lis
         name: the configuration of a hub data set that has several.
         split: of a folder or a hub data set.
         bad: takes a sentence for each malformed row, which is then left out; None refuses the first.
+        max_rows: nothing behind so many rows, malformed ones among them, is read; None reads all.
 
     Raises:
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
     """
     if path.startswith(stand_in.SCHEME):
         made = stand_in.rows(path.removeprefix(stand_in.SCHEME))
-        return [(f"{path}:{number}", row) for number, row in enumerate(made, start=1)]
+        yield from islice(((f"{path}:{number}", row) for number, row in enumerate(made, start=1)), max_rows)
+        return
     file = Path(packaged(path))
     if file.suffix not in FILES and file.is_file():
         raise ValueError(f"task.path={path} is a file of no known kind{nearest(file.suffix, FILES)}")
@@ -41,30 +54,31 @@ def read_rows(path: str, name: str | None = None, split: str = "train", bad: lis
     if file.suffix in FILES:
         if not file.is_file():
             raise ValueError(f"task.path={path} does not exist; give a file, a folder or a hub id.")
-        rows = kept(READERS[file.suffix](file), bad)
+        rows: Iterator[tuple[str, Row | ValueError]] = READERS[file.suffix](file)
     else:
-        rows = list(from_datasets(path, name, split))
-    if not rows:
+        rows = from_datasets(path, name, split)
+    empty = True
+    for row in kept(islice(rows, max_rows), bad):
+        empty = False
+        yield row
+    if empty:
         raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.{f' First: {bad[0]}' if bad else ''}")
-    return rows
 
 
-def kept(read: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> list[tuple[str, Row]]:
+def kept(read: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> Iterator[tuple[str, Row]]:
     """The good rows; of the bad ones a sentence each, or the first one's error where `bad` is None."""
-    rows = []
     for where, row in read:
         if not isinstance(row, ValueError):
-            rows.append((where, row))
+            yield where, row
         elif bad is None:
             raise row
         else:
             bad.append(str(row))
-    return rows
 
 
 def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """One JSON object per line, or what is wrong with it; blank lines are skipped."""
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -76,6 +90,13 @@ def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
             )
             continue
         yield place(file, number), checked(row, file, number)
+
+
+def lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file, whichever of the three line ends it has, one after the other."""
+    with file.open("rb") as stream:
+        for line in stream:
+            yield from line.splitlines() if b"\r" in line else (line.removesuffix(b"\n"),)
 
 
 def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
@@ -158,21 +179,22 @@ def clean(cell: str) -> bool:
     return not NO_TEXT.search(cell)
 
 
-def from_parquet(file: Path) -> Iterator[tuple[str, Row]]:
+def from_parquet(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """A parquet table, through pyarrow."""
     try:
         from pyarrow import parquet
     except ImportError as error:
         raise ValueError(f"task.path={file} needs a package: pip install 'opd-lightning[datasets]'.") from error
     try:
-        rows = parquet.read_table(file).to_pylist()
+        with parquet.ParquetFile(file) as table:
+            rows = (row for batch in table.iter_batches(BATCH) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield place(file, number), row
     except Exception as error:  # a damaged file raises many kinds, OSError and the library's own among them
         raise ValueError(f"{file}: no parquet table ({' '.join(str(error).split())}); write or copy it again.") from error
-    for number, row in enumerate(rows, start=1):
-        yield place(file, number), row
 
 
-def from_datasets(path: str, name: str | None, split: str) -> Iterator[tuple[str, Row]]:
+def from_datasets(path: str, name: str | None, split: str) -> Iterator[tuple[str, Row | ValueError]]:
     """A folder or a hub id, through Hugging Face's `datasets`."""
     try:
         import datasets
@@ -209,7 +231,7 @@ def checked(row: Any, file: Path, number: int) -> Row | ValueError:
     if not isinstance(row, dict):
         return ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
     for column in row:
-        if not clean(column):
+        if not (column.isascii() and column.isprintable()) and not clean(column):
             return ValueError(f"{file}:{number}: the name of column {column!a} is no text; rename it.")
     return row
 
@@ -221,7 +243,8 @@ def written(value: Any, where: str) -> Any:
         ValueError: it cannot; tokenizers would fall over it.
     """
     try:
-        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+        plain = isinstance(value, str)
+        (value if plain else json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no text in UTF-8 ({error}); mend the row.") from error
     return value

@@ -33,15 +33,9 @@ def key_of(example: Example) -> str:
     return hashlib.blake2b(json.dumps(chat, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def position_of(example: Example) -> float:
+def position(key: str) -> float:
     """A number in [0, 1) that depends on the prompt alone: which side of a split it falls on."""
-    return int(key_of(example)[:13], 16) / 16**13
-
-
-def take(examples: Sequence[Example], n: int) -> tuple[list[Example], list[Example]]:
-    """The n examples whose prompts come first in an order that depends on nothing else, and the others; both as they stood."""
-    chosen = {e.id for e in sorted(examples, key=position_of)[:n]}
-    return [e for e in examples if e.id in chosen], [e for e in examples if e.id not in chosen]
+    return int(key[:13], 16) / 16**13
 
 
 def distinct(examples: Sequence[Example], without: Sequence[Example] = ()) -> list[Example]:

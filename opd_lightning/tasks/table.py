@@ -1,15 +1,15 @@
 """A task from your own rows: a file, a folder or a hub data set, and which column plays which part."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from opd_lightning.config.names import nearest
 from opd_lightning.tasks.chats import chat, reply
 from opd_lightning.tasks.columns import UNUSED, check_parts, part_of, prompt_column, unread
-from opd_lightning.tasks.rows import Row, read_rows, text, written
-from opd_lightning.tasks.splits import distinct, take
+from opd_lightning.tasks.first import First
+from opd_lightning.tasks.rows import Row, iter_rows, text, written
 from opd_lightning.tasks.verifiers import Late, within
 from opd_lightning.types import Example, Verdict
 
@@ -48,6 +48,8 @@ class TableTask:
         bad_rows: "refuse" the first malformed row, or "skip" them all; `notes` then counts and lists them.
         verify_seconds: a verdict that takes longer is that the completion is wrong, for a model's text can send a regular
             expression on an endless search; None waits. See `within` for where it holds.
+        max_rows: nothing behind so many rows of `path` is read, for long files; the splits are those of a file that ends there.
+            n_train alone reads all rows, for any of them may be among those that are taken, but keeps only these.
 
     Raises:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
@@ -70,6 +72,7 @@ class TableTask:
         contexts: Mapping[str, Any] | None = None,
         bad_rows: str = "refuse",
         verify_seconds: float | None = 10.0,
+        max_rows: int | None = None,
     ):
         if bad_rows not in ("refuse", "skip"):
             raise ValueError(f"task.bad_rows={bad_rows!r} is unknown; choose refuse or skip.")
@@ -81,7 +84,7 @@ class TableTask:
                 raise ValueError(f"task.heldout.{key} is unknown{nearest(key, ('path', 'name', 'split'))}")
         if heldout is not None and "path" not in heldout:
             raise ValueError("task.heldout.path is missing; say where the held-out rows are, or task.heldout=null.")
-        for key, value in (("n_train", n_train), ("n_eval", n_eval)):
+        for key, value in (("n_train", n_train), ("n_eval", n_eval), ("max_rows", max_rows)):
             if value is not None and value < 1:
                 raise ValueError(f"task.{key}={value} must be at least 1.")
         least = getattr(verifier, "seconds", 0)  # a verifier with a limit of its own gives its own verdict on it
@@ -95,7 +98,7 @@ class TableTask:
         self.contexts = contexts or {}
         self.notes: dict[str, Any] = {"repeated_prompts": 0}
         self.unused: Counter[str] = Counter()
-        self.splits = self._split(path, name, split, heldout, n_train, n_eval)
+        self.splits = self._split(path, name, split, heldout, n_train, n_eval, max_rows)
         self._count_bad()
         if self.unused:
             self.notes["warnings"] = [
@@ -127,31 +130,44 @@ class TableTask:
         self.bad += reasons.values()
         self._count_bad()
 
-    def _split(self, path, name, split, heldout, n_train, n_eval) -> dict[str, list[Example]]:
-        read = self._read(path, name, split)
-        rows = distinct(read)
-        held_out = None if heldout is None else {"name": None, "split": "test", **heldout}
-        test = [] if held_out is None else distinct(self._read(**held_out, lenient=True))
-        rows = distinct(rows, without=test)
-        self.notes["repeated_prompts"] = len(read) - len(rows)
-        taken = {e.id for e in rows}  # two files may have the same name, and rows are called by it
+    def _split(self, path, name, split, heldout, n_train, n_eval, max_rows) -> dict[str, list[Example]]:
+        """The three splits, of rows that are read once; of those that are in none, only a digest of the prompt is kept."""
+        other, bad = First(n_eval), None if self.bad is None else list[str]()
+        if heldout is not None:
+            for example in self._read(**{"name": None, "split": "test", **heldout}, bad=bad, lenient=True):
+                other.add(example)
+        (test,) = other.parts([n_eval])
+        named, taken = {e.id for e in test}, set[str]()  # two files may have the same name, and rows are called by it
+        rows = First(None if n_train is None else 2 * n_eval + n_train, without=other.keys)
+        for example in self._read(path, name, split, bad=self.bad, max_rows=max_rows):
+            if rows.add(example) and example.id in named:
+                taken.add(example.id)
+        if self.bad is not None and bad:
+            self.bad.extend(bad)
+        self.notes["repeated_prompts"] = rows.read - rows.distinct
         test = [replace(e, id=f"heldout/{e.id}") if e.id in taken else e for e in test]
-        held = min(n_eval, max(1, len(rows) // 10))
-        if heldout is None:
-            if len(rows) < 3:
-                raise ValueError(f"task.path={path} has {len(rows)} distinct prompts; training, validation and test need 3.")
-            test, rows = take(rows, held)
-        else:
-            test, _ = take(test, min(n_eval, len(test)))
-        validation, train = take(rows, held)
-        if n_train is not None:
-            train, _ = take(train, min(n_train, len(train)))
+        held = min(n_eval, max(1, rows.distinct // 10))
+        if heldout is not None:
+            validation, train = rows.parts([held, n_train])
+            return {"train": train, "validation": validation, "test": test}
+        if rows.distinct < 3:
+            raise ValueError(f"task.path={path} has {rows.distinct} distinct prompts; training, validation and test need 3.")
+        test, validation, train = rows.parts([held, held, n_train])
         return {"train": train, "validation": validation, "test": test}
 
-    def _read(self, path: str, name: str | None, split: str, lenient: bool = False) -> list[Example]:
-        examples: dict[str, Example] = {}
+    def _read(
+        self,
+        path: str,
+        name: str | None,
+        split: str,
+        bad: list[str] | None,
+        lenient: bool = False,
+        max_rows: int | None = None,
+    ) -> Iterator[Example]:
         places: dict[str, str] = {}
-        for place, row in read_rows(path, name, split, self.bad):
+        unfit: list[str] = []  # rows that can be read, and give no example
+        empty = True
+        for place, row in iter_rows(path, name, split, bad, max_rows):
             try:
                 prepared = self._prepare(place, row)
                 if prepared is None:
@@ -162,20 +178,21 @@ class TableTask:
                         f"{place}: task.columns.id={self.columns.get('id')} is {example.id!r} as in {places[example.id]}; give "
                         "every row another, or task.columns.id=null calls rows by file and line."
                     )
-                examples[example.id], places[example.id] = example, place
+                if "id" in self.columns:  # file and line are one row's alone
+                    places[example.id] = place
                 self.unused.update(unread(prepared, self.columns))
             except ValueError as error:
-                if self.bad is None:
+                if bad is None:
                     raise
-                self.bad.append(str(error))
-        if not examples:
-            why = (
-                f"task.bad_rows=skip leaves no row, the first for this: {self.bad[0]}"
-                if self.bad
-                else "task.prepare leaves no row."
-            )
+                unfit.append(str(error))
+                continue
+            empty = False
+            yield example
+        if bad is not None:
+            bad.extend(unfit)
+        if empty:
+            why = f"task.bad_rows=skip leaves no row, the first for this: {bad[0]}" if bad else "task.prepare leaves no row."
             raise ValueError(f"task.path={path}: {why}")
-        return list(examples.values())
 
     def _prepare(self, place: str, row: Row) -> Row | None:
         if self.prepare is None:

@@ -31,7 +31,7 @@ from opd_lightning.data.prompts import PromptData
 from opd_lightning.evaluation import Estimate, headlines
 from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, verifier
+from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.findings import raise_on_failures
 from opd_lightning.preflight.references import references
@@ -41,7 +41,7 @@ from opd_lightning.preflight.resources import memory
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
-from opd_lightning.runs.status import is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -63,8 +63,8 @@ def run(cfg: DictConfig) -> Path:
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
     folder = run_folder(cfg)
-    if is_finished(folder, cfg.trainer.max_steps):
-        more = 0 < cfg.trainer.max_steps < steps_of(folder)
+    if is_finished(folder, horizon(cfg, folder)):
+        more = 0 < horizon(cfg, folder) < steps_of(folder)
         hint = f" (at {steps_of(folder)} updates; for a shorter run choose another study.name)" if more else ""
         log.info(f"finished before, nothing to do: {folder}{hint}")
         for warning in other_evaluation(cfg, folder):
@@ -117,7 +117,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
     budget = next((limit for c in callbacks if (limit := getattr(c, "reached", None))), None)
     stop_signal = next((n for c in callbacks if (n := getattr(c, "stop_signal", None)) is not None), None)
-    if interrupted(trainer) and trainer.global_step != cfg.trainer.max_steps:
+    if interrupted(trainer) and trainer.global_step != trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", stop_signal)
     write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
@@ -145,12 +145,11 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
-    findings = chain(
-        left_rows(parts), models(parts), replies(parts), references(parts), verifier(parts, 16), memory(parts, cfg)
-    )
-    for warning in raise_on_failures(findings):
+    texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
+    for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
         log.warning(f"warning: {warning}")
     raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
+    cfg = parts.bounded(cfg)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
     if checkpoint.exists() and before["digest"] != notes["digest"]:
@@ -252,7 +251,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
         ValueError: it does not exist and trainer.devices is not 1: several devices make one run per command.
     """
     stage = first_stage(cfg)
-    if cfg.trainer.devices != 1 and not is_finished(run_folder(stage), stage.trainer.max_steps):
+    if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
         command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
