@@ -112,7 +112,7 @@ def test_completions_end_at_the_first_end_token_or_at_the_limit(engine, student,
 def test_only_words_are_written(engine, student, renderer):
     """The stand-in's output layer has rows behind the last word, as Qwen's has."""
     assert student.head.weight.shape[0] > renderer.words.size
-    done = engine.generate(prompts(renderer), SamplingParams(16, temperature=5.0, n=16), 2)
+    done = engine.generate(prompts(renderer), SamplingParams(16, temperature=2.0, n=16), 2)
     assert max(token for completion in done for token in completion.token_ids) < renderer.words.size
 
 
@@ -165,7 +165,7 @@ def test_a_push_that_did_not_happen_is_noticed(engine, student, start, renderer,
     assert engine.metrics["generator/mismatch"] < 1e-4
     monkeypatch.setattr(engine, "push", lambda lm: None)
     moved = new_student(start, renderer, 0.01)
-    with pytest.raises(ValueError, match=r"differ by .* generator\.max_mismatch"):
+    with pytest.raises(ValueError, match=r"differ by .*generator\.max_mismatch"):
         engine.update_weights(moved, 4)
     monkeypatch.undo()
     engine.update_weights(student, 3)
