@@ -55,7 +55,10 @@ class Environment(Protocol):
 
 
 class Generator(Protocol):
-    """An inference engine, for rollouts, teachers that generate, and evaluations."""
+    """An inference engine, for rollouts, teachers that generate, and evaluations.
+
+    An engine may have `metrics`, numbers by name of its last update, which are logged.
+    """
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; equal seeds give equal completions.

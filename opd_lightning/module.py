@@ -195,7 +195,7 @@ class DistillationModule(L.LightningModule):
         self.ledger.add(totals)
         row = means | {k: v / self.rollout.num_iterations for k, v in totals.items() if k == "train/loss"}
         row["train/lr"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        row |= {f"cost/{name}": value for name, value in self.ledger.so_far().items()}
+        row |= {f"cost/{name}": value for name, value in self.ledger.so_far().items()} | getattr(self.generator, "metrics", {})
         self.log_dict(row, logger=False, batch_size=1)
         # Lightning would log after the callbacks, one of which writes the checkpoint, and repeat metrics of earlier steps.
         for logger in self.trainer.loggers:
