@@ -385,10 +385,10 @@ def test_a_folder_that_becomes_read_only_is_one_sentence_and_the_run_goes_on(tin
     for path in (folder / "checkpoints", folder):
         path.chmod(0o555)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in output and "who may write there" in output, output[-1500:]
+    assert process.returncode == 1 and "Traceback" not in output and "at its permissions" in output, output[-1500:]
     process = start(*base, "study.name=closed", preexec_fn=without_override)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in output and "who may write there" in output, output[-1500:]
+    assert process.returncode == 1 and "Traceback" not in output and "at its permissions" in output, output[-1500:]
     for path in (folder, folder / "checkpoints"):
         path.chmod(0o755)
     for study in ("closed", "whole"):
@@ -450,12 +450,12 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
     ("error", "told"),
     [
         (OSError(28, "No space left on device"), "Make room"),
-        (PermissionError(13, "Permission denied"), "who may write there"),
+        (PermissionError(13, "Permission denied"), "at its permissions"),
         (
             RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file"),
             "could not be written",
         ),
-        (RuntimeError("inline_container.cc:747] . open file failed with strerror: Permission denied"), "who may write there"),
+        (RuntimeError("inline_container.cc:747] . open file failed with strerror: Permission denied"), "at its permissions"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process of this run is gone"),
         (MemoryError(), "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "memory ran out"),

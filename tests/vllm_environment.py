@@ -1,4 +1,4 @@
-"""Requirements of vLLM's CPU wheel without those that need a build of torch with CUDA: python tests/vllm_environment.py <wheel>.
+"""Requirements of vLLM's CPU wheel without torch and what is built for CUDA: python tests/vllm_environment.py <wheel>.
 
 vLLM pins its own torch and transformers, so it is installed into an environment of its own; see the Makefile.
 """

@@ -29,6 +29,9 @@ def unsure(log_s, targets, tokens, boost=2.0):
     return torch.where((gap > 0) & (wrong > 0), boost, 1.0)
 
 
+unsure.reads_verdicts = True  # so that completions are judged
+
+
 class Unigram(BaseTeacher):
     """A teacher: the frequencies of tokens in reference answers, whatever stands before."""
 

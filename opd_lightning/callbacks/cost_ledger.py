@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import psutil
 import torch
 
 from opd_lightning.utils.atomic_files import replace_text
@@ -23,9 +24,13 @@ def reset_peak_memory() -> None:
 def peak_memory() -> dict[str, float]:
     """Peak memory of this process in MiB: resident, and on the GPU if there is one."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    import resource  # there is none on Windows
+    try:
+        import resource
 
-    peak = {"resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+        peak = {"resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    except ImportError:  # Windows has none
+        memory = psutil.Process().memory_info()
+        peak = {"resident_mib": getattr(memory, "peak_wset", memory.rss) / 2**20}
     with suppress(OSError, StopIteration):
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
         peak["resident_mib"] = int(line.split()[1]) / 2**10

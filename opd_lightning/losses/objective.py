@@ -109,6 +109,12 @@ class Objective:
         return self.policy_gradient is not None
 
     @property
+    def reads_verdicts(self) -> bool:
+        """Does a term read rewards, or a gate or token weight whose function has `reads_verdicts`?"""
+        functions = [getattr(part, "func", part) for part in (self.gate, self.weight)]
+        return self.rewarded or any(getattr(function, "reads_verdicts", False) for function in functions)
+
+    @property
     def compares_updates(self) -> bool:
         """Does a term read log-probabilities from before the first update on a rollout?"""
         term = self.divergence

@@ -1,5 +1,6 @@
 """Episodes: turns of the student and an environment, for all episodes of a batch at once."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,10 +46,19 @@ class Episodes:
         renderer: the student's.
         sampling: of each reply; max_new_tokens is the limit of all replies of an episode together.
         mask_truncated: leave episodes that ran into the limit out of the loss.
+        window: of the model; an episode ends with reason "length" where the next reply would begin behind it.
     """
 
-    def __init__(self, environment: Callable[[], Environment], renderer: Any, sampling: SamplingParams, mask_truncated: bool):
+    def __init__(
+        self,
+        environment: Callable[[], Environment],
+        renderer: Any,
+        sampling: SamplingParams,
+        mask_truncated: bool,
+        window: int | None = None,
+    ):
         self.environment, self.renderer, self.sampling, self.mask_truncated = environment, renderer, sampling, mask_truncated
+        self.window = sys.maxsize if window is None else window
 
     def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
         """`sampling.n` samples of each example, those of one example adjacent."""
@@ -58,13 +68,18 @@ class Episodes:
             if not active:
                 break
             # The largest remaining limit is that of the batch; replies of the other episodes are truncated to theirs.
-            limits = [self.sampling.max_new_tokens - sum(episode.trainable) for episode in active]
+            limits = [self.limit(episode) for episode in active]
             prompts = [Rendered([*episode.prompt, *episode.token_ids]) for episode in active]
             sampling = replace(self.sampling, max_new_tokens=max(limits), n=1)
             drawn = seed if turn == 0 else derive_seed(seed, "turn", turn)
             for episode, limit, reply in zip(active, limits, generator.generate(prompts, sampling, drawn), strict=True):
                 self.reply(episode, truncate(reply, limit))
         return [self.sample(episode) for episode in episodes]
+
+    def limit(self, episode: Episode) -> int:
+        """The tokens that the next reply may have."""
+        room = self.window - len(episode.prompt) - len(episode.token_ids)
+        return min(self.sampling.max_new_tokens - sum(episode.trainable), room)
 
     def begin(self, example: Example, group: int) -> Episode:
         """A new episode with the environment's first messages."""
@@ -87,7 +102,7 @@ class Episodes:
             return
         episode.add(self.renderer.between(episode.messages, text, answers), False)
         episode.messages = [*episode.messages, {"role": "assistant", "content": text}, *answers]
-        if sum(episode.trainable) >= self.sampling.max_new_tokens:
+        if self.limit(episode) < 1:
             episode.finish_reason = "length"
 
     def sample(self, episode: Episode) -> Sample:

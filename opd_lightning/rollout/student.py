@@ -20,6 +20,7 @@ class StudentRollout:
         num_iterations: optimizer steps taken on one rollout.
         mask_truncated_completions: leave completions that ran into the token limit out of the loss.
         environment: makes a new episode for each sample; None ends after the first reply.
+        window: tokens that the student reads at once, where an episode ends; None has no end.
     """
 
     on_policy = True
@@ -35,6 +36,7 @@ class StudentRollout:
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
         environment: Callable[[], Environment] | None = None,
+        window: int | None = None,
     ):
         if sampling.temperature == 0:
             raise ValueError(
@@ -43,7 +45,9 @@ class StudentRollout:
         check_options(num_generations, num_iterations)
         self.sampling = replace(sampling, n=num_generations)
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
-        self.episodes = None if environment is None else Episodes(environment, renderer, self.sampling, self.mask_truncated)
+        self.episodes = None
+        if environment is not None:
+            self.episodes = Episodes(environment, renderer, self.sampling, self.mask_truncated, window)
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
         """One sample per prompt and completion, drawn from `seed`."""

@@ -38,7 +38,7 @@ class Scoring:
     def needs_verdicts(self) -> bool:
         """Does the objective or a teacher's context read verdicts?"""
         contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
-        return self.objective.rewarded or any(context.reads_attempts for context in contexts)
+        return self.objective.reads_verdicts or any(context.reads_attempts for context in contexts)
 
     def pack(self, samples: list[Sample], metrics: StepMetrics, module: Any) -> tuple[list[Sample], Tokens]:
         """The samples with verdicts, if these are needed, and their tokens with rewards and advantages.
@@ -47,11 +47,13 @@ class Scoring:
             module: gives the device, its rank and `all_gather`.
 
         Raises:
-            ValueError: a completion is empty, or holds what is no word.
+            ValueError: a completion is empty or holds what is no word, or prompts are more than text.
         """
         empty = next((sample.example.id for sample in samples if sample.trainable < 1), None)
         if empty is not None:
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
+        if inputs := next((name for sample in samples for name in sample.model_inputs), None):
+            raise ValueError(f"the prompts have {inputs} beside their text, which training does not read; use text prompts.")
         tokens = pack(samples, module.device)
         words = self.renderer.words
         if words is not None and not (known := words.known(tokens.ids)).all():
@@ -81,7 +83,8 @@ class Scoring:
     def advantages(self, samples: list[Sample], rewards: Tensor, metrics: StepMetrics, module: Any) -> Tensor:
         """Advantages [B] of rewards [B]; samples of one prompt are adjacent."""
         n, ids = self.group_size, [sample.group for sample in samples]
-        assert all(len(set(ids[i : i + n])) == 1 for i in range(0, len(ids), n)), "samples of one prompt must be adjacent"
+        if len(ids) % n or any(len(set(ids[i : i + n])) != 1 for i in range(0, len(ids), n)):
+            raise ValueError(f"rollout: the {n} samples of a prompt must be adjacent, for advantages compare them.")
         groups = rewards.view(-1, n)
         metrics.mean("rollout/frac_reward_zero_std", (groups == groups[:, :1]).all(1).float())
         gathered = module.all_gather(groups)  # a baseline may be over the batch of all devices
