@@ -376,7 +376,7 @@ def test_two_devices_train_like_one_on_every_contract(tiny, tiny_run, tmp_path, 
     base = [o for o in tiny_run if not re.match(r"trainer\.(max_steps|devices)|evaluation", o)]
     # With plain gradient descent the weights change by the gradients.
     base += [*case, "evaluation=none", "logger=none", "trainer.max_steps=3", "optim.clip_norm=null", "optim.lr=0.05"]
-    base += ["optim.optimizer._target_=torch.optim.SGD", "~optim.optimizer.betas"]
+    base += ["optim.optimizer._target_=torch.optim.SGD", "~optim.optimizer.betas", "~optim.optimizer.fused"]
     for more in (
         ["study.name=one"],
         [f"trainer={trainer}", "trainer.devices=2", "max_tokens_per_microbatch=40", "study.name=two"],
