@@ -262,7 +262,7 @@ def test_a_tokenizer_with_more_words_than_rows_is_refused_by_evaluate_too(folder
     lm = AutoModelForCausalLM.from_pretrained(folder)
     lm.resize_token_embeddings(24)
     lm.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 words and the model knows 24"):
+    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 words and the model has 24"):
         evaluate(small(f"model.path={folder}", "method=sft"))
 
 
