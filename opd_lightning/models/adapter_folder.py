@@ -142,8 +142,8 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
         parts = [f"missing: {first_of(missing)}"] if missing else []
         parts += [f"without a place in it: {first_of(unknown)}"] if unknown else []
         raise FolderError(
-            f"{name}: the adapter does not fit its base, {wrapped.config.name_or_path} ({'; '.join(parts)}); give the base that "
-            "it was trained on."
+            f"{name}: the adapter does not fit its base, {wrapped.config.name_or_path} ({'; '.join(parts)}); give the base "
+            "that it was trained on."
         )
     lora_b = [value for key, value in weights.items() if "lora_B" in key]
     if lora_b and not any(torch.any(value) for value in lora_b):

@@ -63,8 +63,8 @@ def is_custom_linear(module: nn.Module) -> bool:
 
 
 FUSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-"""Architectures whose kernels use out_proj's weights without calling the layer, so that PEFT refuses to adapt it. The kernels of
-all of them use Mamba's dt_proj in this way, and an adapter of it would have no effect."""
+"""Architectures whose kernels use out_proj's weights without calling the layer, so that PEFT refuses to adapt it. All
+kernels use Mamba's dt_proj in this way, and an adapter of it would have no effect."""
 
 
 def exclude_unfit(lm: PreTrainedModel, adapter: Any) -> Any:

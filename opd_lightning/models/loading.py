@@ -119,8 +119,8 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
         except RuntimeError as error:
             if failed := [line.split(" ")[0] for text in reports for line in text.splitlines() if "| CONVERSION" in line]:
                 raise FolderError(
-                    f"{name}: its weights cannot be put together as its config.json says, {first_of(set(failed))}; a part of them "
-                    "may be missing: give the folder as it was saved, complete."
+                    f"{name}: its weights cannot be put together as its config.json says, {first_of(set(failed))}; a part "
+                    "of them may be missing: give the folder as it was saved, complete."
                 ) from error
             raise
     warnings = []

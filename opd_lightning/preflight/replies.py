@@ -40,8 +40,8 @@ def student_end(parts: Components) -> Finding:
     return Finding(
         "replies",
         "warn",
-        f"{text}; the model's own generation_config ends with {names(renderer, model_ends)}, so this model may never write the first: "
-        "begin with SFT, take its instruction-tuned sibling, or set model.end_token.",
+        f"{text}; the model's own generation_config ends with {names(renderer, model_ends)}, so this model may never write "
+        "the first: begin with SFT, take its instruction-tuned sibling, or set model.end_token.",
     )
 
 
@@ -63,8 +63,8 @@ def teacher_ends(name: str, teacher: object, parts: Components) -> Iterator[Find
     yield Finding(
         f"{name}'s replies",
         "fail",
-        f"{text}, so that the student would unlearn to end. Set model.end_token={teacher_ends[0]!r} (after SFT if the student never "
-        f"writes it), or model.end_token={student_end!r} to allow the difference.",
+        f"{text}, so that the student would unlearn to end. Set model.end_token={teacher_ends[0]!r} (after SFT if the student "
+        f"never writes it), or model.end_token={student_end!r} to allow the difference.",
     )
 
 
@@ -116,8 +116,8 @@ def special_tokens(examples: Sequence[Example], renderer: ChatRenderer) -> Itera
         yield Finding(
             "special tokens",
             "warn",
-            f"{len(spelled)} of {len(examples)} examples spell special tokens, {first} first ({word!r}); they are read {reading} "
-            f"({option} changes that).",
+            f"{len(spelled)} of {len(examples)} examples spell special tokens, {first} first ({word!r}); they are read "
+            f"{reading} ({option} changes that).",
         )
 
 
