@@ -142,7 +142,7 @@ def test_a_router_is_left_out_and_refused_by_name():
 
 @pytest.mark.parametrize("more", [{"lora_bias": True}, {"use_dora": True}])
 def test_a_variant_that_is_more_than_a_low_rank_change_is_refused(more):
-    with pytest.raises(ValueError, match="adapter asks for a variant of LoRA"):
+    with pytest.raises(ValueError, match="adapter sets a variant of LoRA"):
         adapters.add(model_of("llama"), lora(**more))
 
 

@@ -227,7 +227,7 @@ def test_values_are_looked_at_and_parts_beside_the_language_model_are_said(folde
     changed(NORM, torch.zeros_like)(folder)
     with caplog.at_level(logging.WARNING):
         Pretrained(str(folder)).model()
-    assert f"{NORM}: nothing but zeros" in caplog.text
+    assert f"{NORM}: all zeros" in caplog.text
     changed("v_head.summary.weight", lambda _: torch.ones(1, 16))(folder)
     assert "v_head.summary.weight: no part of LlamaForCausalLM" in Pretrained(str(folder)).preview()[0]
     changed(NORM, lambda w: w / 0)(folder)

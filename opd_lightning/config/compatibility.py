@@ -260,7 +260,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
     if endless and not epochs and schedule not in ENDLESS_SCHEDULES:
         raise ValueError(
-            f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
+            f"optim.schedule={schedule} needs an end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."
         )
     counts = {"data.batch_size": cfg["data"]["batch_size"], "logits_chunk_size": cfg["logits_chunk_size"]}

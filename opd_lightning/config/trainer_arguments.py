@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_registry": (NOTHING, "python -m opd_lightning.export writes the model"),
     "logger": (NOTHING, "logger=wandb or another option of logger chooses it"),
     "callbacks": (NOTHING, "callbacks.<name>._target_=... adds one"),
-    "default_root_dir": (NOTHING, "output_dir and study.name say where runs land"),
+    "default_root_dir": (NOTHING, "output_dir and study.name set a run's folder"),
 }
 """Refused arguments: the values that change nothing, and the option that replaces them."""
 

@@ -27,7 +27,7 @@ class Probe:
 
         Args:
             student: the trained model.
-            logprobs: returns the engine's log-probability of each token of the rows it is given, except the first.
+            logprobs: returns the engine's log-probability of each token of its rows, except the first.
             bound: the largest difference that is accepted.
 
         Raises:

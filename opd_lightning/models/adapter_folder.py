@@ -42,7 +42,7 @@ def base_of(place: str, configured: str | None, name: str, option: str) -> str:
     """The path of an adapter's base model.
 
     Args:
-        given: the value of the option, which takes precedence over the adapter's own configuration.
+        configured: the value of the option, which takes precedence over the adapter's own configuration.
 
     Raises:
         FolderError: there is none, or the folder also holds a full model.

@@ -101,7 +101,7 @@ def check_layers(lm: nn.Module, adapter: Any) -> None:
             )
         if layer.lora_variant or any(getattr(layer, "lora_bias", {}).values()):
             raise ValueError(
-                "adapter asks for a variant of LoRA (use_dora or lora_bias), whose effect is more than a low-rank "
+                "adapter sets a variant of LoRA (use_dora or lora_bias), whose effect is more than a low-rank "
                 "change of weights; leave it out."
             )
 

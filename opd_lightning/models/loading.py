@@ -119,7 +119,7 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
         except RuntimeError as error:
             if failed := [line.split(" ")[0] for text in reports for line in text.splitlines() if "| CONVERSION" in line]:
                 raise FolderError(
-                    f"{name}: its weights cannot be put together as its config.json says, {first_of(set(failed))}; a part "
+                    f"{name}: its weights cannot be put together as in its config.json, {first_of(set(failed))}; a part "
                     "of them may be missing: give the folder as it was saved, complete."
                 ) from error
             raise
@@ -223,7 +223,7 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
         if low == high == 0 and value.ndim > 1 and not key.endswith("bias") and not OTHER_PARTS.match(key):
             zeros.add(key)
     if zeros:
-        yield f"{name}: {first_of(zeros)}: nothing but zeros; where that is not meant, download it again."
+        yield f"{name}: {first_of(zeros)}: all zeros; where that is not meant, download it again."
 
 
 @contextmanager

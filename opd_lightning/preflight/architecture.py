@@ -1,4 +1,4 @@
-"""The architecture check: do the losses and the generation fit the student? It is the first check that loads weights."""
+"""The architecture check of the student, with its losses and generation; the first check that loads weights."""
 
 from collections.abc import Iterator
 

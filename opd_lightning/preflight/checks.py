@@ -80,7 +80,7 @@ def rows(words: Words, size: int) -> tuple[str, str]:
 
 
 def missing_words(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[Finding]:
-    """Findings on a teacher without some of the student's words: does it have those of its prompts, and the end token?"""
+    """Findings on the words of a teacher's prompt and the end token, for a teacher without some of the student's words."""
     chat = context(parts.examples[0])
     ids = [] if chat is None else parts.renderer.with_options(context.template_options).render(chat).token_ids
     missing = [

@@ -35,7 +35,7 @@ def preflight(parts: Any) -> dict[str, Any]:
     if objective.rewarded and not task.verifies:
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
-            "(task/verifier=numeric, say) or choose a method without rewards."
+            "(e.g. task/verifier=numeric) or choose a method without rewards."
         )
     check_contexts(parts)
     check_objective(parts)
@@ -74,7 +74,7 @@ def check_contexts(parts: Any) -> None:
         if part.context.reads_attempts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
-                "(task/verifier=numeric, say) or choose context=demonstration."
+                "(e.g. task/verifier=numeric) or choose context=demonstration."
             )
 
 

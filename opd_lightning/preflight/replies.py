@@ -69,7 +69,7 @@ def teacher_ends(name: str, teacher: object, parts: Components) -> Iterator[Find
 
 
 def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[Finding]:
-    """Findings on references: do the tokens of prompt and reference equal those of the rendered chat?"""
+    """Findings on references: their tokens against those of the rendered chat, and repeated end tokens."""
     inexact, with_end = [], []
     for example in examples:
         assert example.completion is not None

@@ -126,7 +126,7 @@ def turn(raw: Any, place: str) -> dict[str, Any]:
     content = fields.pop("content", None)
     if role == "function_call":
         fields["tool_calls"], content = [tool_call(content, place)], ""
-    if "function_call" in fields:  # as APIs wrote a call before there were several
+    if "function_call" in fields:  # the older format of APIs, with one call
         fields["tool_calls"] = [tool_call(fields.pop("function_call"), place)]
     if content is None and "tool_calls" not in fields:
         raise wrong

@@ -80,5 +80,5 @@ def prompt_column(row: Row, place: str) -> str:
         pair = " These are preferences, of which no method here learns; task.columns.prompt=chosen imitates the chosen ones."
     raise ValueError(
         f"{place}: task.columns.prompt is missing, and no column is called {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}; columns "
-        f"are {', '.join(row)}. Say which holds the prompt (task.columns.prompt=<column>).{pair}"
+        f"are {', '.join(row)}. Set it (task.columns.prompt=<column>).{pair}"
     )

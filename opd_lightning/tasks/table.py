@@ -83,7 +83,7 @@ class TableTask:
             if key not in ("path", "name", "split"):
                 raise ValueError(f"task.heldout.{key} is unknown{nearest(key, ('path', 'name', 'split'))}")
         if heldout is not None and "path" not in heldout:
-            raise ValueError("task.heldout.path is missing; say where the held-out rows are, or task.heldout=null.")
+            raise ValueError("task.heldout.path is missing; set it to the held-out rows, or task.heldout=null.")
         for key, value in (("n_train", n_train), ("n_eval", n_eval), ("max_rows", max_rows)):
             if value is not None and value < 1:
                 raise ValueError(f"task.{key}={value} must be at least 1.")

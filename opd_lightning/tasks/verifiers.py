@@ -200,8 +200,8 @@ class Math:
         """math-verify's verdict; wrong if it cannot parse a text, or not in time."""
         # math-verify would parse only the last number of bare LaTeX; between dollars it parses all of it.
         gold = answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
-        right, said = (self.library.parse(text, parsing_timeout=self.seconds) for text in (gold, completion))
-        equal = self.library.verify(right, said, timeout_seconds=self.seconds)
+        gold_parsed, parsed = (self.library.parse(text, parsing_timeout=self.seconds) for text in (gold, completion))
+        equal = self.library.verify(gold_parsed, parsed, timeout_seconds=self.seconds)
         return Verdict(float(equal), float("\\boxed" in completion))
 
 
