@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from opd_lightning.models.files import WEIGHTS, FolderError, check_whole, headers, read_json
-from opd_lightning.models.loading import WRAPPERS, first_of
+from opd_lightning.models.loading import WRAPPERS, first_names
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,8 @@ def check_names(wrapped: Any, weights: dict[str, torch.Tensor], result: Any, nam
     missing = {key.removeprefix("base_model.model.") for key in unset}
     unknown = {key.removeprefix("base_model.model.") for key in result.unexpected_keys}
     if missing or unknown:
-        parts = [f"missing: {first_of(missing)}"] if missing else []
-        parts += [f"without a place in it: {first_of(unknown)}"] if unknown else []
+        parts = [f"missing: {first_names(missing)}"] if missing else []
+        parts += [f"without a place in it: {first_names(unknown)}"] if unknown else []
         raise FolderError(
             f"{name}: the adapter does not fit its base, {wrapped.config.name_or_path} ({'; '.join(parts)}); give the base "
             "that it was trained on."

@@ -119,7 +119,7 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
         except RuntimeError as error:
             if failed := [line.split(" ")[0] for text in reports for line in text.splitlines() if "| CONVERSION" in line]:
                 raise FolderError(
-                    f"{name}: its weights cannot be put together as in its config.json, {first_of(set(failed))}; a part "
+                    f"{name}: its weights cannot be put together as in its config.json, {first_names(set(failed))}; a part "
                     "of them may be missing: give the folder as it was saved, complete."
                 ) from error
             raise
@@ -129,7 +129,7 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
         warnings.append(f"{name}: the names of its weights have {', '.join(tokens)} before or in them, which is left out.")
     other_parts = {key for key in info["unexpected_keys"] if OTHER_PARTS.match(key)}
     if other_parts:
-        warnings.append(f"{name}: {first_of(other_parts)}: no part of {type(model).__name__}, left out.")
+        warnings.append(f"{name}: {first_names(other_parts)}: no part of {type(model).__name__}, left out.")
     if problems := faults(info, info["unexpected_keys"] - other_parts):
         raise FolderError(
             f"{name} does not hold the {type(model).__name__} that its config.json describes: {'; '.join(problems)}; "
@@ -142,14 +142,14 @@ def faults(info: dict[str, Any], unexpected: set[str]) -> list[str]:
     """The weights that are missing, of another shape, or unexpected, as phrases."""
     phrases = []
     if info["missing_keys"]:
-        phrases.append(f"missing and to be drawn at random: {first_of(info['missing_keys'])}")
+        phrases.append(f"missing and to be drawn at random: {first_names(info['missing_keys'])}")
     if info["mismatched_keys"]:
         key, has, wants = min((k, tuple(has), tuple(wants)) for k, has, wants in info["mismatched_keys"])
         rest = len(info["mismatched_keys"]) - 1
         also = f", and {rest} more" if rest else ""
         phrases.append(f"of another shape: {key} is {list(has)} where {list(wants)} is meant{also}")
     if unexpected:
-        phrases.append(f"without a place in the model: {first_of(unexpected)}")
+        phrases.append(f"without a place in the model: {first_names(unexpected)}")
     return phrases
 
 
@@ -165,7 +165,7 @@ def remedy(info: dict[str, Any]) -> str:
     return "give the folder as it was saved, complete and with the config.json that belongs to it."
 
 
-def first_of(keys: set[str], n: int = 3) -> str:
+def first_names(keys: set[str], n: int = 3) -> str:
     """The first n names, and the number of the rest, as text."""
     return ", ".join(sorted(keys)[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
 
@@ -223,7 +223,7 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
         if low == high == 0 and value.ndim > 1 and not key.endswith("bias") and not OTHER_PARTS.match(key):
             zeros.add(key)
     if zeros:
-        yield f"{name}: {first_of(zeros)}: all zeros; where that is not meant, download it again."
+        yield f"{name}: {first_names(zeros)}: all zeros; where that is not meant, download it again."
 
 
 @contextmanager

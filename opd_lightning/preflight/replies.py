@@ -52,19 +52,19 @@ def teacher_ends(name: str, teacher: object, parts: Components) -> Iterator[Find
         teacher_renderer = source.renderer()
     except ValueError:
         return  # without tokenizer or chat template of its own; see `checks.models`
-    student_end = str(renderer.tokenizer.convert_ids_to_tokens(renderer.end_id))
-    teacher_ends = [str(teacher_renderer.tokenizer.convert_ids_to_tokens(i)) for i in teacher_renderer.end_ids]
-    if student_end in teacher_ends:
+    student_token = str(renderer.tokenizer.convert_ids_to_tokens(renderer.end_id))
+    teacher_tokens = [str(teacher_renderer.tokenizer.convert_ids_to_tokens(i)) for i in teacher_renderer.end_ids]
+    if student_token in teacher_tokens:
         return
-    text = f"the student's replies end with {student_end!r}, those of {source.field}={source.path} with {teacher_ends[0]!r}"
+    text = f"the student's replies end with {student_token!r}, those of {source.field}={source.path} with {teacher_tokens[0]!r}"
     if renderer.end_token is not None:
         yield Finding(f"{name}'s replies", "warn", f"{text}, as model.end_token allows.")
         return
     yield Finding(
         f"{name}'s replies",
         "fail",
-        f"{text}, so that the student would unlearn to end. Set model.end_token={teacher_ends[0]!r} (after SFT if the student "
-        f"never writes it), or model.end_token={student_end!r} to allow the difference.",
+        f"{text}, so that the student would unlearn to end. Set model.end_token={teacher_tokens[0]!r} (after SFT if the "
+        f"student never writes it), or model.end_token={student_token!r} to allow the difference.",
     )
 
 
