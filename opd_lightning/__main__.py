@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import CONF_DIR
 from opd_lightning.config.aliases import updated
-from opd_lightning.config.grammar import mended
+from opd_lightning.config.grammar import quote_arguments
 from opd_lightning.config.overrides import explain
 from opd_lightning.reporting.overview import Overview, overview
 from opd_lightning.utils.secrets import redacted
@@ -65,7 +65,7 @@ def explained(error: Exception) -> str:
 
 def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
-    sys.argv[1:] = mended(sys.argv[1:])
+    sys.argv[1:] = quote_arguments(sys.argv[1:])
     if problem := explain(sys.argv[1:]):
         sys.exit(f"error: {redacted(problem)}")
     try:

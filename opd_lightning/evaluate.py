@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opd_lightning.config import build
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.compatibility import check
-from opd_lightning.config.grammar import read, taken, unreadable
+from opd_lightning.config.grammar import grammar_error, parse, quote_override
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
 from opd_lightning.evaluation import Estimate
@@ -73,10 +73,10 @@ def configuration(arguments: list[str]) -> DictConfig:
     if not is_run(runs[0]):
         raise ValueError(f"run={runs[0]} is no run folder with config.yaml and checkpoints/last.ckpt.")
     cfg = OmegaConf.create(read_run(runs[0]))
-    for word in (taken(a) for a in arguments if not a.startswith("run=")):
-        if problem := unreadable([word], sweep=False):
+    for word in (quote_override(a) for a in arguments if not a.startswith("run=")):
+        if problem := grammar_error([word], sweep=False):
             raise ValueError(problem)
-        override = read(word)
+        override = parse(word)
         if word.startswith("-") or override.is_delete() or "." not in override.key_or_group:
             raise ValueError(f"{word}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups.")
         OmegaConf.update(cfg, override.key_or_group, override.value())

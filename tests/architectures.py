@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from opd_lightning.config import compose
 from opd_lightning.export import export
-from opd_lightning.generation.batches import TOLD, widest
+from opd_lightning.generation.batches import GROUPING, batch_support
 from opd_lightning.models import Pretrained
 from opd_lightning.toy.world import VOCABULARY, world_tokenizer
 from opd_lightning.training.run import run
@@ -182,7 +182,7 @@ def note(path: str) -> str:
     except ValueError:
         return "no causal language model in transformers"
     eager = "eager attention" if lm.config._attn_implementation == "eager" else ""
-    return ", ".join(filter(None, [eager, TOLD.get(widest(lm, [5, 9, 3, 7]))])) or "-"
+    return ", ".join(filter(None, [eager, GROUPING.get(batch_support(lm, [5, 9, 3, 7]))])) or "-"
 
 
 def line(cells: list[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from opd_lightning.config import build, compose
-from opd_lightning.config.aliases import KEYS, MODULES, OBJECTS, moved, renamed, say_once
+from opd_lightning.config.aliases import KEYS, MODULES, OBJECTS, moved, renamed, warn_once
 from opd_lightning.config.names import find
 from opd_lightning.evaluate import configuration, evaluate
 from opd_lightning.export import export
@@ -22,7 +22,7 @@ MADE = Path(__file__).resolve().parent / "runs" / "made_at_2d79f2c"
 def old(tmp_path) -> Path:
     """A run folder made at commit 2d79f2c: SDFT with LoRA on the embedded model, two updates."""
     shutil.copytree(MADE, tmp_path / "old")
-    say_once.cache_clear()
+    warn_once.cache_clear()
     return tmp_path / "old"
 
 
@@ -56,7 +56,7 @@ def test_every_old_object_and_module_is_there_by_its_new_name(target):
 
 
 def test_an_old_target_of_a_users_configuration_is_built_with_one_warning(caplog):
-    say_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             teacher = build({"_target_": "opd_lightning.teacher.Average", "rate": 0.5})
@@ -66,7 +66,7 @@ def test_an_old_target_of_a_users_configuration_is_built_with_one_warning(caplog
 
 @pytest.mark.parametrize("old", KEYS)
 def test_an_old_key_of_the_command_line_is_the_new_one(old, caplog):
-    say_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert renamed(f"+{old}=1") == f"+{KEYS[old]}=1" and renamed(f"{old}x=1") == f"{old}x=1"
     assert caplog.text.count("the old name is read for one release") == 1
@@ -87,7 +87,7 @@ def test_old_names_in_a_users_own_file_are_read(tmp_path, caplog):
         "loss: {support: {k: 5}, aggregate: {tokens: '${rollout.max_new_tokens}'}}\n"
         "evaluation: {suite: {sampled: {samples: 9, template_options: {enable_thinking: true}}}}\n"
     )
-    say_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         cfg = compose(["experiment=mine", "rollout.top_p=0.5"], [tmp_path])
     assert cfg.max_tokens_per_microbatch == 100 and cfg.loss.vocab_support.k == 5

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from opd_lightning.check import examine
-from opd_lightning.generation.batches import widest
+from opd_lightning.generation.batches import batch_support
 from opd_lightning.generation.transformers import decode
 from opd_lightning.models import Pretrained, Student, adapters, backbone
 from opd_lightning.models.flops import Sizes
@@ -136,13 +136,13 @@ def test_a_router_is_left_out_and_refused_by_name():
     assert names and not any("router" in name for name in names)
     with pytest.raises(ValueError, match=r"adapter\.target_modules=.*router, a Llama4Router, whose output is no plain product"):
         adapters.add(model_of("llama4_text"), lora(target_modules=["router", "q_proj"]))
-    user = adapters.sparing(model_of("llama4_text"), lora(exclude_modules=r".*q_proj"))
+    user = adapters.exclude_unfit(model_of("llama4_text"), lora(exclude_modules=r".*q_proj"))
     assert not any("q_proj" in n or "router" in n for n in adapters.layers(adapters.add(model_of("llama4_text"), user)))
 
 
 @pytest.mark.parametrize("more", [{"lora_bias": True}, {"use_dora": True}])
 def test_a_variant_that_is_more_than_a_low_rank_change_is_refused(more):
-    with pytest.raises(ValueError, match="adapter asks for a variant of LoRA"):
+    with pytest.raises(ValueError, match="adapter sets a variant of LoRA"):
         adapters.add(model_of("llama"), lora(**more))
 
 
@@ -218,7 +218,7 @@ def test_a_completion_does_not_depend_on_the_prompts_beside_it(name, batch):
     prompts = [[5, 9, 3, 7, 11, 2, 8, 4], [6, 3], [9, 9, 4, 7, 3], [7, 3]]
     together = [c.token_ids for c in decode(lm, prompts, greedy, [1], 4)]
     assert together == [decode(lm, [prompt], greedy, [1], 4)[0].token_ids for prompt in prompts]
-    assert widest(lm, prompts[0]) == batch
+    assert batch_support(lm, prompts[0]) == batch
 
 
 def test_writing_does_not_change_the_weights_of_rwkv(tmp_path):
@@ -234,7 +234,7 @@ def test_check_loads_the_models_without_a_teacher_to_probe(tmp_path, small):
     path = architectures.save("rwkv", tmp_path / "rwkv")
     found = {f.text: (f.name, f.state) for f in examine(small("method=sft", f"model.path={path}"))}
     assert any("RwkvForCausalLM: backbone and output layer" in text and at[1] == "pass" for text, at in found.items())
-    assert any("written are one prompt at a time" in text and at == ("architecture", "warn") for text, at in found.items())
+    assert any("generated for one prompt at a time" in text and at == ("architecture", "warn") for text, at in found.items())
     assert "architecture" not in {f.name for f in examine(small("method=sft"), fast=True)}
 
 
@@ -253,7 +253,7 @@ def test_an_estimate_that_cannot_be_made_stops_nothing(what, small, monkeypatch)
     def broken(*_):
         raise AttributeError("no such thing as layers")
 
-    monkeypatch.setattr("opd_lightning.preflight.resources.blank", broken)
+    monkeypatch.setattr("opd_lightning.preflight.resources.sizes_of", broken)
     found = [f for f in examine(small("method=sft"), fast=True) if f.name == what]
     assert [f.state for f in found] == ["warn"] and "not estimated" in found[0].text
 

@@ -222,7 +222,7 @@ INPUTS = {
     ),
     "budget_with_a_schedule": (
         lambda t: ["budget.student_tokens=500", "optim.schedule=cosine"],
-        r"optim.schedule=cosine needs to know its end.*set trainer.max_steps too",
+        r"optim.schedule=cosine needs an end.*set trainer.max_steps too",
         0,
     ),
     "no_package_for_tasks": (

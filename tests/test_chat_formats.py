@@ -12,7 +12,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluate import evaluate
 from opd_lightning.models import stand_in
 from opd_lightning.preflight.data import long_prompts
-from opd_lightning.preflight.rendering import check_rows, unreadable
+from opd_lightning.preflight.rendering import check_rows, rendering_errors
 from opd_lightning.tasks.chats import chat, reply
 from opd_lightning.tasks.splits import key_of
 from opd_lightning.tasks.table import TableTask
@@ -277,7 +277,7 @@ def test_what_only_a_teacher_reads_is_rendered_too(strict):
     strict.tokenizer.chat_template = "{% if deep %}{{ raise_exception('not deep') }}{% endif %}" + ALTERNATE
     examples = [Example("a", [USER], demonstration="x"), Example("b", [USER])]
     teacher = Quote("demonstration", "{prompt} {demonstration}", template_options={"deep": True})
-    found = unreadable(examples, strict, {"student": NoContext(), "teacher": teacher})
+    found = rendering_errors(examples, strict, {"student": NoContext(), "teacher": teacher})
     assert (
         list(found) == ["a"] and "the teacher's prompt of example a: " in found["a"]
     )  # b lacks what it quotes: another check's
@@ -307,10 +307,10 @@ LOSSY = {
 def test_what_the_template_leaves_out_is_said(template, messages, lost):
     tokenizer = stand_in.tokenizer()
     tokenizer.chat_template = template
-    found = unreadable([Example("a", [USER]), Example("b", messages)], ChatRenderer(tokenizer), {"student": NoContext()})
+    found = rendering_errors([Example("a", [USER]), Example("b", messages)], ChatRenderer(tokenizer), {"student": NoContext()})
     assert list(found) == ["b"] and f"lacks {lost}" in found["b"]
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{{ m['content'] }}{{ m['tool_calls'] }}{% endfor %}"
-    assert not unreadable([Example("b", messages)], ChatRenderer(tokenizer), {"student": NoContext()})
+    assert not rendering_errors([Example("b", messages)], ChatRenderer(tokenizer), {"student": NoContext()})
 
 
 def test_calls_count_in_the_length_of_a_prompt():

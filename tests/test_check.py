@@ -122,7 +122,7 @@ def planted(name, tmp_path, other) -> list[str]:
         ("template", "teacher's tokenizer", "warn", "differs in chat template"),
         ("special", "teacher's tokenizer", "warn", "differs in special tokens"),
         ("padded", "tokenizer", "pass", "32 words, padded to 40"),
-        ("short", "tokenizer", "fail", "32 words, and the model knows 24"),
+        ("short", "tokenizer", "fail", "32 words, and the model has 24"),
         ("short_teacher", "teacher's tokenizer", "fail", "24 logits"),
         ("unrendered", "data", "fail", "speaks to nobody"),
         ("too_large", "memory", "fail", "weights, gradients and AdamW alone take"),
@@ -158,7 +158,7 @@ def test_what_is_planted_is_found(small, tmp_path, other, monkeypatch, name, whe
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("reference", "verifier: no reference completion scores 1"), ("short", "tokenizer: .* the model knows 24")],
+    [("reference", "verifier: no reference completion scores 1"), ("short", "tokenizer: .* the model has 24")],
 )
 def test_training_refuses_what_the_check_fails(small, tmp_path, other, name, told):
     """It looks at all that is cheap to look at, before weights are loaded."""

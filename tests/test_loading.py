@@ -227,7 +227,7 @@ def test_values_are_looked_at_and_parts_beside_the_language_model_are_said(folde
     changed(NORM, torch.zeros_like)(folder)
     with caplog.at_level(logging.WARNING):
         Pretrained(str(folder)).model()
-    assert f"{NORM}: nothing but zeros" in caplog.text
+    assert f"{NORM}: all zeros" in caplog.text
     changed("v_head.summary.weight", lambda _: torch.ones(1, 16))(folder)
     assert "v_head.summary.weight: no part of LlamaForCausalLM" in Pretrained(str(folder)).preview()[0]
     changed(NORM, lambda w: w / 0)(folder)
@@ -262,7 +262,7 @@ def test_a_tokenizer_with_more_words_than_rows_is_refused_by_evaluate_too(folder
     lm = AutoModelForCausalLM.from_pretrained(folder)
     lm.resize_token_embeddings(24)
     lm.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 words and the model knows 24"):
+    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 words and the model has 24"):
         evaluate(small(f"model.path={folder}", "method=sft"))
 
 

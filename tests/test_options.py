@@ -20,7 +20,7 @@ from opd_lightning import check, evaluate, export
 from opd_lightning.config import compose
 from opd_lightning.config.compatibility import check as compatible
 from opd_lightning.config.compatibility import check_built
-from opd_lightning.config.grammar import mended, read, taken, unreadable
+from opd_lightning.config.grammar import grammar_error, parse, quote_arguments, quote_override
 from opd_lightning.config.overrides import configured, explain
 from opd_lightning.config.trainer_arguments import REFUSED, check_trainer
 from opd_lightning.models.optimizer import movable
@@ -55,19 +55,21 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_taken_as_it_is_written(text):
-    assert read(taken(f"task.system={text}")).value() == text
-    assert taken(taken(f"task.system={text}")) == taken(f"task.system={text}")  # what is quoted stays
+    assert parse(quote_override(f"task.system={text}")).value() == text
+    assert quote_override(quote_override(f"task.system={text}")) == quote_override(
+        f"task.system={text}"
+    )  # what is quoted stays
     assert compose([f"model.path={text}"]).model.path == text
 
 
 @given(st.text(alphabet="aé '\"\\=[]{}()#:$,~\n", max_size=12))
 def test_text_comes_back_or_is_refused_in_a_sentence_whose_quoting_works(text):
     """Of any text, what Hydra reads is that text, stripped, or a sentence says how it is quoted; nothing in between."""
-    word = taken(f"task.system=é{text}")
-    if unreadable([word], sweep=False):
+    word = quote_override(f"task.system=é{text}")
+    if grammar_error([word], sweep=False):
         assert "${" in text
     else:
-        assert read(word).value() == f"é{text}".strip()
+        assert parse(word).value() == f"é{text}".strip()
 
 
 def test_what_has_a_meaning_keeps_it():
@@ -81,11 +83,11 @@ def test_what_has_a_meaning_keeps_it():
         "null": None,
         "1e-4": 1e-4,
     }
-    assert {text: read(taken(f"a.b={text}")).value() for text in values} == values
-    assert [str(v) for v in read(taken("seed=1,2", sweep=True)).sweep_iterator()] == ["1", "2"]
-    sweep = read(taken("task.path=é.jsonl,b.jsonl", sweep=True))
+    assert {text: parse(quote_override(f"a.b={text}")).value() for text in values} == values
+    assert [str(v) for v in parse(quote_override("seed=1,2", sweep=True)).sweep_iterator()] == ["1", "2"]
+    sweep = parse(quote_override("task.path=é.jsonl,b.jsonl", sweep=True))
     assert [str(getattr(v, "text", v)) for v in sweep.sweep_iterator()] == ["é.jsonl", "b.jsonl"]
-    assert taken("a=range(1,5)", sweep=True) == "a=range(1,5)" and read(taken("~task")).is_delete()
+    assert quote_override("a=range(1,5)", sweep=True) == "a=range(1,5)" and parse(quote_override("~task")).is_delete()
 
 
 def test_names_that_look_like_numbers_are_names():
@@ -176,7 +178,7 @@ def test_export_takes_any_path(monkeypatch, capsys, tmp_path):
 
 def test_flags_and_their_values_are_left_alone():
     line = ["-m", "--config-dir", "/a=b", "task.path=é", "seed=0,1"]
-    assert mended(line) == ["-m", "--config-dir", "/a=b", 'task.path="é"', "seed=0,1"]
+    assert quote_arguments(line) == ["-m", "--config-dir", "/a=b", 'task.path="é"', "seed=0,1"]
 
 
 LIGHTNING = {
@@ -209,7 +211,7 @@ LIGHTNING = {
 def test_what_lightning_would_pass_over_is_refused_with_the_option_that_does_it_here(name):
     value, remedy = LIGHTNING[name]
     with pytest.raises(ValueError, match=rf"trainer\.{name}=.* is not how a run is set here: .*{re.escape(remedy)}"):
-        check_trainer({name: read(taken(f"a={value}")).value()})
+        check_trainer({name: parse(quote_override(f"a={value}")).value()})
     check_trainer(dict.fromkeys(LIGHTNING))
 
 
@@ -262,7 +264,7 @@ def default() -> DictConfig:
 
 @pytest.mark.parametrize("word", NOT_NUMBERS)
 def test_numbers_that_mean_nothing_are_found_before_training(word):
-    cfg, override = default().copy(), read(word)
+    cfg, override = default().copy(), parse(word)
     OmegaConf.update(cfg, override.key_or_group, override.value())
     with pytest.raises(ValueError, match=re.escape(NOT_NUMBERS[word])):
         compatible(cfg)

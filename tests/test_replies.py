@@ -125,7 +125,7 @@ def test_prompt_and_reference_are_the_rendered_chat(kind, template, prompt, repl
     assert renderer.render(said[:1]).token_ids == whole(words, said[:1], add_generation_prompt=True, **options)
     ids = [*renderer.render(said[:1]).token_ids, *renderer.reply(said[1]["content"], said[:1])]
     expected = whole(words, said, **options)
-    if not renderer.behind(said)[1]:  # a blank of the template and one of the reply are one token in the whole
+    if not renderer.continuation(said)[1]:  # a blank of the template and one of the reply are one token in the whole
         assert (template == "open" and kind != "bytes") or (kind == "bytes" and said[1]["content"].startswith("\n"))
         assert template != "open" or words.decode(ids) == words.decode(expected) + "<eos>"
     elif template == "open":

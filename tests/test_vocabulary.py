@@ -66,8 +66,8 @@ def sample(ids: list[int], prompt: int = 2) -> Sample:
 
 def test_words_are_ids_up_to_the_last_one_without_holes():
     assert Words.of({"a": 0, "b": 1, "c": 4}) == Words(5, (2, 3)) and Words.of({"a": 0, "b": 1, "c": 4}).count == 3
-    assert Words(5, (2,)).meet([Words(4, (1,)), Words(9, (6,))]) == Words(4, (1, 2))
-    assert Words(5, (2,)).known(torch.tensor([1, 2, 4, 5])).tolist() == [True, False, True, False]
+    assert Words(5, (2,)).intersection([Words(4, (1,)), Words(9, (6,))]) == Words(4, (1, 2))
+    assert Words(5, (2,)).contains(torch.tensor([1, 2, 4, 5])).tolist() == [True, False, True, False]
     assert Words(5).covers(Words(4, (2,))) and not Words(5, (2,)).covers(Words(4)) and not Words(3).covers(Words(4))
 
 
@@ -75,10 +75,10 @@ def test_an_overlap_names_what_is_left_out_and_what_is_unlike():
     same = overlap({"a": 0, "b": 1}, {"a": 0, "b": 1})
     assert same.same and same.describe() == ""
     more = overlap({"a": 0, "b": 1, "x": 2}, {"a": 0, "b": 1, "y": 3})
-    assert more.shared == Words(2) and more.mine == ("x",) and more.theirs == ("y",)
+    assert more.shared == Words(2) and more.student_only == ("x",) and more.teacher_only == ("y",)
     assert more.describe() == "1 token that only the student has ('x') and 1 token that only the teacher has ('y')"
     inside = overlap({"a": 0, "b": 1, "c": 2}, {"a": 0, "c": 2})
-    assert inside.shared == Words(3, (1,)) and inside.mine == ("b",)
+    assert inside.shared == Words(3, (1,)) and inside.student_only == ("b",)
     unlike = overlap({"a": 0, "b": 1}, {"a": 1, "b": 0})
     assert differences(unlike).startswith(
         "2 ids mean different tokens, such as 0 is 'a' for the student and 'b' for the teacher"
@@ -151,7 +151,7 @@ def test_words_of_the_student_alone_are_compared_by_nobody(support, known):
     assert words_of(scores) == known
     loss = Objective(completion_mask, token_mean, reverse_kl, support)
     value, stats = head_loss(hidden, Head(weight), tokens, {"teacher": scores}, loss, 4)
-    told = known.known(ids)
+    told = known.contains(ids)
     short = Tokens(torch.tensor([kept.index(i) if i in kept else 0 for i in ids.tolist()]), torch.arange(N), torch.ones(N))
     target = {"teacher": FullLogits((hidden @ other.T)[:, kept], told)}
     expected = loss((hidden @ weight.T)[:, kept], target, short)[0].sum()

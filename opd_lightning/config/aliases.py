@@ -1,6 +1,6 @@
-"""Old names of this release: `_target_` paths, package paths and configuration keys that have moved, each with one warning.
+"""Aliases: old `_target_` paths, package paths and configuration keys, each accepted with one warning.
 
-They are read everywhere, on the command line, in users' own files and in saved runs, for one release; then they are refused.
+They are accepted for one release, on the command line, in users' own files and in saved runs.
 """
 
 import logging
@@ -55,7 +55,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         name: f"perturbations.{name}" for name in ("openings", "corrupted", "distractors", "temperatures", "noises", "seed")
     },
 }
-"""Arguments of a target that are now those of an object among its arguments."""
+"""Arguments of a target that have moved into an object among its arguments."""
 PARTS = {
     "sampling": "opd_lightning.types.SamplingParams",
     "perturbations": "opd_lightning.evaluation.Perturbations",
@@ -97,22 +97,22 @@ SINCE: dict[str, Any] = {
     "generator": {"_target_": "opd_lightning.generation.TransformersGenerator"},
     "environment": None,
 }
-"""What configurations have had since, with what runs did before."""
+"""New keys that saved runs lack, with the values that keep their behaviour."""
 
 
 @cache
-def say_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
     """A warning, once per process."""
     log.warning(f"warning: {sentence}")
 
 
 def warn(old: str, new: str) -> None:
-    """Say once that a name has moved."""
-    say_once(f"{old} is now {new}; the old name is read for one release.")
+    """Warn once that a name has moved."""
+    warn_once(f"{old} is now {new}; the old name is read for one release.")
 
 
 def moved(target: str, warning: bool = True) -> str:
-    """A dotted path by its name of today."""
+    """The current name of a dotted path."""
     module, _, name = target.rpartition(".")
     new = OBJECTS.get(target, f"{MODULES[module]}.{name}" if module in MODULES else target)
     if warning and new != target:
@@ -121,7 +121,7 @@ def moved(target: str, warning: bool = True) -> str:
 
 
 def modernised(node: Any, warning: bool = True) -> Any:
-    """Containers of a configuration with the names of today."""
+    """A configuration's containers with current names."""
     if isinstance(node, dict):
         node = {key: modernised(value, warning) for key, value in node.items()}
         if isinstance(node.get("_target_"), str):
@@ -132,12 +132,12 @@ def modernised(node: Any, warning: bool = True) -> Any:
         return [modernised(value, warning) for value in node]
     if isinstance(node, str):
         node = next((new + node[len(old) :] for old, new in FOLDERS.items() if node.startswith(old)), node)
-        return re.sub(r"\$\{([\w.]+)\}", lambda found: f"${{{KEYS.get(found[1], found[1])}}}", node)
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: f"${{{KEYS.get(match[1], match[1])}}}", node)
     return node
 
 
 def regroup(node: dict[str, Any], warning: bool) -> None:
-    """Move arguments of a target into the object that holds them today."""
+    """Move old arguments of a target into the object that holds them now."""
     for old, new in old_arguments(node).items():
         if warning:
             warn(f"{node['_target_']}({old}=)", new)
@@ -147,16 +147,16 @@ def regroup(node: dict[str, Any], warning: bool) -> None:
 
 
 def old_arguments(node: dict[str, Any]) -> dict[str, str]:
-    """The arguments of a node's target that belong elsewhere today."""
+    """The arguments of a node that have moved, with their new places."""
     target = str(node.get("_target_"))
-    known = ARGUMENTS.get(target, {})
+    moves = ARGUMENTS.get(target, {})
     if target.startswith("opd_lightning.evaluation."):
-        known = known | {"template_options": "renderer.template_options"}
-    return {old: new for old, new in known.items() if old in node}
+        moves = moves | {"template_options": "renderer.template_options"}
+    return {old: new for old, new in moves.items() if old in node}
 
 
 def has_old_names(node: Any) -> bool:
-    """Is there something to modernise?"""
+    """Whether a configuration has old names."""
     if isinstance(node, dict):
         target = node.get("_target_")
         old = isinstance(target, str) and (target in OBJECTS or target.rpartition(".")[0] in MODULES)
@@ -165,25 +165,25 @@ def has_old_names(node: Any) -> bool:
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """config.yaml of a run, with the names of today; keys that have come since have their defaults."""
+    """The config.yaml of a run with current names; keys that it lacks have their defaults."""
     config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
     if "generator" not in config:
-        say_once(f"{folder} was made by an earlier version; the old names in its config.yaml are read for one release.")
+        warn_once(f"{folder} was made by an earlier version; the old names in its config.yaml are read for one release.")
     return rename_keys(SINCE | modernised(config, warning=False), warning=False)
 
 
 def updated(cfg: DictConfig) -> DictConfig:
-    """A composed configuration with the names of today, where files of the user's own have old ones."""
+    """A composed configuration with current names, where users' own files have old ones."""
     tree: Any = OmegaConf.to_container(cfg)
     if not has_old_names(tree) and rename_keys(deepcopy(tree), warning=False) == tree:
         return cfg
-    made = OmegaConf.create(rename_keys(modernised(tree)))
-    OmegaConf.set_struct(made, OmegaConf.is_struct(cfg))
-    return made
+    renewed = OmegaConf.create(rename_keys(modernised(tree)))
+    OmegaConf.set_struct(renewed, OmegaConf.is_struct(cfg))
+    return renewed
 
 
 def rename_keys(config: dict[str, Any], warning: bool = True) -> dict[str, Any]:
-    """Nested dictionaries with the keys of today, changed in place."""
+    """Rename old keys of nested dictionaries, in place."""
     for old, new in KEYS.items():
         if rename(config, old.replace("/", ".").split("."), new.replace("/", ".").split(".")) and warning:
             warn(old, new)
@@ -191,7 +191,7 @@ def rename_keys(config: dict[str, Any], warning: bool = True) -> dict[str, Any]:
 
 
 def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> bool:
-    """Move a value of nested dictionaries, if it is there; what stands at the new place already is added to."""
+    """Move a value of nested dictionaries, if it exists, and merge it with one at the new place; returns whether it did."""
     node: Any = config
     for key in old[:-1]:
         node = node.get(key) if isinstance(node, dict) else None
@@ -202,17 +202,17 @@ def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> bo
         value = VALUES.get(value, value)
     for key in new[:-1]:
         config = config.setdefault(key, {})
-    known = config.get(new[-1])
-    config[new[-1]] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
+    existing = config.get(new[-1])
+    config[new[-1]] = {**existing, **value} if isinstance(existing, dict) and isinstance(value, dict) else value
     return True
 
 
 def renamed(override: str) -> str:
-    """An override of the command line with the keys of today."""
-    found = re.match(r"([+~]*)([\w./]+)(.*)", override, re.DOTALL)
-    if found is None:
+    """A command-line override with current keys."""
+    match = re.match(r"([+~]*)([\w./]+)(.*)", override, re.DOTALL)
+    if match is None:
         return override
-    sign, key, rest = found.groups()
+    sign, key, rest = match.groups()
     for old, new in KEYS.items():
         if key == old or key.startswith((f"{old}.", f"{old}@")):
             warn(old, new)

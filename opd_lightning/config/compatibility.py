@@ -1,4 +1,4 @@
-"""Checks that need no model: do the choices of a configuration make sense together, and does every node bind to its target?"""
+"""Checks of a configuration that need no model: nodes bind to their targets, and choices fit together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
 
 
 def check(cfg: DictConfig) -> list[str]:
-    """Find what can be known to be wrong before anything is loaded.
+    """Check a configuration before anything is loaded.
 
     Returns:
         Warnings, one sentence each.
@@ -34,7 +34,7 @@ def check(cfg: DictConfig) -> list[str]:
         ValueError: the field, its value and the remedy.
     """
     check_shape(cfg)
-    resolved = plain(limited(cfg, LEAST))  # what follows the data is known later
+    resolved = plain(limited(cfg, LEAST))  # limits that follow the data are set later
     check_names(resolved)
     check_finite(resolved)
     for place, node in targets(resolved):
@@ -44,10 +44,10 @@ def check(cfg: DictConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class Choices:
-    """The objects of a configuration that say of themselves what goes with what; none of them has loaded anything.
+    """The objects of a configuration whose attributes decide what fits together; none has loaded anything.
 
     Attributes:
-        rollout, teacher, context, support: teacher and support are None where there is none.
+        rollout, teacher, context, support: built from their nodes; teacher and support may be None.
     """
 
     rollout: Any
@@ -57,11 +57,11 @@ class Choices:
 
     @classmethod
     def of(cls, cfg: dict[str, Any]) -> "Choices":
-        """Those of a resolved configuration."""
+        """The objects of a resolved configuration."""
         offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment"))
         context = build(cfg["context"])
         return cls(
-            rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # so that errors know the place
+            rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # for the place in errors
             teacher=build(cfg["teacher"], context=context),
             context=context,
             support=build(cfg["loss"]["vocab_support"]) if cfg["loss"]["divergence"] else None,
@@ -69,7 +69,7 @@ class Choices:
 
 
 def check_choices(cfg: dict[str, Any]) -> list[str]:
-    """Choices that contradict each other, from what the chosen objects say of themselves; returns warnings."""
+    """Raises ValueError for choices that contradict each other; returns warnings."""
     check_numbers(cfg)
     check_precision(cfg)
     chosen = Choices.of(cfg)
@@ -80,7 +80,7 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
     if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
-        warnings.append("the teacher is not loaded, for neither loss nor rollout asks it; teacher=none says so.")
+        warnings.append("the teacher is not loaded, for neither loss nor rollout uses it; set teacher=none.")
     if teacher is not None and teacher.warning:
         warnings.append(teacher.warning)
     for name, value in loss["coefficients"].items():
@@ -90,14 +90,14 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
 
 
 def check_precision(cfg: dict[str, Any]) -> None:
-    """Weights are trained in a type that keeps small updates, or in bfloat16 because just that is asked for.
+    """Raises ValueError if weights train in a 16-bit type without trainer.precision=bf16-true.
 
     Float32 weights under bf16-mixed are the float32 masters: 4 bytes a weight, where bfloat16 weights with masters take 6.
     """
     precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype):
-        return  # the model says so itself
+        return  # the model raises its own error
     if not dtype.is_floating_point:
         raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
     if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
@@ -109,13 +109,13 @@ def check_precision(cfg: dict[str, Any]) -> None:
 
 
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
-    """A gradient that is read off samples needs samples of the distribution that the loss takes them for."""
+    """Warnings where a sampled gradient estimate assumes another distribution than the rollout's."""
     loss = cfg["loss"]
     sampling = {key: cfg["rollout"]["sampling"].get(key) for key in ("temperature", "top_p", "top_k")}
     sampled = chosen.support is not None and chosen.support.needs_own_samples
-    estimates = [term for term in (loss["policy_gradient"], loss["vocab_support"] if sampled else None) if term]
-    same = ({"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0}, dict.fromkeys(sampling))
-    if all(term.get("importance_sampling_cap") is not None for term in estimates) or sampling in same:
+    terms = [term for term in (loss["policy_gradient"], loss["vocab_support"] if sampled else None) if term]
+    matching = ({"temperature": loss["temperature"], "top_p": 1.0, "top_k": 0}, dict.fromkeys(sampling))
+    if all(term.get("importance_sampling_cap") is not None for term in terms) or sampling in matching:
         return []
     return [
         f"rollout samples with {sampling} and the loss reads its gradient off those samples at temperature "
@@ -125,7 +125,7 @@ def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
 
 
 def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
-    """A divergence has a teacher, and the teacher knows something that the student does not."""
+    """Raises ValueError if a divergence lacks a teacher, or the teacher equals the student."""
     loss, teacher, writes = cfg["loss"], chosen.teacher, "teacher" in chosen.rollout.teachers
     if teacher is None and writes:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
@@ -155,7 +155,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         )
     if teacher.self_teacher and not informed:
         raise ValueError(
-            "context=none gives a self-teacher nothing that the student does not see, so its gradient is zero by "
+            "context=none gives a self-teacher nothing that the student lacks, so its gradient is zero by "
             "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
         )
 
@@ -168,16 +168,16 @@ PROVIDED = {
 
 
 def check_provides(teacher: Any, support: Any) -> None:
-    """The teacher gives what the divergence reads.
+    """Check that the teacher provides the scores that the divergence reads.
 
     Raises:
         ValueError: it does not.
     """
     if support.requires not in teacher.provides:
-        given = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
+        provided = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
         raise ValueError(
             f"loss/vocab_support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher "
-            f"gives {given}; choose loss/vocab_support=topk or sampled, or another teacher."
+            f"gives {provided}; choose loss/vocab_support=topk or sampled, or another teacher."
         )
     k = getattr(support, "k", None)
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:
@@ -187,32 +187,32 @@ def check_provides(teacher: Any, support: Any) -> None:
 
 
 def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
-    """The completions are such that the loss's terms can learn from them."""
+    """Raises ValueError if the loss's terms cannot learn from the rollout's completions."""
     loss, rollout = cfg["loss"], chosen.rollout
-    own, name = rollout.on_policy, type(rollout).__name__
+    on_policy, name = rollout.on_policy, type(rollout).__name__
     if cfg.get("environment") and "environment" not in parameters_of(cfg["rollout"]["_target_"]):
         raise ValueError(
             f"environment={cfg['environment']['_target_']} answers the student, and rollout={name} plays no episodes; choose "
             "rollout=student, or environment=single_turn."
         )
-    if loss["policy_gradient"] and not own:
+    if loss["policy_gradient"] and not on_policy:
         raise ValueError(
             f"rollout={name} has no samples of the student's own to reward; choose rollout=student_group with "
             "loss/policy_gradient."
         )
     if loss["policy_gradient"]:
         build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], rollout.sampling.n))
-    if loss["cross_entropy"] and own and not (loss["divergence"] or loss["policy_gradient"]):
+    if loss["cross_entropy"] and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if chosen.support is not None and chosen.support.needs_own_samples and not own:
+    if chosen.support is not None and chosen.support.needs_own_samples and not on_policy:
         raise ValueError(
             f"loss/vocab_support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
             "rollout=student or loss/vocab_support=full."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0
-    others = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
-    if budget is not None and not writes and not others and steps < 1 and not epochs_of(cfg["trainer"]):
+    other_budgets = [name for name in ("flops", "seconds") if cfg["budget"][name] is not None]
+    if budget is not None and not writes and not other_budgets and steps < 1 and not epochs_of(cfg["trainer"]):
         raise ValueError(
             f"budget.student_tokens={budget} never ends method={cfg['name']}, whose student writes nothing; set "
             "trainer.max_steps or budget.flops beside it."
@@ -220,10 +220,10 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
 
 
 def check_built(tree: DictConfig) -> None:
-    """What is made late in a run can be made: budget, callbacks, and the optimizer with its schedule, of one weight.
+    """Build the budget, the callbacks, and the optimizer with its schedule on one weight, to find errors early.
 
     Raises:
-        ValueError: it cannot, in the words of what refuses.
+        ValueError: one cannot be built, with the target's own message.
     """
     for node in (tree.budget, *tree.callbacks.values()):
         build(node)
@@ -239,7 +239,7 @@ def check_built(tree: DictConfig) -> None:
 
 
 def check_numbers(cfg: dict[str, Any]) -> None:
-    """Numbers that no constructor sees."""
+    """Raises ValueError for wrong numbers that no constructor checks."""
     check_trainer(cfg["trainer"])
     precision, steps, epochs = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"], epochs_of(cfg["trainer"])
     if precision.startswith("16"):
@@ -260,7 +260,7 @@ def check_numbers(cfg: dict[str, Any]) -> None:
         raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
     if endless and not epochs and schedule not in ENDLESS_SCHEDULES:
         raise ValueError(
-            f"optim.schedule={schedule} needs to know its end, and budget.{budgets[0]} leaves it open; choose "
+            f"optim.schedule={schedule} needs an end, and budget.{budgets[0]} leaves it open; choose "
             "constant_with_warmup, or set trainer.max_steps too."
         )
     counts = {"data.batch_size": cfg["data"]["batch_size"], "logits_chunk_size": cfg["logits_chunk_size"]}

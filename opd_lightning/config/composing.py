@@ -1,4 +1,4 @@
-"""Composing: where conf/ is, and the configuration that overrides make of it."""
+"""Composing: the folder conf/, and the configuration that overrides make of it."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from opd_lightning.config.aliases import renamed, updated
-from opd_lightning.config.grammar import quoted, taken
+from opd_lightning.config.grammar import quote_override, quoted
 
 HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
@@ -20,15 +20,15 @@ OmegaConf.register_new_resolver("horizon", lambda *ends: 100 if set(ends) <= {No
 """The default of trainer.max_steps: 100, or open (-1) where passes through the data, tokens, FLOPs or seconds end the run."""
 
 OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
-"""${stand_in:${model.stand_in},<stand-in>,<the real thing>}: what `model.stand_in` chooses between."""
+"""${stand_in:${model.stand_in},<stand-in>,<real>}: the stand-in if `model.stand_in` is set, else the real value."""
 
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 """Schedules without a horizon: a run under one of them can be extended, so `max_steps` is not part of its identity."""
 
 
 def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """The configuration of another run, inside or outside a Hydra application; `folders` hold options of the user's own."""
-    overrides = [taken(renamed(override)) for override in overrides]
+    """The configuration from overrides, inside or outside a Hydra application; `folders` hold users' own options."""
+    overrides = [quote_override(renamed(override)) for override in overrides]
     if folders:
         overrides = [*overrides, f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():
@@ -45,7 +45,7 @@ def plain(cfg: DictConfig | ListConfig) -> Any:
 def first_stage(cfg: DictConfig) -> DictConfig:
     """The configuration of the run that makes this run's start model, itself from `model.path`; in `<study>.stages`.
 
-    It has a study of its own because the runs of a study are compared with each other.
+    It has a separate study, for the runs of a study are compared with each other.
     """
     passed = (
         "model.path",

@@ -1,4 +1,4 @@
-"""Hydra's grammar: text that it cannot read is quoted where its meaning is plain; for the rest, the quoting that works."""
+"""Hydra's grammar: quotes for text that Hydra cannot parse, where its meaning is clear, and error messages with them."""
 
 import re
 import shlex
@@ -15,96 +15,96 @@ from opd_lightning.config.aliases import renamed
 
 VALUED: tuple[str, ...] = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 VALUED += ("--package", "-p", "--cfg", "-c", "--info", "-i")
-"""Hydra's flags whose value may be the next word; of -i and --info it need not."""
+"""Hydra's flags whose value may be the next word; it is optional for -i and --info."""
 
 KEY = re.compile(r"(\+{1,2}|~)?[\w$./:@-]+")
 CALL = re.compile(
     r"(choice|range|interval|glob|shuffle|sort|tag|extend_list|bool|int|float|str|json_str|cast)\(.*\)", re.DOTALL
 )
 OPEN = re.compile(r"(model\.template_options|task\.options)\.\w+(\.\w+)*=.*", re.DOTALL)
-"""Keys of mappings that are the user's to fill."""
+"""Keys of mappings with free names."""
 
 TEXT = ("name", "path", "output_dir", "split", "teacher")
-"""Last parts of keys that hold text: 2024_01 is a name there, and not the number 202401."""
+"""Last parts of keys that hold text: there 2024_01 is a name, not the number 202401."""
 
 BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
 def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides, of a command line."""
+    """The flags with their values, and the overrides, of a command line."""
     flags: list[str] = []
     words: list[str] = []
-    waiting = False
+    expects_value = False
     for word in arguments:
-        (flags if waiting or word.startswith("-") else words).append(word)
-        waiting = not waiting and word in VALUED
+        (flags if expects_value or word.startswith("-") else words).append(word)
+        expects_value = not expects_value and word in VALUED
     return flags, words
 
 
-def mended(arguments: Sequence[str]) -> list[str]:
-    """A command line whose overrides Hydra can read, with the keys of today; see `taken`."""
+def quote_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line with quoted overrides and current keys; see `quote_override`."""
     flags, words = split_words(arguments)
-    return [*flags, *(taken(renamed(word), is_sweep(arguments)) for word in words)]
+    return [*flags, *(quote_override(renamed(word), is_sweep(arguments)) for word in words)]
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Does this command line ask for a sweep?"""
+    """Whether a command line runs a sweep."""
     return any(word in ("-m", "--multirun") or re.fullmatch(r"hydra\.mode=multirun", word, re.I) for word in arguments)
 
 
-def read(word: str) -> Override:
-    """What Hydra reads in an override.
+def parse(word: str) -> Override:
+    """The override as parsed by Hydra.
 
     Raises:
-        HydraException: it cannot.
+        HydraException: it is not in Hydra's grammar.
     """
     return OverridesParser.create().parse_override(word)
 
 
-def readable(word: str) -> bool:
-    """Can Hydra read this override?"""
+def parses(word: str) -> bool:
+    """Whether Hydra can parse an override."""
     try:
-        read(word)
+        parse(word)
     except HydraException:
         return False
     return True
 
 
-def taken(word: str, sweep: bool = False) -> str:
-    """An override with its text quoted where Hydra needs that: letters of other alphabets, '=', '#', brackets, apostrophes.
+def quote_override(word: str, sweep: bool = False) -> str:
+    """The override with its text quoted where Hydra needs it: non-ASCII letters, '=', '#', brackets, apostrophes.
 
-    Quotes of the user's own, lists, options by name, calls such as range(1,5), commas of a sweep and ${...} keep their meaning.
+    Quotes, lists, options by name, calls such as range(1,5), commas of a sweep and ${...} keep their meaning.
 
     Args:
-        sweep: a comma separates the values of a sweep.
+        sweep: whether a comma separates the values of a sweep.
     """
     if OPEN.fullmatch(word):
         word = f"++{word}"
     key, equals, value = word.partition("=")
     if not equals or not KEY.fullmatch(key):
         return word
-    if readable(word):
-        number = key.split(".")[-1] in TEXT and isinstance(read(word)._value, int | float)
-        plain = number and not isinstance(read(word)._value, bool)
+    if parses(word):
+        number = key.split(".")[-1] in TEXT and isinstance(parse(word)._value, int | float)
+        plain = number and not isinstance(parse(word)._value, bool)
         return f"{key}={quoted(value.strip())}" if plain else word
-    made = f"{key}={spelled(value.strip(), sweep)}"
-    return made if readable(made) else word
+    made = f"{key}={quoted_value(value.strip(), sweep)}"
+    return made if parses(made) else word
 
 
-def spelled(value: str, sweep: bool = False) -> str:
-    """A value as Hydra can read it; unchanged where it is not plain what it should be."""
-    if readable(f"x={value}") or value[:1] in ("'", '"') or CALL.fullmatch(value):
+def quoted_value(value: str, sweep: bool = False) -> str:
+    """The value, quoted for Hydra; unchanged where its meaning is not clear."""
+    if parses(f"x={value}") or value[:1] in ("'", '"') or CALL.fullmatch(value):
         return value
     if value[:1] in ("[", "{") and all(depth for _, depth in depths(value)):
         return value  # a bracket that is not closed
     inside = split(value[1:-1]) if encloses(value) else []
     if value.startswith("[") and inside:
-        return f"[{','.join(spelled(part) for part in inside)}]"
+        return f"[{','.join(quoted_value(part) for part in inside)}]"
     if inside and all(re.match(r"[\w.-]+\s*:", part) for part in inside):
         pairs = [part.partition(":") for part in inside]
-        return f"{{{','.join(f'{name.strip()}:{spelled(part.strip())}' for name, _, part in pairs)}}}"
+        return f"{{{','.join(f'{name.strip()}:{quoted_value(part.strip())}' for name, _, part in pairs)}}}"
     if sweep and len(parts := split(value)) > 1:
-        return ",".join(spelled(part) for part in parts)
+        return ",".join(quoted_value(part) for part in parts)
     return quoted(value)
 
 
@@ -116,47 +116,47 @@ def quoted(value: str) -> str:
 
 
 def encloses(value: str) -> bool:
-    """Does the bracket that opens a value close at its end?"""
+    """Whether a value's first bracket closes at its end."""
     return value[:1] in ("[", "{") and next((i for i, depth in depths(value) if depth == 0), None) == len(value) - 1
 
 
 def split(value: str) -> list[str]:
-    """The parts between commas that stand in no brackets or quotes."""
+    """The parts between commas outside brackets and quotes."""
     commas = [i for i, depth in depths(value) if depth == 0 and value[i] == ","]
     return [value[i + 1 : j].strip() for i, j in zip([-1, *commas], [*commas, len(value)], strict=True)]
 
 
 def depths(value: str) -> list[tuple[int, int]]:
-    """For each character outside quotes its place and how many brackets are open behind it; a quote opens at a part's start."""
-    found, closing, mark, start = [], list[str](), "", True
+    """(index, depth of brackets behind it) for each character outside quotes; a quote opens at the start of a part."""
+    depths, stack, quote, start = [], list[str](), "", True
     for i, char in enumerate(value):
-        if mark:
-            mark = "" if char == mark and value[i - 1] != "\\" else mark
+        if quote:
+            quote = "" if char == quote and value[i - 1] != "\\" else quote
             continue
         if start and char in "'\"":
-            mark, start = char, False
+            quote, start = char, False
             continue
         if char in BRACKETS:
-            closing.append(BRACKETS[char])
-        elif closing and char == closing[-1]:
-            closing.pop()
+            stack.append(BRACKETS[char])
+        elif stack and char == stack[-1]:
+            stack.pop()
         start = char in ",[{(:" or (start and char.isspace())
-        found.append((i, len(closing)))
-    return found
+        depths.append((i, len(stack)))
+    return depths
 
 
-def unreadable(words: Sequence[str], sweep: bool = True) -> str | None:
-    """A sentence on the first override that Hydra cannot read or would take for a sweep, with what to write instead.
+def grammar_error(words: Sequence[str], sweep: bool = True) -> str | None:
+    """The error of the first override that Hydra cannot parse or reads as a sweep, with the form to write.
 
     Args:
-        sweep: is it one?
+        sweep: whether the command line runs a sweep.
     """
     for word in words:
         key, equals, value = word.partition("=")
         if not equals and not word.startswith("~"):
             return f"{word} is no override; write key=value, and for the shell 'key=a value' where it has spaces."
         try:
-            override = read(word)
+            override = parse(word)
             if not sweep and override.is_sweep_override():
                 return (
                     f"{word} names several values, which needs a sweep (python -m opd_lightning -m ...); a list is written "
@@ -173,10 +173,10 @@ def unreadable(words: Sequence[str], sweep: bool = True) -> str | None:
 
 
 def interpolation(value: Any) -> str | None:
-    """The first text, however nested, with a `${` that does not begin an interpolation."""
+    """The first text in nested values with a `${` that does not begin an interpolation."""
     if isinstance(value, dict | list):
         inside = value.values() if isinstance(value, dict) else value
-        return next((found for part in inside if (found := interpolation(part))), None)
+        return next((broken for part in inside if (broken := interpolation(part))), None)
     if not isinstance(value, str) or "${" not in value:
         return None
     try:
@@ -187,5 +187,5 @@ def interpolation(value: Any) -> str | None:
 
 
 def shell(key: str, value: str) -> str:
-    """An override as a shell takes it."""
+    """An override, quoted for the shell."""
     return shlex.quote(f"{key}={value}")

@@ -1,4 +1,4 @@
-"""Instantiating: how a node of the configuration becomes an object, and what is said when it cannot."""
+"""Instantiating: objects from nodes of the configuration, and the error messages."""
 
 import inspect
 import re
@@ -17,11 +17,11 @@ def build(node: DictConfig | dict | None, **offers: Any) -> Any:
     """The object that a node's `_target_` describes; None for None.
 
     Args:
-        offers: arguments that only the program knows, such as the tokenizer. The target and the targets inside it take
-            those that they name.
+        offers: arguments from the program, such as the tokenizer. The target and the targets inside it get those that they
+            name.
 
     Raises:
-        ValueError: what the target raised on its arguments, in its own words.
+        ValueError: the target refuses its arguments, with its own message.
     """
     if node is None:
         return None
@@ -29,23 +29,23 @@ def build(node: DictConfig | dict | None, **offers: Any) -> Any:
         resolved = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else plain
         node = OmegaConf.create(modernised(resolved))
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **accepted(node, offers))
+        return hydra.utils.instantiate(node, _convert_="all", **accepted_offers(node, offers))
     except InstantiationException as error:
-        told = explained(error, node)
-        if told is None:
+        message = argument_error(error, node)
+        if message is None:
             raise
-        raise ValueError(told) from error
+        raise ValueError(message) from error
 
 
-def explained(error: InstantiationException, node: DictConfig | dict) -> str | None:
-    """One sentence for what a target raised on its arguments; None for what is no matter of arguments.
+def argument_error(error: InstantiationException, node: DictConfig | dict) -> str | None:
+    """The message for a target that refuses its arguments; None for other errors.
 
-    This program's own errors name their field; what a library says is told with the node that it is about.
+    This package's errors name their field; to those of libraries the node is added.
     """
     cause = error.__cause__
     foreign = not str(node.get("_target_")).startswith("opd_lightning")
     if isinstance(cause, ValueError) and not foreign and re.match(r"\w+=", str(cause)):
-        return f"{found[1]}.{cause}" if (found := re.search(r"full_key: (\S+)$", str(error))) else str(cause)
+        return f"{key[1]}.{cause}" if (key := re.search(r"full_key: (\S+)$", str(error))) else str(cause)
     if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
         return str(cause)
     if not foreign or not isinstance(cause, (ValueError, TypeError, MisconfigurationException)):
@@ -54,13 +54,13 @@ def explained(error: InstantiationException, node: DictConfig | dict) -> str | N
     return f"{place} cannot be made of its options ({' '.join(str(cause).split())[:300]}); change them ({place}.<option>=...)."
 
 
-def accepted(node: DictConfig | dict, offers: dict[str, Any]) -> dict[str, Any]:
-    """The offers that a node's target names and the configuration does not give, and within it those of its parts."""
-    taken: dict[str, Any] = {}
+def accepted_offers(node: DictConfig | dict, offers: dict[str, Any]) -> dict[str, Any]:
+    """The offers that a node's target names and the configuration does not set, nested for its parts."""
+    arguments: dict[str, Any] = {}
     if "_target_" in node and not node.get("_partial_"):
         names = inspect.signature(get_object(node["_target_"])).parameters
-        taken = {name: value for name, value in offers.items() if name in names and name not in node}
+        arguments = {name: value for name, value in offers.items() if name in names and name not in node}
     for key, part in node.items():
-        if isinstance(part, (dict, DictConfig)) and (inside := accepted(part, offers)):
-            taken[str(key)] = inside
-    return taken
+        if isinstance(part, (dict, DictConfig)) and (nested := accepted_offers(part, offers)):
+            arguments[str(key)] = nested
+    return arguments

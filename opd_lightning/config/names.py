@@ -1,4 +1,4 @@
-"""Names: of objects that a configuration points to, and those that are nearly right."""
+"""Names in a configuration: imports of dotted paths, and suggestions for unknown names."""
 
 import importlib.resources
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,13 @@ from typing import Any
 from opd_lightning.config.aliases import FOLDERS, KEYS, moved
 
 
-def nearest(name: object, known: Iterable[object], deeper: Mapping[str, str] | None = None) -> str:
-    """The end of a sentence on an unknown name: the nearest known one, or all of them.
+def nearest(name: object, valid: Iterable[object], deeper: Mapping[str, str] | None = None) -> str:
+    """The end of a sentence on an unknown name: the nearest valid one, or all of them.
 
     Args:
-        deeper: names further down, with their places, which are told only if one is near.
+        deeper: nested names with their places, suggested only if one is near.
     """
-    names = [str(k) for k in known]
+    names = [str(k) for k in valid]
     close = get_close_matches(str(name), names, n=1) or [
         (deeper or {})[match] for match in get_close_matches(str(name), deeper or {}, n=1)
     ]
@@ -32,16 +32,16 @@ def find(path: str) -> Any:
         ValueError: it cannot be imported, or is not there.
     """
     try:
-        found = locate(moved(path))
+        target = locate(moved(path))
     except ErrorDuringImport as error:
         raise ValueError(" ".join(str(error).split())) from error
-    if found is None:
+    if target is None:
         raise ValueError(f"there is no {path}")
-    return found
+    return target
 
 
 def packaged(path: str) -> str:
-    """The file or folder of `pkg://package/inside` (as Hydra writes it); any other path unchanged."""
+    """The file or folder of `pkg://package/inside` (Hydra's syntax); other paths unchanged."""
     path = next((new + path[len(old) :] for old, new in FOLDERS.items() if path.startswith(old)), path)
     if not path.startswith("pkg://"):
         return path

@@ -1,4 +1,4 @@
-"""Is a configuration built as the program reads it: its nodes and keys, and each node's options against its target?"""
+"""The schema of a configuration: checks of its nodes and keys, and of each node's options against its target."""
 
 import inspect
 import math
@@ -25,39 +25,39 @@ EXTRAS = {
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }
-"""Arguments that the program adds to a node, by the beginning of its place in the configuration."""
+"""Arguments that the program adds to nodes, by the first part of their place."""
 
 KEYS = {
     "data": {"batch_size", "max_prompt_tokens", "overlong"},
     "evaluation": {"every", "suite", "answers"},
     "study": {"name", "sweep", "baseline", "lr"},
 }
-"""What stands in nodes that are no object's."""
+"""The keys of nodes without a target."""
 
 MAPPINGS = ("data", "study", "loss.coefficients", "evaluation", "evaluation.suite", "callbacks")
-"""Nodes that the program reads key by key."""
+"""Nodes without a target."""
 
 OBJECTS: tuple[str, ...] = ("budget", "model", "task", "generator", "rollout", "context", "optim", "trainer", "loss")
 OBJECTS += ("loss.vocab_support", "loss.weight", "loss.aggregate")
-"""Nodes that no run does without."""
+"""Required nodes with a target."""
 
 OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "environment", "logger", "evaluation.answers")
 OPTIONAL += tuple(f"loss.{term}" for term in ("divergence", "policy_gradient", "cross_entropy", "reference", "clip", "gate"))
-"""Nodes that null switches off."""
+"""Nodes with a target that may be null."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @cache
 def shipped() -> dict[str, Any]:
-    """conf/config.yaml as it stands."""
+    """The content of conf/config.yaml."""
     return yaml.safe_load((Path(CONF_DIR) / "config.yaml").read_text())
 
 
 def check_shape(cfg: DictConfig) -> None:
-    """Nothing is left to be given, and the nodes that the program reads are there.
+    """Raises ValueError if a value or a node is missing.
 
-    Asked before interpolations are resolved, which lead into these nodes.
+    It runs before interpolations are resolved, for these refer to the nodes.
     """
     tree: Any = OmegaConf.to_container(cfg)
     if missing := next((place for place, value in leaves(tree) if value == "???"), None):
@@ -82,19 +82,19 @@ def check_shape(cfg: DictConfig) -> None:
 
 
 def leaves(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """What is no node itself, and its place."""
+    """The values that are no mappings, each with its place."""
     for key, value in node.items():
         inside = f"{place}.{key}" if place else str(key)
         yield from leaves(value, inside) if isinstance(value, dict) else [(inside, value)]
 
 
 def check_names(cfg: dict[str, Any]) -> None:
-    """Top-level keys are known ones, and whatever names a folder can be a folder's name on every system."""
+    """Raises ValueError for unknown keys, and for names of folders with characters that some systems lack."""
     groups = [next(iter(entry)).split("/")[0] for entry in shipped()["defaults"] if isinstance(entry, dict)]
-    known = {*shipped(), *groups} - {"defaults", "override hydra"}
+    valid = {*shipped(), *groups} - {"defaults", "override hydra"}
     for key, value in cfg.items():
-        if key not in known:
-            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, known)}")
+        if key not in valid:
+            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, valid)}")
     for place, keys in KEYS.items():
         for key, value in cfg[place].items():
             if key not in keys:
@@ -118,10 +118,10 @@ def check_names(cfg: dict[str, Any]) -> None:
 
 
 def check_finite(node: Any, place: str = "") -> None:
-    """No number is infinite or not a number: a comparison lets NaN pass, and a rate or a limit of infinity means nothing.
+    """Check that every number is finite, for NaN passes comparisons.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is not.
     """
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -141,15 +141,15 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 @cache
 def parameters_of(target: str) -> Mapping[str, inspect.Parameter]:
-    """What the object at a dotted path takes."""
-    found = find(target)
-    if not callable(found):  # a module; an empty path finds one too
+    """The parameters of the object at a dotted path."""
+    target_object = find(target)
+    if not callable(target_object):  # a module; an empty path finds one too
         raise ValueError(f"{target!r} is no class or function")
-    return inspect.signature(found).parameters
+    return inspect.signature(target_object).parameters
 
 
 def check_binding(place: str, node: dict[str, Any]) -> None:
-    """The node's keys are parameters of its target, and none that it needs is missing."""
+    """Raises ValueError unless a node's keys are parameters of its target and no required one is missing."""
     if not isinstance(node["_target_"], str):
         raise ValueError(f"{place}._target_={shown(node['_target_'])} is no name of a class; give package.module.Class.")
     if not isinstance(node.get("_partial_", False), bool):
@@ -160,16 +160,16 @@ def check_binding(place: str, node: dict[str, Any]) -> None:
         raise ValueError(f"{place}._target_={node['_target_']} cannot be imported ({error}).") from error
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    given = {key for key in node if not key.startswith("_")}
+    options = {key for key in node if not key.startswith("_")}
     extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
     inside = {leaf.rpartition(".")[2]: leaf for leaf, _ in leaves(node) if "." in leaf}
-    for key in given - set(parameters):
+    for key in options - set(parameters):
         raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters, inside)}")
-    for key in given & set(parameters):
+    for key in options & set(parameters):
         check_type(f"{place}.{key}", node[key], parameters[key].annotation)
     if not node.get("_partial_"):
         needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL}
-        for key in needed - given - extra:
+        for key in needed - options - extra:
             raise ValueError(f"{place}.{key} is missing; {node['_target_']} needs it.")
 
 
@@ -179,10 +179,7 @@ NAMED = {type(None): "null", Callable: "a function (an option of its group)", Ma
 
 
 def check_type(place: str, value: Any, annotation: Any) -> None:
-    """A number is where a number is meant, and neither null nor a list where something else is.
-
-    What else annotations tell, beyond plain types, is left to their targets.
-    """
+    """Raises ValueError unless a value fits an annotation of plain types; others must only be no wrong null or list."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if all(kind in PLAIN for kind in kinds):
         wrong = type(value) not in kinds and not (type(value) is int and float in kinds)
@@ -200,5 +197,5 @@ def check_type(place: str, value: Any, annotation: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """As it is written on the command line."""
+    """A value in the command line's syntax."""
     return "null" if value is None else repr(value)

@@ -1,7 +1,7 @@
-"""Lightning's own arguments: each is honoured, or refused with the option that does here what it does there.
+"""The arguments of Lightning's Trainer: each is honoured, or refused with the option that replaces it.
 
-Training is one endless stream of rollouts with manual optimization: what counts Lightning's epochs, batches of a validation
-loader or its own checkpoints would be passed over in silence.
+Training is one endless stream of rollouts with manual optimization, so arguments on Lightning's epochs, validation batches or
+checkpoints would be ignored in silence.
 """
 
 import math
@@ -45,21 +45,21 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model_registry": (NOTHING, "python -m opd_lightning.export writes the model"),
     "logger": (NOTHING, "logger=wandb or another option of logger chooses it"),
     "callbacks": (NOTHING, "callbacks.<name>._target_=... adds one"),
-    "default_root_dir": (NOTHING, "output_dir and study.name say where runs land"),
+    "default_root_dir": (NOTHING, "output_dir and study.name set a run's folder"),
 }
-"""Arguments, the values that change nothing, and what does the same here."""
+"""Refused arguments: the values that change nothing, and the option that replaces them."""
 
 
 def refusal(name: str, value: Any) -> str | None:
-    """A sentence if an argument of Lightning's Trainer has a value that no run here follows."""
+    """The error if an argument of Lightning's Trainer has a value that would be ignored."""
     allowed, remedy = REFUSED.get(name, (None, ""))
-    if allowed is None or any(value == one and type(value) is type(one) for one in allowed):
+    if allowed is None or any(value == other and type(value) is type(other) for other in allowed):
         return None
     return f"trainer.{name}={value} is not how a run is set here: {remedy}."
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:
-    """No argument of Lightning's would be passed over.
+    """Check that no argument of Lightning's Trainer would be ignored.
 
     Raises:
         ValueError: one would.
@@ -71,13 +71,13 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     if not (epochs is None or type(epochs) is int) or (epochs is not None and epochs < 1 and epochs != -1):
         raise ValueError(f"trainer.max_epochs={epochs} should be a whole number of passes through the data; -1 sets no limit.")
     for plugin in plugins(trainer.get("plugins")):
-        found = find(plugin)
-        if isinstance(found, type) and issubclass(found, CheckpointIO):
+        target = find(plugin)
+        if isinstance(target, type) and issubclass(target, CheckpointIO):
             raise ValueError(f"trainer.plugins: {plugin} would write nothing, for callbacks.checkpoint does; leave it out.")
 
 
 def plugins(node: Any) -> Iterator[str]:
-    """The targets of what trainer.plugins names."""
+    """The targets of trainer.plugins."""
     for part in node if isinstance(node, list) else [node]:
         if isinstance(part, dict) and isinstance(part.get("_target_"), str):
             yield part["_target_"]
@@ -90,9 +90,9 @@ def epochs_of(trainer: Any) -> int | None:
 
 
 def last_update(trainer: Any, examples: int, batch_size: int, num_iterations: int) -> int:
-    """The update that ends training: max_steps, or the one that has read the data max_epochs times, whichever is earlier.
+    """The update that ends training: max_steps, or the end of max_epochs passes through the data, whichever is earlier.
 
-    Batches run on over the end of a pass, so two passes through 10 examples in batches of 4 are 5 rollouts.
+    Batches cross the end of a pass, so two passes through 10 examples in batches of 4 are 5 rollouts.
     """
     steps, epochs = int(trainer["max_steps"]), epochs_of(trainer)
     if epochs is None:

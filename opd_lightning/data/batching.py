@@ -1,4 +1,4 @@
-"""Batches: samples packed over their trainable tokens, cut into micro-batches that leave the gradient as it is."""
+"""Batches: samples packed over their trainable tokens, split into micro-batches without a change of the gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from opd_lightning.types import Sample, Sequences, Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Scored samples: everything the loss needs, packed over the trainable tokens of all samples.
+    """Scored samples: the inputs of the loss, packed over the trainable tokens of all samples.
 
     Attributes:
         samples: B of them.
         tokens: N tokens, in sample order.
-        scores: what each teacher says of the same N tokens, by name.
-        skip_update: no device has a token with a gradient; the step is counted and moves nothing.
-        active: indices of the samples with a token that counts, at least one; the others are not even read.
+        scores: each teacher's scores of the same N tokens, by name.
+        skip_update: no device has a token with a gradient; the step counts and changes no weights.
+        active: indices of the samples with a token of non-zero weight, at least one; others get no forward pass.
     """
 
     samples: list[Sample]
@@ -30,14 +30,14 @@ class Batch:
     active: list[int]
 
     def micro(self, rows: Sequence[int], pad_id: int) -> tuple[Sequences, Tokens, dict[str, TeacherScores]]:
-        """The part of the batch in `rows`, as the student's forward pass takes it."""
+        """The samples in `rows`, as inputs of the student's forward pass."""
         device = self.tokens.ids.device
         index = packed_index(rows, [sample.trainable for sample in self.samples]).to(device)
         sequences = collate([self.samples[b] for b in rows], pad_id, device)
         return sequences, self.tokens.take(index), {name: score.take(index) for name, score in self.scores.items()}
 
     def describe(self, texts: Sequence[str]) -> dict[str, Any]:
-        """What a person needs to see what was in it, as plain values and tensors on the host."""
+        """The batch for inspection, as plain values and tensors on the host."""
         tokens = self.tokens
         columns = {"token_ids": tokens.ids, "weight": tokens.weight, "advantage": tokens.advantage}
         return {
@@ -52,14 +52,14 @@ class Batch:
 def pack(samples: Sequence[Sample], device: torch.device) -> Tokens:
     """The trainable tokens of samples; weight is 1, or 0 where a sample is left out of the loss."""
     counts = torch.tensor([sample.trainable for sample in samples])
-    known = [sample.logprobs is not None for sample in samples]
+    has_logprobs = [sample.logprobs is not None for sample in samples]
     columns = {
         "ids": torch.cat([sample.token_ids[sample.loss_mask] for sample in samples]),
         "position": torch.cat([torch.arange(n) for n in counts.tolist()]),
         "weight": torch.repeat_interleave(torch.tensor([float(sample.include_in_loss) for sample in samples]), counts),
         "sample": torch.repeat_interleave(torch.arange(len(samples)), counts),
     }
-    if all(known):
+    if all(has_logprobs):
         columns["sampler_logprob"] = torch.cat([s.logprobs[s.loss_mask] for s in samples if s.logprobs is not None])
     return Tokens(**{name: column.to(device) for name, column in columns.items()})
 
@@ -94,8 +94,8 @@ def plan_micro_batches(lengths: Sequence[int], budget: int | None) -> list[list[
 
     Args:
         lengths: tokens per row, prompt and completion together.
-        budget: rows x longest row may not exceed it; None keeps the whole batch together. A single row longer than the
-            budget gets a micro-batch of its own.
+        budget: upper bound of rows x longest row, in tokens; None keeps the batch together. A row longer than the budget is
+            a micro-batch of its own.
 
     Returns:
         Lists of row indices; each row appears once.
@@ -116,7 +116,7 @@ def packed_index(rows: Sequence[int], counts: Sequence[int]) -> Tensor:
     """Positions on the packed axis of the tokens of `rows`, in their order.
 
     Args:
-        counts: trainable tokens of each sample of the whole batch, which is packed in sample order.
+        counts: trainable tokens of each sample of the full batch, which is packed in sample order.
     """
     stops = torch.tensor(list(counts)).cumsum(0).tolist()
     return torch.cat([torch.arange(stops[b] - counts[b], stops[b]) for b in rows])

@@ -1,4 +1,4 @@
-"""Chat templates: a chat as text and as token ids, in which text of the chat's turns stays text."""
+"""Chat templates: a chat as text and as token ids; special tokens in the text of turns are tokenized as text."""
 
 import re
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.types import Messages
 
 RARE = range(0x3400, 0x4DB5)
-"""Characters that few texts hold, and that Python and JSON print as they are."""
+"""Characters that are rare in texts, and that Python and JSON print without escapes."""
 
 
 CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-"""A template's call for the date, with a format that is written out, as in every template known."""
+"""A template's call for the date, with a literal format."""
 ANCHORS = ("\n", ".", "=", "a")
-"""Texts to go on from; one of them does not merge with what follows."""
+"""Prefixes for tokenizing a continuation; one of them does not merge with the text behind it."""
 
 
 class ChatTemplate:
     """A tokenizer's chat template with its options.
 
     Args:
-        tokenizer: whose template it is.
-        options: keyword arguments for it.
-        split_special_tokens: a turn's text that spells a special token, such as "<|im_end|>", is tokenized as text; False makes
-            it the token. Tokens that are added to a vocabulary and not special, such as "<think>", are tokens in any case.
-        today: the time that the template reads if it writes a date (`strftime_now`); None takes that of the call.
+        tokenizer: the tokenizer with the template.
+        options: keyword arguments for the template.
+        split_special_tokens: a special token's text in a turn, such as "<|im_end|>", is tokenized as text; False makes it the
+            token. Tokens that are added to a vocabulary and not special, such as "<think>", are always tokens.
+        today: the date for `strftime_now` in the template; None takes that of the call.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class ChatTemplate:
         self.special = special_pattern(tokenizer) if split_special_tokens else None
 
     def text(self, messages: Messages, reply_follows: bool, **options: Any) -> str:
-        """The chat as the template words it.
+        """The chat as rendered by the template.
 
         Args:
-            reply_follows: end with what comes before a reply (`add_generation_prompt`).
+            reply_follows: end with the generation prompt (`add_generation_prompt`).
 
         Raises:
-            ValueError: the template refuses the chat, for example because it knows no system role.
+            ValueError: the template refuses the chat, for example because it has no system role.
         """
         if self.dated and self.today is not None:
             options["chat_template"] = self.pinned(self.tokenizer.get_chat_template(tools=options.get("tools")))
@@ -62,7 +62,7 @@ class ChatTemplate:
         except TemplateError as error:
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise ValueError(
-                f"the chat template of the model refuses a chat of {roles} ({error}); leave out what it does not know "
+                f"the chat template of the model refuses a chat of {roles} ({error}); leave out what it lacks "
                 "(task.system=null, or context.system=null with context.turns), or give model.chat_template=<file>."
             ) from error
         except Exception as error:  # a template is a program of the user's, and can fail in every way
@@ -76,66 +76,66 @@ class ChatTemplate:
         return self.encode(text, spans)
 
     def spans(self, messages: Messages, reply_follows: bool, **options: Any) -> tuple[str, list[tuple[int, int]]]:
-        """The chat's text, and where in it turns spell special tokens."""
+        """The chat's text, and the spans of special tokens in the text of turns."""
         text = self.text(messages, reply_follows, **options)
         spelled = spellings(messages, self.special) if self.special is not None else []
         if self.special is None or not spelled:
             return text, []
-        # A second rendering with unused characters in their place tells the turns' text from the template's own.
-        every = f"{messages}{self.tokenizer.chat_template}"
-        unused = (chr(code) for code in RARE if chr(code) not in every)
-        mark = dict(zip(spelled, unused, strict=False))
-        marked = self.text(replaced(messages, self.special, mark), reply_follows, **options)
-        original = {character: token for token, character in mark.items()}
+        # A second rendering with unused characters in their place separates the turns' text from the template's own.
+        all_text = f"{messages}{self.tokenizer.chat_template}"
+        unused = (chr(code) for code in RARE if chr(code) not in all_text)
+        marks = dict(zip(spelled, unused, strict=False))
+        marked = self.text(replaced(messages, self.special, marks), reply_follows, **options)
+        original = {character: token for token, character in marks.items()}
         spans, shift = [], 0
         for place, character in enumerate(marked):
             if character in original:
                 token = original[character]
                 spans.append((place + shift, place + shift + len(token)))
                 shift += len(token) - 1
-        assert all(text[start:end] in mark for start, end in spans), "the template words special tokens in turns by their text"
+        assert all(text[start:end] in marks for start, end in spans), "the template words special tokens in turns by their text"
         return text, spans
 
     def encode(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
-        """Token ids of a rendered text; what stands in one of the spans is tokenized as text."""
+        """Token ids of a rendered text; special tokens within the spans are tokenized as text."""
         if not spans:
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         begins, ids = {start for start, _ in spans}, list[int]()
         for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
             if start in begins and end > start:
-                ids += self.spelled(text[start:end])
+                ids += self.encode_special(text[start:end])
             else:
                 ids.append(token)
         return ids
 
-    def encode_rest(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
-        """Token ids of a text that goes on from another, without the blank that SentencePiece puts before a text."""
+    def encode_continuation(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
+        """Token ids of a text that continues another, without the blank that SentencePiece puts before a text."""
         for anchor in ANCHORS:
-            n, lead = len(anchor), self.encode(anchor, [])
+            n, anchor_ids = len(anchor), self.encode(anchor, [])
             ids = self.encode(anchor + text, [(start + n, end + n) for start, end in spans])
-            if ids[: len(lead)] == lead:
-                return ids[len(lead) :]
+            if ids[: len(anchor_ids)] == anchor_ids:
+                return ids[len(anchor_ids) :]
         return self.encode(text, spans)
 
-    def spelled(self, text: str) -> list[int]:
-        """Token ids of a special token's text as text; see `encode_rest`."""
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a special token's text as text; see `encode_continuation`."""
         ids: list[int] = self.tokenizer(ANCHORS[0] + text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids[len(self.encode(ANCHORS[0], [])) :]
 
     def pinned(self, template: str) -> str:
-        """A template with the date of `today` in place of calls; transformers takes no other clock."""
+        """The template with the date of `today` in place of calls of `strftime_now`."""
         assert self.today is not None
         return CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)  # type: ignore[union-attr]
 
     @property
     def dated(self) -> bool:
-        """Does the template write a date?"""
+        """Whether the template writes a date."""
         return "strftime_now" in str(self.tokenizer.chat_template)
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Matches the text of every special token; None where there is none."""
+    """A pattern for the text of every special token; None where there is none."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
     words = sorted((re.escape(word) for word in special if word.strip()), key=len, reverse=True)
@@ -143,24 +143,24 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | Non
 
 
 def spellings(messages: Messages, special: re.Pattern[str]) -> list[str]:
-    """The special tokens that the turns spell, each once."""
-    found: dict[str, None] = {}
+    """The special tokens in the text of turns, each once."""
+    tokens: dict[str, None] = {}
 
     def collect(text: str) -> str:
-        found.update(dict.fromkeys(special.findall(text)))
+        tokens.update(dict.fromkeys(special.findall(text)))
         return text
 
     mapped(messages, collect)
-    return list(found)
+    return list(tokens)
 
 
 def replaced(messages: Messages, special: re.Pattern[str], mark: dict[str, str]) -> Messages:
-    """The turns with other text in place of special tokens."""
+    """The chat with special tokens replaced by their marks."""
     return mapped(messages, lambda text: special.sub(lambda match: mark[match[0]], text))
 
 
 def mapped(node: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """A chat with a function applied to all its text; roles and types are no text."""
+    """A chat with a function applied to all its text, except roles and types."""
     if isinstance(node, str):
         return node if key in ("role", "type") else change(node)
     if isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Prompts: a pure function of (seed, position), whatever the number of ranks and wherever a run was interrupted."""
+"""Prompts: a pure function of (seed, position), independent of the number of ranks and of interruptions."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -18,9 +18,9 @@ class PromptStream(Sampler[list[int]]):
     Args:
         n: number of examples.
         batch_size: prompts per rollout over all ranks.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
         rank, world_size: this process takes every world_size-th prompt of a batch.
-        start: rollouts already done, so that a resumed run goes on with the next prompt.
+        start: rollouts already done, so that a resumed run continues with the next prompt.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start: int = 0):
@@ -49,14 +49,14 @@ class PromptStream(Sampler[list[int]]):
 
 
 class PromptData(L.LightningDataModule):
-    """Feeds `training_step` with `Prompts`.
+    """The data module that passes `Prompts` to `training_step`.
 
     Args:
         examples: the task's training examples.
         renderer: the student's.
         batch_size: prompts per rollout over all devices.
-        seed: of the order of prompts.
-        num_iterations: optimizer steps per batch; tells how many batches a restored run has consumed.
+        seed: seed of the order of prompts.
+        num_iterations: optimizer steps per batch, to compute the batches that a restored run has consumed.
     """
 
     def __init__(self, examples: Sequence[Example], renderer: Renderer, batch_size: int, seed: int, num_iterations: int = 1):
@@ -66,7 +66,7 @@ class PromptData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None
-        # Lightning has restored global_step by now; the position in the stream follows from it.
+        # Lightning has restored global_step; the position in the stream follows from it.
         stream = PromptStream(
             n=len(self.examples),
             batch_size=self.batch_size,

@@ -1,4 +1,4 @@
-"""Rendering: token ids of a chat, through the model's own chat template, and of the replies in it."""
+"""Rendering: token ids of a chat by the model's chat template, and of the replies in it."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +12,7 @@ from opd_lightning.types import Messages, Rendered
 from opd_lightning.utils.vocabulary import Words
 
 PROBE = "\u220e"
-"""A reply that no template's own words hold."""
+"""The text of a test reply, which does not occur in templates."""
 
 
 class ChatRenderer:
@@ -21,7 +21,7 @@ class ChatRenderer:
     Args:
         tokenizer: the model's.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
-        end_token: the token that ends a reply; None takes the one with which the template closes a reply, or else EOS.
+        end_token: the token that ends a reply; None takes the one that the template writes behind a reply, or EOS.
         split_special_tokens, today: see `ChatTemplate`.
 
     Raises:
@@ -44,11 +44,11 @@ class ChatRenderer:
 
     @cached_property
     def words(self) -> Words:
-        """The ids that are words of the tokenizer."""
+        """The ids that are tokens of the tokenizer."""
         return Words.of(self.tokenizer.get_vocab())
 
     def with_options(self, template_options: dict | None) -> "ChatRenderer":
-        """The same tokenizer with other options for its template."""
+        """A renderer of the same tokenizer with other template options."""
         split, today = self.template.split_special_tokens, self.template.today
         return ChatRenderer(self.tokenizer, template_options, self.end_token, split, today)
 
@@ -59,7 +59,7 @@ class ChatRenderer:
             chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": PROBE}]
             text = self.template.text(chat, reply_follows=False)
         except ValueError:
-            return []  # a template that knows no such chat is met when the examples are rendered
+            return []  # reported when the examples are rendered
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(self.tokenizer.all_special_ids)
         return [token for token in self.template.encode(text.rpartition(PROBE)[2], []) if token in special]
@@ -77,40 +77,40 @@ class ChatRenderer:
         return sorted({self.end_id, int(self.tokenizer.eos_token_id), *self.tail[:1]})
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
-        """A chat up to where the assistant's reply begins; raises ValueError if the template refuses it."""
+        """The prompt of a chat, up to the assistant's reply; raises ValueError if the template refuses it."""
         return Rendered(self.template.ids(messages, reply_follows=True, **({"tools": list(tools)} if tools else {})))
 
     def reply(self, text: str, messages: Messages | None = None) -> list[int]:
-        """Token ids of an assistant's reply, with its end token, as they stand in the rendered chat behind the prompt.
+        """Token ids of an assistant's reply with its end token, as in the rendered chat behind the prompt.
 
         Args:
             text: the reply; an end token at its end is not counted as text.
-            messages: the chat before it; None tokenizes the text by itself.
+            messages: the chat before it; None tokenizes the text alone.
 
         Raises:
-            ValueError: the template does not write the prompt before the reply as it writes it before a reply is generated.
+            ValueError: the template renders the prompt differently in a chat with the reply.
         """
         text = self.without_end(text)
         if messages is None:
             return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id]
         chat = [*messages, {"role": "assistant", "content": text}]
-        rest, _ = self.behind(chat)
-        behind = sum(token in self.end_ids for token in self.tail)
-        ends = [i for i, token in enumerate(rest) if token in self.end_ids][-behind:] if behind else []
-        return [*(rest[: ends[0]] if ends else rest), self.end_id]
+        reply_ids, _ = self.continuation(chat)
+        n_ends = sum(token in self.end_ids for token in self.tail)
+        ends = [i for i, token in enumerate(reply_ids) if token in self.end_ids][-n_ends:] if n_ends else []
+        return [*(reply_ids[: ends[0]] if ends else reply_ids), self.end_id]
 
-    def behind(self, chat: Messages) -> tuple[list[int], bool]:
-        """Token ids of what the template writes behind the prompt of the last turn, and whether they are the whole chat's.
+    def continuation(self, chat: Messages) -> tuple[list[int], bool]:
+        """Token ids behind the prompt of the last turn, and whether prompt and these ids are the tokens of the rendered chat.
 
-        They are not where the chat's tokens do not begin with the prompt's, as where a blank line at the border is one token in
-        the whole and two apart. The student reads the prompt's own tokens, so the reply is then tokenized by itself.
+        They are not where the chat's tokens do not begin with the prompt's, for example if a blank line at the border is one
+        token in the chat and two in its parts. The student reads the prompt's own tokens, so the reply is tokenized separately.
 
         Raises:
             ValueError: the chat's text does not begin with the prompt's.
         """
-        prompt_ids, whole = self.render(chat[:-1]).token_ids, self.template.ids(chat, reply_follows=False)
-        if whole[: len(prompt_ids)] == prompt_ids:
-            return whole[len(prompt_ids) :], True
+        prompt_ids, chat_ids = self.render(chat[:-1]).token_ids, self.template.ids(chat, reply_follows=False)
+        if chat_ids[: len(prompt_ids)] == prompt_ids:
+            return chat_ids[len(prompt_ids) :], True
         prompt = self.template.text(chat[:-1], reply_follows=True)
         text, spans = self.template.spans(chat, reply_follows=False)
         if not text.startswith(prompt):
@@ -121,30 +121,30 @@ class ChatRenderer:
                 "model.template_options, or give model.chat_template=<file> in which both begin alike."
             )
         n = len(prompt)
-        return self.template.encode_rest(text[n:], [(start - n, end - n) for start, end in spans if start >= n]), False
+        return self.template.encode_continuation(text[n:], [(start - n, end - n) for start, end in spans if start >= n]), False
 
     def without_end(self, text: str) -> str:
-        """A reply without end tokens, and blanks behind them, at its end."""
+        """A reply without end tokens at its end, and the blanks behind them."""
         ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.end_ids]
         while (end := next((e for e in ends if text.rstrip().endswith(e)), None)) is not None:
             text = text.rstrip().removesuffix(end)
         return text
 
     def between(self, messages: Messages, reply: str, answers: Messages) -> list[int]:
-        """Token ids that stand between the reply's end token and where the next reply begins.
+        """Token ids between the reply's end token and the next reply.
 
         Args:
             messages: the chat before the reply.
-            reply: its text.
-            answers: the messages behind it.
+            reply: the reply's text.
+            answers: the messages behind the reply.
 
         Raises:
-            ValueError: the template writes the chat before the answers otherwise when they follow, so that what the student
-                wrote would not be what it reads.
+            ValueError: the template renders the earlier chat differently with the answers behind it, so that the student's
+                own tokens would not be in its next prompt.
         """
-        said = [*messages, {"role": "assistant", "content": reply}]
-        before, begin = self.template.ids(said, reply_follows=False), len(self.render(messages).token_ids)
-        after = self.render([*said, *answers]).token_ids
+        chat = [*messages, {"role": "assistant", "content": reply}]
+        before, begin = self.template.ids(chat, reply_follows=False), len(self.render(messages).token_ids)
+        after = self.render([*chat, *answers]).token_ids
         ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
         if after[:cut] != before[:cut]:
@@ -169,5 +169,5 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, **templa
 
 
 def with_template_options(renderer: ChatRenderer, template_options: dict | None) -> ChatRenderer:
-    """A renderer with other options for its template, for evaluations that word prompts in another way than training."""
+    """A renderer with other template options, for evaluations whose prompts differ from those of training."""
     return renderer.with_options(template_options)

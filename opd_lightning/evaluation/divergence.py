@@ -25,8 +25,8 @@ class TeacherDivergence:
     Args:
         task, split, n: the first n examples of a split.
         renderer: the student's.
-        max_new_tokens: of the sampled completions, at temperature 1.
-        batch_size: completions at a time.
+        max_new_tokens: limit of the sampled completions, at temperature 1.
+        batch_size: completions per batch.
     """
 
     def __init__(
@@ -50,29 +50,32 @@ class TeacherDivergence:
             return {}
         return self.measure(student, teacher, generator, "heldout")
 
-    def measure(self, student: Student, other: Any, generator: Generator, group: str) -> dict[str, Estimate]:
-        """Both KLs to another model on the words that both have, named `<group>/<kl>`."""
-        itself = reader(student, self.renderer)
+    def measure(self, student: Student, teacher: Any, generator: Generator, group: str) -> dict[str, Estimate]:
+        """Both KLs to another model (a teacher that is set up) on the words of both models, named `<group>/<kl>`."""
+        student_reader = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
             samples = self.rollout(prompts, derive_seed(0, "evaluation", i), generator, {}).samples
-            for read in chunks({"student": itself, "teacher": other}, samples):
-                mine, theirs = read["student"], read["teacher"]
-                shared = mine.shared.meet([theirs.shared])
-                log_s, log_t = (x.log_p if x.shared == shared else shared.cut(x.log_p).log_softmax(-1) for x in (mine, theirs))
+            for read in chunks({"student": student_reader, "teacher": teacher}, samples):
+                student_scores, teacher_scores = read["student"], read["teacher"]
+                shared = student_scores.shared.intersection([teacher_scores.shared])
+                log_s, log_t = (
+                    x.log_p if x.shared == shared else shared.cut(x.log_p).log_softmax(-1)
+                    for x in (student_scores, teacher_scores)
+                )
                 stats = diagnose(log_s, {"teacher": FullLogProbs(log_t)})
-                sums = {name: total + stats[name][theirs.valid].sum().item() for name, total in sums.items()}
-                count += int(theirs.valid.sum())
+                sums = {name: total + stats[name][teacher_scores.valid].sum().item() for name, total in sums.items()}
+                count += int(teacher_scores.valid.sum())
         return {f"{group}/{name}": Estimate(total / max(count, 1), len(self.examples)) for name, total in sums.items()}
 
 
 class StartDivergence(TeacherDivergence):
-    """KL to the start model, both ways and per token, on the student's own completions: its change in training.
+    """KL to the start model, both ways and per token, on the student's own completions: how far training moved it.
 
     Args:
-        model: the student's start; a copy is loaded, which takes its memory once more.
+        model: the student's start model; a second copy is loaded and takes memory.
         task, renderer, max_new_tokens, split, n, batch_size: as for `TeacherDivergence`.
-        skill: prompts of this skill or group of skills alone, such as "prior"; None takes all.
+        skill: only prompts of this skill or group of skills, such as "prior"; None takes all.
     """
 
     def __init__(
@@ -143,8 +146,8 @@ class ReferenceLikelihood:
 CHUNK = 256
 
 
-class Read(FullLogProbs):
-    """Log-probabilities [n, V] of a reader over its words, `shared`; valid [n] where it could read the token."""
+class ReaderLogProbs(FullLogProbs):
+    """Log-probabilities [n, V] of a reader over its words, `shared`; valid [n] where the reader has a target for the token."""
 
     shared: Words
     valid: Tensor
@@ -154,12 +157,12 @@ class Read(FullLogProbs):
 
 
 def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
-    """The student, or the weights of a teacher that is set up, as a teacher that reads the student's own prompt."""
-    itself = live(NoContext(renderer.template_options))
-    itself.setup(student, renderer)
+    """A teacher on the student's own prompt, with the student's weights or those of a teacher that is set up."""
+    teacher = live(NoContext(renderer.template_options))
+    teacher.setup(student, renderer)
     if weights is not None:
-        itself.weights, itself.source = weights, weights.source
-    return itself
+        teacher.weights, teacher.source = weights, weights.source
+    return teacher
 
 
 def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Iterator[Prompts]:
@@ -170,10 +173,13 @@ def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Itera
 
 
 @torch.no_grad()
-def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, Read]]:
-    """What each reader says of the samples' packed tokens, CHUNK rows at a time."""
-    scores = {name: one.score(samples) for name, one in readers.items()}
+def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, ReaderLogProbs]]:
+    """The log-probabilities of each reader on the samples' packed tokens, CHUNK rows at a time."""
+    scores = {name: model.score(samples) for name, model in readers.items()}
     for start in range(0, sum(sample.trainable for sample in samples), CHUNK):
         rows = slice(start, start + CHUNK)
-        some = {name: score.chunk(rows) for name, score in scores.items()}
-        yield {name: Read(x.logits.log_softmax(-1), words_of(scores[name]), x.valid) for name, x in some.items()}
+        logits = {name: score.chunk(rows) for name, score in scores.items()}
+        yield {
+            name: ReaderLogProbs(target.logits.log_softmax(-1), words_of(scores[name]), target.valid)
+            for name, target in logits.items()
+        }

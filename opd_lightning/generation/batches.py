@@ -1,4 +1,4 @@
-"""Which prompts a model can continue side by side: a few recurrent ones read padding as text, or mix the rows of a batch."""
+"""Prompts that a model can continue in one batch: a few recurrent models read padding as text, or mix the rows of a batch."""
 
 import logging
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from transformers import GenerationConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-KNOWN: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
-"""What was found of a model."""
+DETECTED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""The result of `batch_support` for each model."""
 
-TOLD = {"equal": "prompts of one length at a time", "single": "one prompt at a time"}
-"""How completions are written where not all can be written at once, by what `widest` finds."""
+GROUPING = {"equal": "prompts of one length at a time", "single": "one prompt at a time"}
+"""How completions are generated where one batch cannot hold all prompts, by the result of `batch_support`."""
 
 
 @torch.no_grad()
-def widest(lm: PreTrainedModel, prompt: Sequence[int]) -> str:
-    """What a model continues in a batch as it would alone: "any" prompts, those of "equal" length, or a "single" one.
+def batch_support(lm: PreTrainedModel, prompt: Sequence[int]) -> str:
+    """The prompts that a model continues in a batch as it does alone: "any", those of "equal" length, or a "single" one.
 
-    Found by trying, once for each model: the first tokens of the prompt, alone, and behind masked copies of the last one (the
-    pad token may have an embedding of zeros today) beside a longer row.
+    Tested once for each model: the first tokens of the prompt, alone, and behind masked copies of the last one (the pad token
+    may have an embedding of zeros) beside a longer row.
 
     Args:
-        lm: in eval mode; it writes two tokens, the second from its cache.
+        lm: in eval mode; it generates two tokens, the second from its cache.
     """
-    if lm not in KNOWN:
+    if lm not in DETECTED:
         ids = torch.tensor([list(prompt[:4])], device=lm.device)
         other, padding = ids.flip(1), ids[:, -1:].expand(1, 8)
         alone, mask = _greedy(lm, ids), torch.ones(2, 8 + ids.shape[1], dtype=torch.long, device=lm.device)
@@ -35,17 +35,19 @@ def widest(lm: PreTrainedModel, prompt: Sequence[int]) -> str:
         longer = torch.cat([other[:, :1].expand(1, 8), other], 1)
         padded = _greedy(lm, torch.cat([torch.cat([padding, ids], 1), longer]), mask)
         kind = "any" if _same(padded, alone) else "equal" if _same(_greedy(lm, torch.cat([ids, other])), alone) else "single"
-        KNOWN[lm] = kind
+        DETECTED[lm] = kind
         if kind != "any":
-            what = "reads the padding before a prompt" if kind == "equal" else "mixes the rows of a batch"
-            log.warning(f"warning: {type(lm).__name__} {what}, so completions are written for {TOLD[kind]}, which is slower.")
-    return KNOWN[lm]
+            fault = "reads the padding before a prompt" if kind == "equal" else "mixes the rows of a batch"
+            log.warning(
+                f"warning: {type(lm).__name__} {fault}, so completions are written for {GROUPING[kind]}, which is slower."
+            )
+    return DETECTED[lm]
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    """Are the logits the same but for rounding?"""
+def _same(logits: Tensor, expected: Tensor) -> bool:
+    """Whether the logits agree up to rounding."""
     spread = (expected - expected.mean(-1, keepdim=True)).square().mean()
-    return not bool((found - expected).square().mean() > 0.05**2 * spread)
+    return not bool((logits - expected).square().mean() > 0.05**2 * spread)
 
 
 def _greedy(lm: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""A probe of an engine's weights: its log-probabilities of a few tokens against the student's."""
+"""A test of an engine's weights: its log-probabilities of a few tokens against the student's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from opd_lightning.utils.vocabulary import Words
 
 
 class Probe:
-    """Rows of random words, the same at every comparison; improbable words make a small difference of weights show.
+    """Rows of random tokens, the same at every comparison; improbable tokens make a small difference of weights visible.
 
     Args:
         words: the student's.
-        rows, length: how many words are compared.
+        rows, length: the number and the length of the rows.
     """
 
     def __init__(self, words: Words, rows: int = 2, length: int = 16):
@@ -27,22 +27,22 @@ class Probe:
 
         Args:
             student: the trained model.
-            logprobs: gives the engine's log-probability of each token of some rows but the first.
-            bound: the largest difference that is taken.
+            logprobs: returns the engine's log-probability of each token of its rows, except the first.
+            bound: the largest difference that is accepted.
 
         Raises:
             ValueError: the difference exceeds the bound.
         """
-        found = torch.tensor(logprobs(self.rows))
+        engine_logprobs = torch.tensor(logprobs(self.rows))
         with student.evaluating() as lm:
             rows = torch.tensor(self.rows, device=lm.device)
             logits = lm(input_ids=rows).logits.float()[:, :-1]
-        expected = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()
-        difference = float((found - expected).abs().mean())
+        student_logprobs = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()
+        difference = float((engine_logprobs - student_logprobs).abs().mean())
         if not difference <= bound:
             raise ValueError(
                 f"the engine's log-probabilities differ by {difference:.2g} nats per token from the student's "
                 f"(generator.max_mismatch={bound:g}): its weights are not those of the last update, or it computes the model "
-                "otherwise. Take generator=transformers, give both the same dtype, or raise the bound."
+                "differently. Take generator=transformers, give both the same dtype, or raise the bound."
             )
         return difference

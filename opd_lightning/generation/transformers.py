@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from opd_lightning.contracts import Renderer
-from opd_lightning.generation.batches import widest
+from opd_lightning.generation.batches import batch_support
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 from opd_lightning.utils.vocabulary import Words
@@ -29,7 +29,7 @@ class TransformersGenerator:
 
     Args:
         tokenizer: the student's.
-        renderer: knows the tokens that end a reply; without it EOS and those of the model's generation config do.
+        renderer: has the tokens that end a reply; without it EOS and those of the model's generation config end it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
@@ -42,8 +42,12 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            done = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.words)
-        return done if model is not None else [replace(completion, policy_version=self.version) for completion in done]
+            completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.words)
+        return (
+            completions
+            if model is not None
+            else [replace(completion, policy_version=self.version) for completion in completions]
+        )
 
     def update_weights(self, student: Any, version: int | None) -> None:
         """Set the student, whose weights are read in place."""
@@ -57,13 +61,13 @@ def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
     """The logits processors of the sampling distribution, in transformers' order."""
     if sampling.temperature == 0:
         return []
-    chosen: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
-    chosen += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
-    return chosen + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)] if sampling.temperature != 1 else []
+    processors += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    return processors + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
 
 
 class OnlyWords(LogitsProcessor):
-    """Leaves out the rows behind the tokenizer's last word, which pad the output layer, and ids without a word."""
+    """Sets the logits of ids without a word to -inf, and drops the padding rows behind the tokenizer's last word."""
 
     def __init__(self, words: Words):
         self.words = words
@@ -101,10 +105,10 @@ class _Recorder(LogitsProcessor):
 
 
 def eos_ids(lm: PreTrainedModel, end_ids: Sequence[int]) -> list[int]:
-    """Every id that ends a completion: those that end a reply, and those of the model's generation config."""
-    own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
-    more = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted({*end_ids, *more})
+    """The ids that end a completion: those that end a reply, and those of the model's generation config."""
+    model_ids = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    extra = [] if model_ids is None else [model_ids] if isinstance(model_ids, int) else list(model_ids)
+    return sorted({*end_ids, *extra})
 
 
 @torch.no_grad()
@@ -124,7 +128,7 @@ def decode(
         words: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
-    if len(prompt_ids) > 1 and (kind := widest(lm, min(prompt_ids, key=len))) != "any":
+    if len(prompt_ids) > 1 and (kind := batch_support(lm, min(prompt_ids, key=len))) != "any":
         keys = [len(prompt) if kind == "equal" else b for b, prompt in enumerate(prompt_ids)]
         if len(set(keys)) > 1:
             return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, words)
@@ -180,9 +184,9 @@ def decode_apart(
     pad: int,
     words: Words | None = None,
 ) -> list[Completion]:
-    """One completion of each prompt, those of one key at a time; see `batches`."""
-    done: dict[int, Completion] = {}
+    """One completion of each prompt, generated for the prompts of one key at a time; see `batches`."""
+    completions: dict[int, Completion] = {}
     for key in sorted(set(keys)):
-        rows = [b for b, own in enumerate(keys) if own == key]
-        done |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad, words), strict=True)
-    return [done[b] for b in range(len(prompt_ids))]
+        rows = [b for b, row_key in enumerate(keys) if row_key == key]
+        completions |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad, words), strict=True)
+    return [completions[b] for b in range(len(prompt_ids))]

@@ -234,7 +234,7 @@ def fitted(target: Any, known: Words, words: Words, dtype: torch.dtype) -> Any:
         known, words: the ids that the teacher has, and the student.
     """
     target = target.narrow(min(known.size, words.size), dtype)
-    shared = words.meet([known])
+    shared = words.intersection([known])
     if shared.absent and hasattr(target, "logits"):
         target = replace(target, logits=shared.cut(target.logits))
     return target if known.covers(words) else replace(target, shared=shared)

@@ -1,4 +1,4 @@
-"""Losses that are NaN or infinite: which term it is, why, and what helps."""
+"""Losses that are NaN or infinite: the term, the reason and the remedy."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ REMEDIES = {
     "policy_gradient": "Take the mask off the student's logits, or sample with it.",
     "cross_entropy": "Take the mask off the student's logits, or leave examples with such tokens out.",
 }
-"""What helps where a term of the objective is infinite."""
+"""The remedy for an infinite term of the objective."""
 
 
 class NotFinite(ValueError):
@@ -19,26 +19,26 @@ class NotFinite(ValueError):
 
 
 def reason(stats: Mapping[str, Tensor], weight: Tensor, terms: Iterable[str]) -> str:
-    """What to say of a loss that is not finite.
+    """The error message for a loss that is not finite.
 
     Args:
         stats [N]: the loss and the statistics of every token.
-        weight [N]: of the tokens.
-        terms: of the objective.
+        weight [N]: loss weights of the tokens.
+        terms: names of the objective's terms.
     """
     loss = stats["loss"]
     wrong = ~torch.isfinite(loss) & (weight != 0)
-    said = f"the loss of {int(wrong.sum())} of {len(loss)} tokens is not finite: "
+    message = f"the loss of {int(wrong.sum())} of {len(loss)} tokens is not finite: "
     entropies = [stats[name] for name in ("student_entropy", "teacher_entropy") if name in stats] or [loss]
     if not wrong.any() or any(x[wrong].isnan().any() for x in entropies):
-        return said + (
+        return message + (
             "the weights or the logits of student or teacher are NaN or infinite. Go back to an earlier checkpoint, and lower "
             "optim.lr or optim.clip_norm."
         )
-    known = [name for name in REMEDIES if name in set(terms)]
-    guilty = [name for name in known if not torch.isfinite(stats.get(f"{name}_loss", loss)[wrong]).all()]
-    return said + (
+    active = [name for name in REMEDIES if name in set(terms)]
+    infinite = [name for name in active if not torch.isfinite(stats.get(f"{name}_loss", loss)[wrong]).all()]
+    return message + (
         "it is infinite, for one side gives no probability (logits of -inf) to what the other does not rule out: the forward "
         "KL and the cross-entropy need the student's probability, the reverse KL the teacher's. "
-        + " ".join(REMEDIES[name] for name in guilty or ["divergence"])
+        + " ".join(REMEDIES[name] for name in infinite or ["divergence"])
     )

@@ -1,4 +1,4 @@
-"""Adapters by PEFT: small weights beside frozen ones, put into the model in place, so that it stays the class it is."""
+"""Adapters by PEFT: low-rank weights beside frozen ones, added to the model in place, so that its class is unchanged."""
 
 import copy
 import re
@@ -13,15 +13,15 @@ from transformers.pytorch_utils import Conv1D
 
 
 def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
-    """Put a fresh adapter into a model, in place; only it is trained, in float32.
+    """Add a fresh adapter to a model, in place; only the adapter is trained, in float32.
 
     Args:
         adapter: a PEFT configuration, such as `peft.LoraConfig`.
 
     Raises:
-        ValueError: PEFT cannot apply it, it adapts the output layer, whose weights the loss reads without it, or it trains or
-            changes other weights than low-rank factors, which neither checkpoint nor export would have; or a layer is not what
-            PEFT takes it for.
+        ValueError: PEFT cannot apply it; it adapts the output layer, whose weights the loss uses directly; it trains or changes
+            other weights than low-rank factors, which neither checkpoint nor export would have; or it adapts a layer that is
+            no plain linear layer.
     """
     init = getattr(adapter, "init_lora_weights", True)
     if init not in (True, False, "gaussian", "orthogonal"):
@@ -30,7 +30,7 @@ def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
             "true or gaussian."
         )
     try:
-        lm.add_adapter(sparing(lm, adapter))
+        lm.add_adapter(exclude_unfit(lm, adapter))
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"adapter: PEFT cannot put it into {type(lm).__name__} ({error}).") from error
     if type(lm.get_output_embeddings()) is not nn.Linear:
@@ -49,8 +49,8 @@ def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
     return lm
 
 
-def is_own(module: nn.Module) -> bool:
-    """Is this a linear layer by its class alone, as a router that returns a tuple? Found by reading zeros and ones."""
+def is_custom_linear(module: nn.Module) -> bool:
+    """Whether a subclass of Linear computes something else, such as a router's tuple; tested on unit vectors."""
     kind = type(module)
     if not isinstance(module, nn.Linear) or kind is nn.Linear or not kind.__module__.startswith("transformers.models."):
         return False
@@ -62,32 +62,34 @@ def is_own(module: nn.Module) -> bool:
         return True
 
 
-SEALED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-"""Architectures whose kernels read out_proj's weights past the layer, so that PEFT refuses to adapt it; Mamba's dt_proj is read
-like that in all of them, and its adapter would learn nothing."""
+FUSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Architectures whose kernels use out_proj's weights without calling the layer, so that PEFT refuses to adapt it. All
+kernels use Mamba's dt_proj in this way, and an adapter of it would have no effect."""
 
 
-def sparing(lm: PreTrainedModel, adapter: Any) -> Any:
-    """The configuration, which leaves out what `all-linear` takes for linear layers to adapt and cannot."""
-    sealed = (".dt_proj", ".out_proj") if lm.config.model_type in SEALED else (".dt_proj",)
-    names = [name for name, module in lm.named_modules() if name.endswith(sealed) or is_own(module)]
-    given = getattr(adapter, "exclude_modules", None)
+def exclude_unfit(lm: PreTrainedModel, adapter: Any) -> Any:
+    """The adapter's configuration, which excludes layers that `all-linear` selects and that cannot be adapted."""
+    fused = (".dt_proj", ".out_proj") if lm.config.model_type in FUSED else (".dt_proj",)
+    names = [name for name, module in lm.named_modules() if name.endswith(fused) or is_custom_linear(module)]
+    user_excluded = getattr(adapter, "exclude_modules", None)
     if not names or getattr(adapter, "target_modules", None) != "all-linear":
         return adapter
-    spared = copy.copy(adapter)
+    adjusted = copy.copy(adapter)
     pattern = "|".join(map(re.escape, names))
-    spared.exclude_modules = f"(?:{given})|{pattern}" if isinstance(given, str) else [*(given or []), *names]
-    return spared
+    adjusted.exclude_modules = (
+        f"(?:{user_excluded})|{pattern}" if isinstance(user_excluded, str) else [*(user_excluded or []), *names]
+    )
+    return adjusted
 
 
 def check_layers(lm: nn.Module, adapter: Any) -> None:
-    """Make sure that each adapted layer adds scaling x B A to its weights, and nothing else.
+    """Check that each adapted layer adds scaling x B A to its weights, and nothing else.
 
     Raises:
-        ValueError: one does not; its average, and the merged model, would be other than what was trained.
+        ValueError: one does not; its average and the merged model would differ from the trained model.
     """
     for name, layer in layers(lm).items():
-        if is_own(layer.get_base_layer()):
+        if is_custom_linear(layer.get_base_layer()):
             raise ValueError(
                 f"adapter.target_modules={adapter.target_modules} adapts {name}, a {type(layer.get_base_layer()).__name__}, "
                 "whose output is no plain product; leave it out (all-linear does)."
@@ -99,30 +101,30 @@ def check_layers(lm: nn.Module, adapter: Any) -> None:
             )
         if layer.lora_variant or any(getattr(layer, "lora_bias", {}).values()):
             raise ValueError(
-                "adapter asks for a variant of LoRA (use_dora, lora_bias or the like), whose effect is more than a low-rank "
+                "adapter sets a variant of LoRA (use_dora or lora_bias), whose effect is more than a low-rank "
                 "change of weights; leave it out."
             )
 
 
 def layers(lm: nn.Module) -> dict[str, Any]:
-    """The layers that carry a low-rank adapter, by name."""
+    """The layers with a low-rank adapter, by name."""
     return {name: module for name, module in lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")}
 
 
 def is_low_rank(lm: nn.Module) -> bool:
-    """Is there an adapter, and are its low-rank factors all that is trained?"""
+    """Whether there is an adapter, and only its low-rank factors are trained."""
     factors = {id(f) for layer in layers(lm).values() for part in (layer.lora_A, layer.lora_B) for f in part.parameters()}
     return bool(factors) and {id(p) for p in lm.parameters() if p.requires_grad} <= factors
 
 
 def is_fresh(lm: nn.Module) -> bool:
-    """Does the model with its adapter do what it does without? True where every second factor is still zero."""
+    """Whether the adapter has no effect yet: every second factor is zero."""
     return is_low_rank(lm) and not any(torch.any(f) for layer in layers(lm).values() for f in layer.lora_B.parameters())
 
 
 @contextmanager
-def switched_off(lm: PreTrainedModel) -> Iterator[None]:
-    """The model without its adapter."""
+def disabled(lm: PreTrainedModel) -> Iterator[None]:
+    """A context in which the model's adapter is disabled."""
     lm.disable_adapters()
     try:
         yield
@@ -132,38 +134,38 @@ def switched_off(lm: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other values for some parameters, by name; their own come back afterwards to the bit."""
+    """A context with other values for parameters, by name; the original values are restored exactly."""
     parameters = dict(module.named_parameters())
-    own = {name: parameters[name].data for name in tensors}
+    original = {name: parameters[name].data for name in tensors}
     try:
         for name, value in tensors.items():
-            parameters[name].data = value.to(own[name].dtype)
-        torch.clear_autocast_cache()  # autocast may have kept a cast of the own values
+            parameters[name].data = value.to(original[name].dtype)
+        torch.clear_autocast_cache()  # autocast may have kept a cast of the original values
         yield
     finally:
-        for name, value in own.items():
+        for name, value in original.items():
             parameters[name].data = value
         torch.clear_autocast_cache()
 
 
 @contextmanager
 def added(lm: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with changes of its layers' weights, by the names and in the shapes of `dense`.
+    """A context with changes added to the weights of layers, by the names and in the shapes of `dense`.
 
-    A linear layer adds x @ change.T to what it returns, which no rounding swallows; other layers get other weights, rounded to
-    their type.
+    A linear layer adds x @ change.T to its output, which avoids rounding of the sum; other layers get new weights, rounded to
+    their dtype.
     """
-    found = layers(lm)
-    linear = [name for name in changes if is_linear(found[name])]
+    adapted = layers(lm)
+    linear = [name for name in changes if is_linear(adapted[name])]
     names = {id(p): name for name, p in lm.named_parameters()}
-    others = {id(w): (w, changes[name]) for name in changes if name not in linear for w in [weight_of(found[name])]}
+    replaced = {id(w): (w, changes[name]) for name in changes if name not in linear for w in [weight_of(adapted[name])]}
 
     def hook(change: Tensor):
         return lambda _, inputs, output: output + nn.functional.linear(inputs[0], change.to(inputs[0].dtype)).to(output.dtype)
 
-    handles = [found[name].register_forward_hook(hook(changes[name])) for name in linear]
+    handles = [adapted[name].register_forward_hook(hook(changes[name])) for name in linear]
     try:
-        with substituted(lm, {names[key]: weight.detach().float() + change for key, (weight, change) in others.items()}):
+        with substituted(lm, {names[key]: weight.detach().float() + change for key, (weight, change) in replaced.items()}):
             yield
     finally:
         for handle in handles:
@@ -171,7 +173,7 @@ def added(lm: nn.Module, changes: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def is_linear(layer: Any) -> bool:
-    """Does this adapted layer multiply its input by one matrix? Experts in one parameter and convolutions do not."""
+    """Whether an adapted layer multiplies its input by one matrix; experts in one parameter and convolutions do not."""
     return isinstance(layer.get_base_layer(), nn.Linear | Conv1D) and not hasattr(layer, "parameter_name")
 
 
@@ -181,25 +183,25 @@ def weight_of(layer: Any) -> Tensor:
 
 
 def dense(lm: nn.Module) -> dict[str, Tensor]:
-    """What the adapter adds to each layer's weight, in float32: scaling x B A, [out, in] of linear layers."""
+    """The adapter's change of each layer's weight in float32: scaling x B A, [out, in] for linear layers."""
     return {name: sum_of(module) for name, module in layers(lm).items()}
 
 
 def sum_of(layer: Any) -> Tensor:
-    """The change of one layer's weight over its active adapters."""
+    """The change of one layer's weight, summed over its active adapters."""
     parts = [layer.get_delta_weight(name).detach().float() for name in layer.active_adapters]
     total = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
     return total.T if getattr(layer, "fan_in_fan_out", False) else total  # GPT-2 keeps its weights as [in, out]
 
 
 def merged(lm: PreTrainedModel) -> PreTrainedModel:
-    """The same model with the adapter's change in its weights, by PEFT's own merge, and without adapter; in place."""
-    found = layers(lm)
-    for layer in found.values():
+    """Merge the adapter into the model's weights by PEFT, and remove it; in place."""
+    adapted = layers(lm)
+    for layer in adapted.values():
         layer.merge(safe_merge=True)
-    for name, layer in found.items():
-        if any(name.startswith(f"{other}.") for other in found):
-            continue  # the adapters of two parameters of one module are nested, and the outer one knows the module
+    for name, layer in adapted.items():
+        if any(name.startswith(f"{other}.") for other in adapted):
+            continue  # the adapters of two parameters of one module are nested, and the outer one has the module
         place, _, attribute = name.rpartition(".")
         setattr(lm.get_submodule(place), attribute, layer.get_base_layer())
     lm._hf_peft_config_loaded = False  # so that transformers saves weights, and not an adapter

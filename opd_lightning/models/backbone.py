@@ -1,4 +1,4 @@
-"""The part of a language model below its output layer, and whether both together are the model."""
+"""The backbone of a language model below its output layer, and the check that both together give the model's logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,49 +9,49 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 LARGE = 1000.0
-"""Logits of this size show a cap that ordinary ones, below ten, do not reach."""
+"""The size of logits that reveals a cap; ordinary logits are below ten."""
 
 
 def backbone(lm: PreTrainedModel) -> nn.Module:
-    """What makes hidden states; some models name it otherwise than they say (Llama 4)."""
+    """The module that computes hidden states, also where `base_model_prefix` is wrong (Llama 4)."""
     if lm.base_model is not lm:
         return lm.base_model
     return next((child for child in lm.children() if isinstance(child, PreTrainedModel)), lm)
 
 
 def soft_cap(config: Any) -> float | None:
-    """The cap on a model's logits; None caps nothing."""
+    """The soft cap on a model's logits; None for no cap."""
     names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     return next((cap for name in names if (cap := getattr(config, name, None))), None)
 
 
 def scale(config: Any) -> float:
-    """What a model multiplies its logits by: Cohere multiplies, Granite divides."""
+    """The factor on a model's logits: Cohere multiplies, Granite divides."""
     factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     return factor / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: str) -> None:
-    """Make sure that backbone and head together are the model; some do to their logits what `Head` does not know.
+    """Check that backbone and head give the model's logits; some models transform logits in ways that `Head` lacks.
 
-    Compared are the logits of four tokens as they are, and those of the same hidden states made so large that a cap shows.
+    Compared are the logits of four tokens, and those of the same hidden states scaled up until a cap is visible.
 
     Args:
         lm: in eval mode.
         project: the head: logits [n, V] of hidden states [n, H].
-        name: the field to blame.
+        name: the field, for errors.
 
     Raises:
-        ValueError: they are not, or the model cannot be read as one.
+        ValueError: the logits differ, or the model is no causal language model.
     """
     kind, ids = type(lm).__name__, torch.arange(4, device=lm.device)[None]
     try:
         hidden = backbone(lm)(input_ids=ids).last_hidden_state[0]
-        same = close(project(hidden), lm(input_ids=ids).logits[0])
-        factor = max(1.0, LARGE / max(reach(project, hidden), 1e-6))
-        with scaled(backbone(lm), factor) as reached:
-            large = lm(input_ids=ids).logits[0]
-        same = same and (not reached or close(project(hidden * factor), large))
+        same = logits_agree(project(hidden), lm(input_ids=ids).logits[0])
+        factor = max(1.0, LARGE / max(logit_range(project, hidden), 1e-6))
+        with scaled(backbone(lm), factor) as calls:
+            large_logits = lm(input_ids=ids).logits[0]
+        same = same and (not calls or logits_agree(project(hidden * factor), large_logits))
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -66,34 +66,34 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         )
 
 
-def reach(project: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
-    """How far these hidden states would move logits without a cap, which small ones do not feel."""
+def logit_range(project: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
+    """The largest logit of these hidden states without a cap, extrapolated from small ones."""
     small = 1e-3
     moved = (project(hidden * small) - project(hidden * 0.0)).float() / small
     return float(moved[torch.isfinite(moved)].abs().max()) if torch.isfinite(moved).any() else LARGE
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    """Do two sets of logits agree but for rounding, where they are finite? Broken weights are a fault of another kind."""
-    known = torch.isfinite(found) & torch.isfinite(expected)
-    if not known.any():
+def logits_agree(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two sets of logits agree up to rounding, where both are finite."""
+    finite = torch.isfinite(logits) & torch.isfinite(expected)
+    if not finite.any():
         return True
-    found, expected = found[known].float(), expected[known].float()
-    return bool((found - expected).abs().max() <= 0.05 * expected.abs().max().clamp_min(1.0))
+    logits, expected = logits[finite].float(), expected[finite].float()
+    return bool((logits - expected).abs().max() <= 0.05 * expected.abs().max().clamp_min(1.0))
 
 
 @contextmanager
 def scaled(module: nn.Module, factor: float) -> Iterator[list[bool]]:
-    """A backbone whose last hidden states are multiplied; the list says whether it was called."""
-    reached: list[bool] = []
+    """A context in which a backbone's last hidden states are multiplied; the list is empty until it is called."""
+    calls: list[bool] = []
 
     def hook(_, inputs, output):
         output.last_hidden_state = output.last_hidden_state * factor
-        reached.append(True)
+        calls.append(True)
         return output
 
     handle = module.register_forward_hook(hook)
     try:
-        yield reached
+        yield calls
     finally:
         handle.remove()

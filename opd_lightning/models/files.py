@@ -1,4 +1,4 @@
-"""Files of a model folder: are they whole? Names and shapes of its weights are read without loading any."""
+"""Files of a model folder: checks that they are complete, and names and shapes of its weights without loading them."""
 
 import json
 import struct
@@ -20,15 +20,15 @@ TEXTS: tuple[str, ...] = (
 )
 TEXTS += ("added_tokens.json", "vocab.json", "adapter_config.json", "chat_template.json", "chat_template.jinja")
 TEXTS += ("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
-"""What stands beside the weights and is read with them."""
+"""Text files beside the weights."""
 
 
 class FolderError(ValueError):
-    """A model folder does not hold what it should; the sentence names the field."""
+    """A model folder is incomplete or damaged; the message names the field."""
 
 
 def check_texts(folder: str | Path, name: str) -> None:
-    """Configuration and tokenizer files are there as they were written.
+    """Check that configuration and tokenizer files are complete.
 
     Args:
         name: the field and its value, for the error.
@@ -44,7 +44,7 @@ def check_texts(folder: str | Path, name: str) -> None:
 
 
 def check_whole(path: Path, name: str) -> None:
-    """The file is neither empty nor a pointer of Git LFS."""
+    """Raises FolderError if the file is empty or a pointer of Git LFS."""
     with path.open("rb") as file:
         head = file.read(len(POINTER))
     if head == POINTER:
@@ -57,7 +57,7 @@ def check_whole(path: Path, name: str) -> None:
 
 
 def check_json(path: Path, name: str) -> None:
-    """The file holds a JSON value; of large ones only both ends are looked at."""
+    """Raises FolderError unless the file holds JSON; of large files only both ends are checked."""
     if path.stat().st_size < 2**16:
         read_json(path, name)
         return
@@ -70,7 +70,7 @@ def check_json(path: Path, name: str) -> None:
 
 
 def read_json(path: Path, name: str) -> Any:
-    """The value in a file; raises FolderError where there is none."""
+    """The JSON value in a file; raises FolderError where there is none."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -78,28 +78,28 @@ def read_json(path: Path, name: str) -> Any:
 
 
 def weight_files(folder: str | Path, name: str) -> list[Path]:
-    """The files that transformers would read the weights from, all of them whole; none where it looks elsewhere.
+    """The files that transformers would read the weights from; empty for formats other than those of `WEIGHTS`.
 
     Raises:
         FolderError: there are no weights, a part is missing, or a file is empty, cut or a pointer.
     """
     folder = Path(folder)
-    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
-    if found is None:
+    first = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if first is None:
         config = read_json(folder / "config.json", name) if (folder / "config.json").is_file() else {}
         if "transformers_weights" in config or next(folder.rglob("*.distcp"), None):
             return []
         raise FolderError(f"{name} has no weights (model.safetensors or pytorch_model.bin); {no_weights(folder)}")
-    check_whole(found, name)
-    if found.suffix != ".json":
-        return [found]
-    index = read_json(found, name)
+    check_whole(first, name)
+    if first.suffix != ".json":
+        return [first]
+    index = read_json(first, name)
     parts = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
     if not parts:
-        raise FolderError(f"{name}: {found.name} lists no files (weight_map); download it again.")
+        raise FolderError(f"{name}: {first.name} lists no files (weight_map); download it again.")
     if missing := [part for part in parts if not (folder / part).is_file()]:
         raise FolderError(
-            f"{name}: {len(missing)} of the {len(parts)} files that {found.name} lists are missing, {missing[0]} first; "
+            f"{name}: {len(missing)} of the {len(parts)} files that {first.name} lists are missing, {missing[0]} first; "
             "download the rest."
         )
     for part in parts:
@@ -108,30 +108,30 @@ def weight_files(folder: str | Path, name: str) -> list[Path]:
 
 
 def no_weights(folder: Path) -> str:
-    """What to do with a folder without weights."""
-    inside = sorted(path.parent.name for file in WEIGHTS for path in folder.glob(f"*/{file}"))
-    if inside:
-        return f"give the folder inside it that has them, such as {folder.name}/{inside[-1]}."
-    other = sorted(path.name for path in folder.iterdir() if path.suffix in (".gguf", ".pth", ".safetensors", ".bin", ".pt"))
-    if other:
-        return f"it has {other[0]}; convert that with the tool it comes from, or rename it if it is what it should be."
+    """The remedy for a folder without weights."""
+    subfolders = sorted(path.parent.name for file in WEIGHTS for path in folder.glob(f"*/{file}"))
+    if subfolders:
+        return f"give the folder inside it that has them, such as {folder.name}/{subfolders[-1]}."
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in (".gguf", ".pth", ".safetensors", ".bin", ".pt"))
+    if files:
+        return f"it has {files[0]}; convert that with the tool it comes from, or rename it if it has the weights."
     return "download the rest, or give another folder."
 
 
 def headers(files: list[Path], name: str) -> dict[str, torch.Size]:
-    """Names and shapes of all weights; their values are not read.
+    """The names and shapes of all weights; their values are not read.
 
     Raises:
         FolderError: a file is cut or of another kind.
     """
-    found: dict[str, torch.Size] = {}
+    shapes: dict[str, torch.Size] = {}
     for path in files:
-        found |= safetensors_header(path, name) if path.suffix == ".safetensors" else pickle_header(path, name)
-    return found
+        shapes |= safetensors_header(path, name) if path.suffix == ".safetensors" else pickle_header(path, name)
+    return shapes
 
 
 def safetensors_header(path: Path, name: str) -> dict[str, torch.Size]:
-    """Names and shapes in a safetensors file, whose length must be what its header says."""
+    """The names and shapes in a safetensors file; raises FolderError if its length does not fit its header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -153,36 +153,36 @@ def safetensors_header(path: Path, name: str) -> dict[str, torch.Size]:
 
 
 def pickle_header(path: Path, name: str) -> dict[str, torch.Size]:
-    """Names and shapes in a file of torch.save."""
+    """The names and shapes in a file of torch.save."""
     try:
         try:
             state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         except RuntimeError:  # files older than torch 1.6 cannot be mapped
             state = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # damaged files raise whatever pickle and zip come to
+    except Exception as error:  # damaged files raise many kinds of errors
         reason = " ".join(str(error).split())[:120]
         raise FolderError(
             f"{name}: {path.name} is damaged, or holds more than tensors ({type(error).__name__}: {reason}); download it "
             "again, or save the model anew as safetensors."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        held = sorted(map(str, state))[:3] if isinstance(state, dict) else [type(state).__name__]
+        contents = sorted(map(str, state))[:3] if isinstance(state, dict) else [type(state).__name__]
         raise FolderError(
-            f"{name}: {path.name} is no state dict of tensors (it holds {', '.join(held)}); save the model's own weights "
+            f"{name}: {path.name} is no state dict of tensors (it holds {', '.join(contents)}); save the model's own weights "
             "with save_pretrained."
         )
     return {key: value.shape for key, value in state.items()}
 
 
 def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
-    """Every word of a tokenizer has a row in its model's embedding.
+    """Check that every word of a tokenizer has a row in its model's embedding.
 
     Raises:
-        FolderError: one has none, for the tokenizer is another version's.
+        FolderError: one has none.
     """
     outside = [word for word, i in vocabulary.items() if i >= rows]
     if outside:
         raise FolderError(
-            f"{name}: its tokenizer has {len(vocabulary)} words and the model knows {rows}, {outside[0]!r} is unknown to it; "
+            f"{name}: its tokenizer has {len(vocabulary)} words and the model has {rows}, {outside[0]!r} has no row; "
             "give the tokenizer of the model's own version, or a model for all of its words."
         )

@@ -1,4 +1,4 @@
-"""Loading of pretrained weights: what the folder holds is what the model has, name by name and shape by shape."""
+"""Loading of pretrained weights, with a check that names and shapes in the folder are those of the model."""
 
 import logging
 import re
@@ -16,22 +16,22 @@ log = logging.getLogger(__name__)
 
 Reader = Callable[[dict[str, str] | None], tuple[PreTrainedModel, dict[str, Any]]]
 
-ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile, FSDP and activation checkpointing put into names wherever they wrap."""
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Prefixes of torch.compile, FSDP and activation checkpointing, anywhere in names."""
 
-LEADING: tuple[str, ...] = ("module.", "_forward_module.", "student.", "lm.", "llm.", "pretrained_model.")
-LEADING += ("base_model.model.", "language_model.", "model.language_model.")
-"""What DDP, DeepSpeed, this package, TRL, PEFT and vision models put before names; of the last, "model." stays."""
+PREFIXES: tuple[str, ...] = ("module.", "_forward_module.", "student.", "lm.", "llm.", "pretrained_model.")
+PREFIXES += ("base_model.model.", "language_model.", "model.language_model.")
+"""Prefixes of DDP, DeepSpeed, this package, TRL, PEFT and vision models; of the last, "model." is kept."""
 
-ELSEWHERE = re.compile(
+OTHER_PARTS = re.compile(
     r"^(model\.)?(visual|vision_tower|vision_model|vision_embed_tokens|multi_modal_projector|audio_tower|embed_vision|embed_audio|"
     r"mtp|mtp_layers|v_head|value_head|summary)\."
 )
-"""Parts beside the language model: other senses, heads that guess several tokens, and value heads."""
+"""Parts beside the language model: vision and audio, multi-token heads and value heads."""
 
 
 def load(place: str, name: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The causal language model of a folder or hub id, with all of its weights from there.
+    """The causal language model of a folder or hub id, with all of its weights.
 
     Args:
         place: the folder or hub id.
@@ -56,23 +56,23 @@ def load(place: str, name: str, dtype: torch.dtype, attention: str) -> PreTraine
             key_mapping=mapping,
         )
 
-    model, said = checked(read, name)
-    for sentence in [*said, *check_values(model, name)]:
+    model, warnings = checked(read, name)
+    for sentence in [*warnings, *check_values(model, name)]:
         log.warning(f"warning: {sentence}")
     return model
 
 
 def preview(place: str, name: str) -> list[str]:
-    """Whether a folder's weights fit its configuration, from their names and shapes alone.
+    """Check a folder's weights against its configuration, by names and shapes alone.
 
     Returns:
-        What loading will warn of, a sentence each.
+        The warnings of loading, a sentence each.
 
     Raises:
         FolderError: as loading would.
     """
     if not Path(place).is_dir():
-        return []  # a hub id, whose files come with the loading
+        return []  # a hub id, whose files are fetched on loading
     files = weight_files(place, name)
     shapes = headers(files, name)
     config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -84,7 +84,7 @@ def preview(place: str, name: str) -> list[str]:
 def compared(
     config: PretrainedConfig, shapes: Mapping[str, torch.Size], mapping: dict[str, str] | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """What transformers would say of weights with these shapes: it loads tensors without values into a model without."""
+    """The model and loading report of transformers for weights with these shapes, on the meta device."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         blank = AutoModelForCausalLM.from_config(config)
         state = {key: torch.empty(shape) for key, shape in shapes.items()}
@@ -101,10 +101,10 @@ def compared(
 
 
 def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
-    """A model whose weights all come from where it was read, and sentences on what was set right.
+    """A model with all of its weights from `read`, and warnings on renamed and left-out weights.
 
     Raises:
-        FolderError: they do not.
+        FolderError: a weight is missing, of another shape or left over.
     """
     with reporting() as reports:
         try:
@@ -113,48 +113,48 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
             if stripped:
                 model, info = read(stripped)
                 # transformers would put the prefixes back when it saves.
-                used: list[Any] = getattr(model, "_weight_conversions", None) or []
-                kept: Any = [change for change in used if not set(stripped) & set(change.source_patterns)]
-                model._weight_conversions = kept
+                conversions: list[Any] = getattr(model, "_weight_conversions", None) or []
+                others: Any = [change for change in conversions if not set(stripped) & set(change.source_patterns)]
+                model._weight_conversions = others
         except RuntimeError as error:
             if failed := [line.split(" ")[0] for text in reports for line in text.splitlines() if "| CONVERSION" in line]:
                 raise FolderError(
-                    f"{name}: its weights cannot be put together as its config.json says, {some(set(failed))}; a part of them "
-                    "may be missing: give the folder as it was saved, complete."
+                    f"{name}: its weights cannot be put together as in its config.json, {first_names(set(failed))}; a part "
+                    "of them may be missing: give the folder as it was saved, complete."
                 ) from error
             raise
-    said = []
+    warnings = []
     if stripped:
         tokens = dict.fromkeys(re.sub(r"\^|\\|\(\?:\)", "", pattern) for pattern in stripped)
-        said.append(f"{name}: the names of its weights have {', '.join(tokens)} before or in them, which is left out.")
-    beside = {key for key in info["unexpected_keys"] if ELSEWHERE.match(key)}
-    if beside:
-        said.append(f"{name}: {some(beside)}: no part of {type(model).__name__}, left out.")
-    if problems := faults(info, info["unexpected_keys"] - beside):
+        warnings.append(f"{name}: the names of its weights have {', '.join(tokens)} before or in them, which is left out.")
+    other_parts = {key for key in info["unexpected_keys"] if OTHER_PARTS.match(key)}
+    if other_parts:
+        warnings.append(f"{name}: {first_names(other_parts)}: no part of {type(model).__name__}, left out.")
+    if problems := faults(info, info["unexpected_keys"] - other_parts):
         raise FolderError(
             f"{name} does not hold the {type(model).__name__} that its config.json describes: {'; '.join(problems)}; "
             f"{remedy(info)}"
         )
-    return model, said
+    return model, warnings
 
 
 def faults(info: dict[str, Any], unexpected: set[str]) -> list[str]:
-    """What is missing, of another shape, or too much."""
-    found = []
+    """The weights that are missing, of another shape, or unexpected, as phrases."""
+    phrases = []
     if info["missing_keys"]:
-        found.append(f"missing and to be drawn at random: {some(info['missing_keys'])}")
+        phrases.append(f"missing and to be drawn at random: {first_names(info['missing_keys'])}")
     if info["mismatched_keys"]:
         key, has, wants = min((k, tuple(has), tuple(wants)) for k, has, wants in info["mismatched_keys"])
-        more = len(info["mismatched_keys"]) - 1
-        also = f", and {more} more" if more else ""
-        found.append(f"of another shape: {key} is {list(has)} where {list(wants)} is meant{also}")
+        rest = len(info["mismatched_keys"]) - 1
+        also = f", and {rest} more" if rest else ""
+        phrases.append(f"of another shape: {key} is {list(has)} where {list(wants)} is meant{also}")
     if unexpected:
-        found.append(f"without a place in the model: {some(unexpected)}")
-    return found
+        phrases.append(f"without a place in the model: {first_names(unexpected)}")
+    return phrases
 
 
 def remedy(info: dict[str, Any]) -> str:
-    """The end of the sentence."""
+    """The remedy for a faulty loading report, as the end of a sentence."""
     if any("lora_" in key or "base_layer" in key for key in info["unexpected_keys"]):
         return "merge the adapter (PEFT's merge_and_unload) and save the result, or give the adapter's own folder."
     if info["missing_keys"] == {"lm_head.weight"}:
@@ -165,19 +165,19 @@ def remedy(info: dict[str, Any]) -> str:
     return "give the folder as it was saved, complete and with the config.json that belongs to it."
 
 
-def some(keys: set[str], n: int = 3) -> str:
-    """The first of some names, and how many more there are."""
+def first_names(keys: set[str], n: int = 3) -> str:
+    """The first n names, and the number of the rest, as text."""
     return ", ".join(sorted(keys)[:n]) + (f" and {len(keys) - n} more" if len(keys) > n else "")
 
 
 def wrappers(unexpected: set[str], expected: set[str], backbone: str) -> dict[str, str]:
-    """The known prefixes that keep weights from their places, as patterns and replacements for transformers.
+    """The prefixes to strip from unexpected names, as patterns and replacements for transformers.
 
     Args:
         expected: names of the model's weights.
         backbone: the model's own prefix, which transformers adds where it is missing.
     """
-    found: dict[str, str] = {}
+    replacements: dict[str, str] = {}
     for key in sorted(unexpected):
         steps: dict[str, str] = {}
         rest = key
@@ -186,19 +186,19 @@ def wrappers(unexpected: set[str], expected: set[str], backbone: str) -> dict[st
                 break
             pattern, replacement, rest = step
             while pattern in steps:
-                pattern += "(?:)"  # each takes a prefix away once
+                pattern += "(?:)"  # each pattern strips a prefix once
             steps[pattern] = replacement
         else:
-            found |= steps
-    return found
+            replacements |= steps
+    return replacements
 
 
 def next_step(key: str) -> tuple[str, str, str] | None:
     """The first wrapper of a name: pattern, replacement, and the name without it."""
-    for token in ANYWHERE:
+    for token in WRAPPERS:
         if token in key:
             return re.escape(token), "", key.replace(token, "", 1)
-    for prefix in LEADING:
+    for prefix in PREFIXES:
         if key.startswith(prefix):
             new = "model." if prefix == "model.language_model." else ""
             return f"^{re.escape(prefix)}", new, new + key.removeprefix(prefix)
@@ -206,12 +206,12 @@ def next_step(key: str) -> tuple[str, str, str] | None:
 
 
 def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
-    """Sentences on matrices of zeros, as half a download may leave them.
+    """Warnings on matrices of zeros, as an incomplete download may have.
 
     Raises:
         FolderError: a weight is not finite.
     """
-    blank = set()
+    zeros = set()
     for key, value in model.named_parameters():
         if not value.is_floating_point() or not value.numel() or value.element_size() == 1:
             continue
@@ -220,15 +220,15 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
             raise FolderError(
                 f"{name}: {key} has values that are not finite; download it again, or give an earlier checkpoint."
             )
-        if low == high == 0 and value.ndim > 1 and not key.endswith("bias") and not ELSEWHERE.match(key):
-            blank.add(key)
-    if blank:
-        yield f"{name}: {some(blank)}: nothing but zeros; where that is not meant, download it again."
+        if low == high == 0 and value.ndim > 1 and not key.endswith("bias") and not OTHER_PARTS.match(key):
+            zeros.add(key)
+    if zeros:
+        yield f"{name}: {first_names(zeros)}: all zeros; where that is not meant, download it again."
 
 
 @contextmanager
 def reporting() -> Iterator[list[str]]:
-    """Keeps transformers from printing tables of what is said here in a sentence or set right; they are collected."""
+    """A context that collects the loading reports of transformers, which would be printed."""
     reports: list[str] = []
 
     def quiet(record: logging.LogRecord) -> bool:

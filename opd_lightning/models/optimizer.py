@@ -14,17 +14,17 @@ from transformers import get_scheduler
 log = logging.getLogger(__name__)
 
 SAMPLED = 1 << 16
-"""Weights of each tensor that a share is estimated from."""
+"""Weights of each tensor from which a share is estimated."""
 
 
 def movable(parameters: Iterable[Tensor], size: float, dtype: torch.dtype | None = None) -> float:
-    """The share of weights that a change of this size moves; the others are rounded back to what they were.
+    """The share of weights that an update of this size changes; the others are rounded back to their value.
 
     An update of AdamW changes a weight by about the learning rate, whatever its gradient. bfloat16 has 8 bits for a weight of
-    0.02, so nothing below 0.00006 moves it, and a thousand such updates leave it where it was.
+    0.02, so smaller updates than 0.00006 do not change it, however many there are.
 
     Args:
-        dtype: of the weights in training; their own unless given.
+        dtype: of the weights in training; None takes their own.
     """
     moved = counted = 0.0
     for parameter in parameters:
@@ -38,7 +38,7 @@ def movable(parameters: Iterable[Tensor], size: float, dtype: torch.dtype | None
 
 
 def rounding(parameters: Iterable[Tensor], lr: float, dtype: torch.dtype | None = None) -> str | None:
-    """A sentence if weights of a 16-bit type are trained, with the share that an update of size `lr` moves; else None."""
+    """A warning with the share that an update of size `lr` changes, if weights of a 16-bit type are trained; else None."""
     low = [p for p in parameters if torch.finfo(dtype or p.dtype).bits < 32]
     if not low:
         return None
@@ -50,7 +50,7 @@ def rounding(parameters: Iterable[Tensor], lr: float, dtype: torch.dtype | None 
 
 
 class Optim:
-    """How weights move.
+    """The optimizer with its learning rate, schedule and gradient clip.
 
     Args:
         optimizer: builds the optimizer from parameters and `lr`.
@@ -83,12 +83,12 @@ class Optim:
     def build(self, parameters: Iterable[Parameter], max_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Optimizer and schedule; `max_steps` is the horizon of schedules that end (-1: none)."""
         trained = [p for p in parameters if p.requires_grad]
-        if told := rounding(trained, self.lr):
-            log.warning(f"warning: {told}")
+        if message := rounding(trained, self.lr):
+            log.warning(f"warning: {message}")
         optimizer = self.optimizer(trained, lr=self.lr)
         horizon = None if max_steps < 0 else max_steps
         return optimizer, get_scheduler(self.schedule, optimizer, self.warmup_steps, horizon)
 
     def clip(self, parameters: Iterable[Parameter]) -> torch.Tensor:
-        """Clip the gradient in place; returns its norm before."""
+        """Clip the gradient in place; returns its norm before clipping."""
         return torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip_norm is None else self.clip_norm)

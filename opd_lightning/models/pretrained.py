@@ -1,4 +1,4 @@
-"""Pretrained models: where weights and tokenizers come from."""
+"""Pretrained models: weights, tokenizer and configuration of a folder, hub id, run or adapter."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import find, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
-from opd_lightning.models.architecture import Refused, attention_explained, attention_for, class_of
+from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts
 from opd_lightning.models.student import Student
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def locate(path: str) -> str:
-    """A folder for `pkg://package/folder` (as Hydra writes it) and `stand-in://architecture`, else the path unchanged."""
+    """The folder of `pkg://package/folder` (Hydra's syntax) or `stand-in://architecture`; other paths unchanged."""
     if path.startswith(stand_in.SCHEME):
         return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
     return packaged(path)
 
 
 def is_run(path: str) -> bool:
-    """Is this the folder of a run whose weights are in its checkpoint?"""
+    """Whether a path is the folder of a run with a checkpoint."""
     return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()
 
 
@@ -44,16 +44,16 @@ class Pretrained:
 
     Args:
         path: a folder, a hub id, `pkg://package/folder`, the folder of a finished run, or one with an adapter by PEFT.
-        dtype: of the loaded weights, such as "float32" or "bfloat16".
+        dtype: dtype of the loaded weights, such as "float32" or "bfloat16".
         attention: transformers' `attn_implementation`.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
-        teacher: path of a model that makes a good external teacher; the default of `teacher=external`.
-        chat_template: Jinja text, or a file that holds it, in place of the tokenizer's own; a base model has none.
+        teacher: path of a suitable external teacher; the default of `teacher=external`.
+        chat_template: Jinja text, or a file with it, in place of the tokenizer's own; a base model has none.
         end_token: the token that ends replies, see `ChatRenderer`.
         split_special_tokens: tokenize special tokens that texts spell as text, see `ChatTemplate`.
         checkpointing: recompute activations in the backward pass of training, for memory.
-        stand_in: say that the path is a random model, see `stand_in.py`.
-        field: of the configuration, to name in errors.
+        stand_in: whether the path is a random model, see `stand_in.py`.
+        field: the configuration's field, for errors.
         base: the model that an adapter at `path` is merged into, in place of the one that its adapter_config.json names.
     """
 
@@ -88,19 +88,19 @@ class Pretrained:
         if is_run(self.path):
             return self._from_run()
         if self.is_adapter():
-            return self._recomputing(adapter_folder.merge(self._base().model(), self._place(), self.name))
-        with self._explained():
+            return self._with_checkpointing(adapter_folder.merge(self._base().model(), self._place(), self.name))
+        with self._loading_errors():
             place = self._place()
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         attention = attention_for(config, self.attention, self.name)
-        with self._explained(), attention_explained(self.attention, self.field):
+        with self._loading_errors(), attention_errors(self.attention, self.field):
             model = loading.load(place, self.name, self.dtype, attention)
         # Weights that stay mapped to their file decode a third slower on a CPU than weights in memory of their own.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         if getattr(model.config, "rescale_every", 0):
             model.config.rescale_every = 0  # RWKV would divide its weights in place whenever it is in eval mode
-        return self._recomputing(model.eval())
+        return self._with_checkpointing(model.eval())
 
     @property
     def name(self) -> str:
@@ -108,39 +108,39 @@ class Pretrained:
         return f"{self.field}={self.path}"
 
     def preview(self) -> list[str]:
-        """Whether the weights would load, from files' headers; returns what loading will warn of, raises ValueError."""
+        """Check the weights by the files' headers; returns the warnings of loading, raises ValueError as loading would."""
         if self.is_adapter() and not is_run(self.path):
             adapter_folder.check(self._place(), self.name)
         if is_run(self.path) or self.is_adapter():
             return self._base().preview()
-        with self._explained():
+        with self._loading_errors():
             return loading.preview(self._place(), self.name)
 
     def is_adapter(self) -> bool:
-        """Is an adapter by PEFT at the path, and no whole model?"""
-        with self._explained():
-            found = adapter_folder.is_adapter(locate(self.path))
-        if self.base is not None and not found and not is_run(self.path):
+        """Whether the path holds an adapter by PEFT."""
+        with self._loading_errors():
+            is_adapter = adapter_folder.is_adapter(locate(self.path))
+        if self.base is not None and not is_adapter and not is_run(self.path):
             option = self.field.replace("path", "base")
             raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
-        return found
+        return is_adapter
 
     def _place(self) -> str:
-        """The folder or hub id, whose configuration and tokenizer are whole."""
+        """The folder or hub id, after a check of its configuration and tokenizer files."""
         place = locate(self.path)
         if Path(place).is_dir():
             check_texts(place, self.name)
         return place
 
-    def _recomputing(self, model: PreTrainedModel) -> PreTrainedModel:
-        """With activation checkpointing, if that is asked for."""
+    def _with_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, with activation checkpointing if `checkpointing` is set."""
         if self.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer; it must have an EOS token and a chat template, and borrows EOS as PAD if it has none."""
-        if self._borrows_tokenizer():
+        """Load the tokenizer, with EOS as PAD if it has none; raises ValueError without EOS token or chat template."""
+        if self._uses_base_tokenizer():
             return self._base().tokenizer()
         tokenizer = self._read_tokenizer()
         if self.chat_template is not None:
@@ -157,35 +157,35 @@ class Pretrained:
         return tokenizer
 
     def renderer(self, today: datetime | None = None) -> ChatRenderer:
-        """The tokenizer with its chat template; `today` is what a template with a date writes."""
+        """The tokenizer with its chat template; `today` is the date of templates that write one."""
         end = self.end_token or (self._base().end_token if is_run(self.path) or self.is_adapter() else None)
         return ChatRenderer(self.tokenizer(), self.template_options, end, self.split_special_tokens, today)
 
     @staticmethod
-    def _template(given: str) -> str:
-        """Jinja text as it is; anything without braces names a file."""
-        if "{" in given:
-            return given
-        if not Path(given).is_file():
-            raise ValueError(f"model.chat_template={given} does not exist; give a file, or the template itself.")
-        return Path(given).read_text()
+    def _template(template: str) -> str:
+        """The Jinja text; a value without braces is a file's path."""
+        if "{" in template:
+            return template
+        if not Path(template).is_file():
+            raise ValueError(f"model.chat_template={template} does not exist; give a file, or the template itself.")
+        return Path(template).read_text()
 
     def vocabulary(self) -> dict[str, int]:
-        """The tokenizer's ids; asks for neither EOS nor chat template."""
-        return self._base().vocabulary() if self._borrows_tokenizer() else self._read_tokenizer().get_vocab()
+        """The tokenizer's ids by token; needs neither EOS nor chat template."""
+        return self._base().vocabulary() if self._uses_base_tokenizer() else self._read_tokenizer().get_vocab()
 
-    def _borrows_tokenizer(self) -> bool:
-        """Is the tokenizer that of what these weights started from?"""
+    def _uses_base_tokenizer(self) -> bool:
+        """Whether the tokenizer is that of the base model."""
         return is_run(self.path) or (self.is_adapter() and not adapter_folder.has_tokenizer(locate(self.path)))
 
     def _read_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer at the path, as it is."""
+        """The tokenizer at the path, unchanged."""
         config = self._base().config() if self.is_adapter() else None
-        with self._explained():
+        with self._loading_errors():
             return AutoTokenizer.from_pretrained(self._place(), config=config, trust_remote_code=False)
 
     def generation_ends(self) -> list[int] | None:
-        """The ids at which the model's own generation config stops; None where it has none."""
+        """The end ids of the model's generation config; None where it has none."""
         if is_run(self.path) or self.is_adapter():
             return self._base().generation_ends()
         try:
@@ -195,30 +195,30 @@ class Pretrained:
         return ends if ends is None or isinstance(ends, list) else [int(ends)]
 
     def window(self) -> int:
-        """Tokens that the model can read at once, prompt and completion together."""
+        """The model's context length in tokens, prompt and completion together."""
         return int(getattr(self.config(), "max_position_embeddings", 0) or sys.maxsize)
 
     def words(self) -> int:
-        """Size of the vocabulary, padding included."""
+        """The size of the vocabulary, with padding."""
         return int(self.config().vocab_size)
 
     def config(self) -> PretrainedConfig:
         """The text model's configuration; no weights are loaded."""
         if is_run(self.path) or self.is_adapter():
             return self._base().config()
-        with self._explained():
+        with self._loading_errors():
             config = AutoConfig.from_pretrained(self._place(), trust_remote_code=False)
         class_of(config, self.name)
         return config.get_text_config()
 
     def lineage(self) -> list[str]:
-        """Where the weights come from, newest first."""
+        """The paths that the weights come from, newest first."""
         return [self.path, *(self._base().lineage() if is_run(self.path) or self.is_adapter() else [])]
 
     def training_flops(self) -> int | None:
-        """FLOPs of the training that made these weights, as far as it is known: a run's ledger, or made.json beside them.
+        """The FLOPs of the training of these weights, from a run's ledger or made.json; None without either.
 
-        It is the last training's: what its own start model and teacher had cost is not in it.
+        Only the last training counts, not that of its start model or teacher.
         """
         folder = Path(locate(self.path))
         if is_run(self.path) and (folder / "ledger.json").is_file():
@@ -227,11 +227,11 @@ class Pretrained:
         return made.get("train_flops")
 
     def start(self) -> "Pretrained":
-        """What the run at `path` started from; any other model is its own start."""
+        """The start model of the run at `path`; any other model is its own start."""
         return self._base() if is_run(self.path) else self
 
     def _base(self) -> "Pretrained":
-        """What the run or the adapter at `path` started from."""
+        """The start model of the run, or the base model of the adapter, at `path`."""
         dtype, field, end = str(self.dtype).removeprefix("torch."), self.field, self.end_token
         if is_run(self.path):
             start = read_run(self.path)["model"]
@@ -241,12 +241,12 @@ class Pretrained:
             option = self.field.replace("path", "base")
             path = adapter_folder.base_of(locate(self.path), self.base, self.name, option)
             base, template, field = None, self.chat_template, f"{self.name}, an adapter: {option}"
-        given = (self.template_options, None, template, self.checkpointing)
+        options = (self.template_options, None, template, self.checkpointing)
         ends = {"end_token": end, "split_special_tokens": self.split_special_tokens}
-        return Pretrained(path, dtype, self.attention, *given, field=field, base=base, **ends)  # type: ignore[arg-type]
+        return Pretrained(path, dtype, self.attention, *options, field=field, base=base, **ends)  # type: ignore[arg-type]
 
     def _from_run(self) -> PreTrainedModel:
-        """The run's weights; an adapter is merged into what it adapts."""
+        """The run's weights; an adapter is merged into its base model."""
         student = Student(self._base().model())
         adapter = read_run(self.path).get("adapter")
         if adapter is not None:
@@ -254,17 +254,17 @@ class Pretrained:
             adapters.add(student.lm, find(adapter["_target_"])(**options))
         checkpoint = torch.load(Path(self.path) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
         state = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items()}
-        missing, unknown = student.load_state_dict(state, strict=False)
+        missing, unexpected = student.load_state_dict(state, strict=False)
         trained = {name for name, p in student.named_parameters() if p.requires_grad}
-        assert not unknown and not trained & set(missing), "the checkpoint is of another model than its configuration"
-        return student.lm if adapter is None else self._recomputing(adapters.merged(student.lm))
+        assert not unexpected and not trained & set(missing), "the checkpoint is of another model than its configuration"
+        return student.lm if adapter is None else self._with_checkpointing(adapters.merged(student.lm))
 
-    def _explained(self):
-        return _Explained(f"{self.name} could not be loaded; give a folder, a hub id or the folder of a run")
+    def _loading_errors(self):
+        return _LoadingErrors(f"{self.name} could not be loaded; give a folder, a hub id or the folder of a run")
 
 
-class _Explained:
-    """Turns what loading raises into one sentence that names the field."""
+class _LoadingErrors:
+    """A context that turns errors of loading into one sentence that names the field."""
 
     def __init__(self, sentence: str):
         self.sentence = sentence
@@ -273,11 +273,11 @@ class _Explained:
         return None
 
     def __exit__(self, kind, error, trace) -> None:
-        # Damaged files raise of every kind; a memory that is full is no fault of theirs, and the others are sentences.
-        if not isinstance(error, Exception) or isinstance(error, (FolderError, Refused, MemoryError)):
+        # Damaged files raise many kinds of errors; full memory is another fault, and the other two are sentences already.
+        if not isinstance(error, Exception) or isinstance(error, (FolderError, UnsupportedModel, MemoryError)):
             return
         if "out of memory" in str(error):
             return
         text = str(error).strip().splitlines() or [""]
-        what = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ValueError(f"{self.sentence} ({what}{text[0]})") from error
+        prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{self.sentence} ({prefix}{text[0]})") from error

@@ -1,4 +1,4 @@
-"""FSDP2: the student's weights spread over devices, together again where it writes or is read."""
+"""FSDP2: the student's weights sharded over devices, and gathered for generation and scoring."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from opd_lightning.types import Sequences, Tokens
 def shard(student: nn.Module, mesh: DeviceMesh, objective: Objective) -> None:
     """Shard each layer and the rest of the student, in place.
 
-    A first forward pass through the whole tells the layers that they are part of one: a layer that is called first, as
-    decoding does, would take itself for the root.
+    A first forward pass through the full model registers the layers as its parts: a layer that is called first, as decoding
+    does, would become the root.
     """
     for layer in max((m for m in student.modules() if isinstance(m, nn.ModuleList)), key=len):
         fully_shard(layer, mesh=mesh)
@@ -32,7 +32,7 @@ def shard(student: nn.Module, mesh: DeviceMesh, objective: Objective) -> None:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Whole weights inside, whatever the devices do there: no device waits for another while it decodes."""
+    """A context with unsharded weights, in which no device waits for another."""
     parts = [m for m in module.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.unshard()
@@ -46,15 +46,15 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def align(module: nn.Module, lm: PreTrainedModel) -> None:
-    """Let every device read one token of what was gathered, so that all have used it last in the same way.
+    """Run a forward pass of one token on every device, so that the order of the last forward passes is the same.
 
-    FSDP2 fetches weights for a backward pass in the order of the forward passes before it, those of decoding included: a device
-    that had nothing to write would fetch others than one that had, and both would wait for ever.
+    FSDP2 prefetches weights for a backward pass in the order of the forward passes before it, those of decoding included.
+    Devices with different orders would wait for each other for ever.
     """
     if any(isinstance(m, FSDPModule) for m in module.modules()):
         backbone(lm)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(lm.parameters()).device))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A number that may be spread over devices, as each device's own."""
+    """The full tensor of one that may be sharded over devices."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

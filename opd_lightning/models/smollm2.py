@@ -29,7 +29,7 @@ def find_gguf() -> Path:
 
 
 def convert(out: Path) -> None:
-    """Write the folder; half a gigabyte, in about half a minute. A folder that is there is left alone."""
+    """Write the folder of half a gigabyte, in about half a minute; an existing folder is kept."""
     if (out / "config.json").is_file():
         print(f"{out} is there already")
         return

@@ -1,8 +1,8 @@
-"""Stand-ins: random models and made-up rows of the right shape, to try a recipe end to end without the hub.
+"""Stand-ins: random models and synthetic rows of the right shape, to test a recipe end to end without the hub.
 
 `stand-in://qwen3` as a model is a random one of that architecture, with a byte-level tokenizer and a chat template with a
-thinking switch; as data, `stand-in://openthoughts` has that data set's columns. What they show is that a recipe composes,
-binds, renders its prompts and trains. They say nothing of memory, speed, quality, or of the real template and data.
+thinking switch; as data, `stand-in://openthoughts` has that data set's columns. They verify that a recipe composes,
+binds, renders its prompts and trains, but not its memory, speed, quality, or the real template and data.
 """
 
 import os
@@ -33,33 +33,35 @@ NOT_VERIFIED = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and the template's marks."""
-    marks = ["<|pad|>", "<|end|>", "<|start|>"]
-    core = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate([*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())])}, merges=[])
+    """A byte-level tokenizer with the template's special tokens."""
+    special = ["<|pad|>", "<|end|>", "<|start|>"]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={t: i for i, t in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}, merges=[])
     )
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(marks)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=marks[0], eos_token=marks[1], chat_template=TEMPLATE)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[1], chat_template=TEMPLATE
+    )
 
 
 def model_folder(name: str) -> str:
-    """The folder of a random model, made if it is not there.
+    """The folder of a random model, created if it does not exist.
 
     Args:
-        name: an architecture that transformers knows, or one and a seed: "qwen3/1" is another model than "qwen3".
+        name: an architecture of transformers, with an optional seed: "qwen3/1" is another model than "qwen3".
 
     Raises:
-        ValueError: transformers knows no such architecture.
+        ValueError: transformers has no such architecture.
     """
     architecture, _, seed = name.partition("/")
     folder = Path(tempfile.gettempdir()) / "opd_lightning_stand_ins" / f"{architecture}-{seed or 0}"
     if (folder / "tokenizer_config.json").is_file():
         return str(folder)
-    words = tokenizer()
+    byte_tokenizer = tokenizer()
     sizes = dict(
-        vocab_size=len(words) + 5,  # padded, as real ones are
+        vocab_size=len(byte_tokenizer) + 5,  # padded, as real ones are
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -67,8 +69,8 @@ def model_folder(name: str) -> str:
         num_key_value_heads=2,
         max_position_embeddings=40960,
         tie_word_embeddings=True,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
+        pad_token_id=byte_tokenizer.pad_token_id,
+        eos_token_id=byte_tokenizer.eos_token_id,
         bos_token_id=None,
     )
     try:
@@ -77,15 +79,15 @@ def model_folder(name: str) -> str:
         raise ValueError(
             f"{SCHEME}{architecture} is no architecture of transformers ({str(error).splitlines()[0]})."
         ) from error
-    made = folder.with_name(f"{folder.name}.{os.getpid()}")  # other processes may be making it too
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")  # other processes may create it too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))
-        AutoModelForCausalLM.from_config(config).save_pretrained(made)
-    words.save_pretrained(made)
+        AutoModelForCausalLM.from_config(config).save_pretrained(partial)
+    byte_tokenizer.save_pretrained(partial)
     try:
-        made.rename(folder)
-    except OSError:  # one of them was first
-        shutil.rmtree(made)
+        partial.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
     return str(folder)
 
 
@@ -131,11 +133,11 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
         "answer": f"The storm of day {i} reached town {i}.",
     },
 }
-"""A made-up row by its number, with a data set's columns."""
+"""Synthetic rows by data set: a function of the row's number."""
 
 
 def rows(name: str, n: int = 60) -> list[dict[str, Any]]:
-    """Made-up rows with the columns of a data set."""
+    """Synthetic rows with the columns of a data set."""
     if name not in ROWS:
         raise ValueError(f"{SCHEME}{name} is no stand-in; choose one of {', '.join(ROWS)}.")
     return [ROWS[name](i) for i in range(n)]

@@ -19,12 +19,12 @@ from opd_lightning.utils.vocabulary import Words
 
 
 class Student(nn.Module):
-    """The trained model: backbone and head in one forward call, so that DDP and FSDP see the whole of it.
+    """The trained model: backbone and head in one forward call, as DDP and FSDP need it.
 
     Args:
         lm: a causal language model of transformers.
         chunk: rows of logits that exist at a time; see `losses.head`.
-        words: the ids that are words of its tokenizer; distributions are over these. None takes all rows.
+        words: the ids that are tokens of its tokenizer; distributions are over these. None takes all rows.
     """
 
     def __init__(self, lm: PreTrainedModel, chunk: int = 256, words: Words | None = None):
@@ -41,7 +41,7 @@ class Student(nn.Module):
 
     @property
     def window(self) -> int:
-        """Tokens that the model can read at once."""
+        """The model's context length in tokens."""
         return int(getattr(self.lm.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize)
 
     def forward(
@@ -52,7 +52,7 @@ class Student(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[PreTrainedModel]:
-        """The language model in eval mode, whole and without gradients; all that is given back afterwards."""
+        """A context with the language model in eval mode, unsharded and without gradients; the mode is restored."""
         if self.in_eval_mode:
             yield self.lm
             return
@@ -67,7 +67,7 @@ class Student(nn.Module):
             self.in_eval_mode = False
 
     def verify_head(self, name: str) -> None:
-        """Make sure that backbone and head together are the model; see `backbone.verify_head`."""
+        """Check that backbone and head give the model's logits; see `backbone.verify_head`."""
         with self.evaluating() as lm:
             verify_head(lm, replace(self.head, words=None).project, name)
 
@@ -80,11 +80,11 @@ class Student(nn.Module):
         """This model's next-token distributions on the completions of all batches, without gradient and in eval mode.
 
         Args:
-            snapshot: copy the head's weights if they are trained, so that the scores stay what it is when they are updated.
+            snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
         """
         with self.evaluating():
             hidden = torch.cat([self.hidden(sequences) for sequences in batches])
-            # The dtype is settled here: where a chunk is projected later, autocast is off.
+            # The dtype is fixed here, for autocast is off where chunks are projected later.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))
             kept = head.copy() if snapshot and head.weight.requires_grad else head
             return HiddenScores(hidden, kept.project, head.known.size, absent=head.known.absent)

@@ -1,4 +1,4 @@
-"""Weights of a model as its checkpoint would name them, for engines that hold a copy."""
+"""Weights of a model under the names of its checkpoint, for engines that hold a copy."""
 
 from collections.abc import Iterator
 
@@ -10,10 +10,10 @@ from opd_lightning.models.sharding import full_tensor
 
 
 def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights, one at a time: whole where they are spread over devices, with an adapter's change in them.
+    """The names and weights of a model, one at a time: unsharded, with an adapter merged.
 
     Tied weights come under each of their names: an engine that packs the output layer would otherwise keep the old one. Every
-    device has to take part, for spread weights are gathered.
+    device must call it, for sharded weights are gathered.
     """
     changes = {id(weight_of(layer)): layer for layer in layers(lm).values()}
     for key, parameter in lm.named_parameters(remove_duplicate=False):
@@ -22,6 +22,6 @@ def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         value, layer = full_tensor(parameter.detach()), changes.get(id(parameter))
         if layer is not None:
             change = full_tensor(sum_of(layer)).to(value.device)
-            change = change.T if getattr(layer, "fan_in_fan_out", False) else change  # back to how the layer keeps them
+            change = change.T if getattr(layer, "fan_in_fan_out", False) else change  # in the layer's own orientation
             value = (value.float() + change).to(value.dtype)
         yield key.replace(".base_layer.", "."), value

@@ -1,1 +1,1 @@
-"""Preflight: what can be known of a run before it begins."""
+"""Preflight: checks of a run before training begins."""

@@ -1,4 +1,4 @@
-"""Do student and teachers read and write as the losses take it? The first check that loads weights."""
+"""The architecture check of the student, with its losses and generation; the first check that loads weights."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ import torch
 from omegaconf import DictConfig
 
 from opd_lightning.config import build
-from opd_lightning.generation.batches import TOLD, widest
+from opd_lightning.generation.batches import GROUPING, batch_support
 from opd_lightning.models import Student, adapters
 from opd_lightning.preflight.checks import Finding
 from opd_lightning.preflight.components import Components
 
 
 def load(parts: Components, cfg: DictConfig) -> Student:
-    """The student on its device, as training would have it, with its teachers set up.
+    """The student on the training device, with its adapter and its teachers set up.
 
     Raises:
         ValueError: a model, or the adapter, is refused.
@@ -31,11 +31,11 @@ def load(parts: Components, cfg: DictConfig) -> Student:
 
 
 def architecture(parts: Components, student: Student) -> Iterator[Finding]:
-    """What was found of a student that `load` accepts."""
+    """Findings on the architecture of a student that `load` accepts."""
     kind, adapted = type(student.lm).__name__, len(adapters.layers(student.lm))
-    more = f"; the adapter changes {adapted} layers" if adapted else ""
-    yield Finding("architecture", "pass", f"{kind}: backbone and output layer together are the model{more}")
+    adapter_note = f"; the adapter changes {adapted} layers" if adapted else ""
+    yield Finding("architecture", "pass", f"{kind}: backbone and output layer together are the model{adapter_note}")
     with student.evaluating() as lm:
-        batch = widest(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
+        batch = batch_support(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
     if batch != "any":
-        yield Finding("architecture", "warn", f"{kind} continues prompts otherwise in a batch; written are {TOLD[batch]}.")
+        yield Finding("architecture", "warn", f"{kind}'s completions depend on the batch; generated for {GROUPING[batch]}.")

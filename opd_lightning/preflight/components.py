@@ -1,4 +1,4 @@
-"""The components of a run, from its configuration: what training, and the check before it, both need."""
+"""The components of a run, built from its configuration, for training and for the check before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ from opd_lightning.types import Example
 
 @dataclass(frozen=True)
 class Components:
-    """What a run is made of; no weights are loaded yet.
+    """The components of a run; no weights are loaded yet.
 
     Attributes:
         model, tokenizer, renderer: the student's.
-        generator: the engine that writes.
-        task, given, examples: the task, its training examples, and those that are not dropped for their length or their
-            reference's.
-        rollout, objective: who writes, and what is minimised.
-        teachers: those that one of these two needs.
+        generator: the engine that generates completions.
+        task, all_examples, examples: the task, its training examples, and those left after long prompts and references
+            are dropped.
+        rollout, objective: the source of completions, and the loss.
+        teachers: those that rollout or objective need, by name.
         suite: evaluations by name.
-        max_prompt_tokens: the student's limit.
-        refused: what the chat template cannot render, which `preflight` raises; None where it renders every row.
+        max_prompt_tokens: limit of the student's prompts, in tokens.
+        template_error: the first error of the chat template, which `preflight` raises; None where it renders every row.
     """
 
     model: Pretrained
@@ -46,25 +46,25 @@ class Components:
     renderer: ChatRenderer
     generator: Generator
     task: Task
-    given: Sequence[Example]
+    all_examples: Sequence[Example]
     examples: Sequence[Example]
     rollout: RolloutPolicy
     objective: Objective
     teachers: dict[str, Any]
     suite: dict[str, Any]
     max_prompt_tokens: int | None
-    refused: str | None
+    template_error: str | None
 
     def preflight(self) -> dict[str, Any]:
-        """See `preflight.data.preflight`; what was dropped is counted too."""
-        if self.refused:
-            raise ValueError(self.refused)
-        found = preflight(self)
-        dropped = len(self.given) - len(self.examples)
-        return found | ({"dropped": dropped} if dropped else {})
+        """The counts of `preflight.data.preflight`, with that of dropped examples."""
+        if self.template_error:
+            raise ValueError(self.template_error)
+        counts = preflight(self)
+        dropped = len(self.all_examples) - len(self.examples)
+        return counts | ({"dropped": dropped} if dropped else {})
 
     def bounded(self, cfg: DictConfig) -> DictConfig:
-        """The configuration with the update that ends the run, where passes through the data decide it."""
+        """The configuration with max_steps set to the update at which max_epochs ends the run."""
         if epochs_of(cfg.trainer) is None:
             return cfg
         cfg = cfg.copy()
@@ -72,18 +72,18 @@ class Components:
         return cfg
 
     def readers(self) -> dict[str, tuple[Pretrained, Any]]:
-        """Who reads prompts, with the model that bounds their length and the context that words them."""
-        found: dict[str, tuple[Pretrained, Any]] = {
+        """The readers of prompts by name, each with the model that limits their length and the context that builds them."""
+        student: dict[str, tuple[Pretrained, Any]] = {
             "student": (self.model, NoContext(self.model.template_options, self.max_prompt_tokens))
         }
-        return found | {name: (part.source or self.model, part.context) for name, part in all_parts(self.teachers)}
+        return student | {name: (part.source or self.model, part.context) for name, part in all_parts(self.teachers)}
 
 
 def assemble(cfg: DictConfig, folder: Path | None) -> Components:
-    """Instantiate them.
+    """Build the components of a run.
 
     Args:
-        folder: the run's, for what keeps files there.
+        folder: the run's folder, for components that keep files there.
 
     Raises:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
@@ -95,45 +95,45 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     if task.max_new_tokens is None:
         task.max_new_tokens = limit_for(task, renderer, model.window())
     cfg = limited(cfg, task.max_new_tokens)
-    offers = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
+    shared = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     environment = build(cfg.get("environment"), task=task)
-    rollout, objective = build(cfg.rollout, environment=environment, **offers), build(cfg.loss)
+    rollout, objective = build(cfg.rollout, environment=environment, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)
     contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
-    refused = None
+    template_error = None
     try:
         check_rows(task, renderer, contexts)
     except ValueError as error:
-        refused = str(error)
-    nodes = {} if refused else cfg.evaluation.suite  # some evaluations render their prompts at once
-    suite = {name: build(node, model=model, **offers) for name, node in nodes.items() if node is not None}
-    given = task.examples("train")
+        template_error = str(error)
+    nodes = {} if template_error else cfg.evaluation.suite  # some evaluations render their prompts at once
+    suite = {name: build(node, model=model, **shared) for name, node in nodes.items() if node is not None}
+    all_examples = task.examples("train")
     parts = Components(
         model=model,
         tokenizer=tokenizer,
         renderer=renderer,
-        generator=build(cfg.generator, **offers),
+        generator=build(cfg.generator, **shared),
         task=task,
-        given=given,
-        examples=given,
+        all_examples=all_examples,
+        examples=all_examples,
         rollout=rollout,
         objective=objective,
         teachers=teachers,
         suite=suite,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
-        refused=refused,
+        template_error=template_error,
     )
-    if cfg.data.overlong != "drop" or refused:
+    if cfg.data.overlong != "drop" or template_error:
         return parts
-    kept = drop_overlong(given, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
+    kept = drop_overlong(all_examples, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)
     if rollout.reads_references:
         kept = drop_long(kept, renderer, reference_limit(rollout))
     return Components(**{**vars(parts), "examples": kept})
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
-    """The teachers of these names; the others are not even looked for."""
+    """The teachers of these names; others are not built."""
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
     return {name: build(cfg[name], context=contexts[name]) for name in sorted(names)}

@@ -1,4 +1,4 @@
-"""Checks of the data before anything long begins: what is missing, too long, or on both sides of a split."""
+"""Checks of the data before training: what is missing, too long, or on both sides of a split."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import torch
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses.targets import FullLogits, SampledLogProbs, TopKLogProbs
 from opd_lightning.models import Pretrained
-from opd_lightning.preflight.rendering import unreadable
+from opd_lightning.preflight.rendering import rendering_errors
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -24,10 +24,10 @@ def preflight(parts: Any) -> dict[str, Any]:
         parts: the run's `Components`.
 
     Returns:
-        How many examples there are on each side, and how many training prompts nearly repeat a held-out one.
+        Counts of training and held-out examples, and of training prompts that nearly repeat a held-out one.
 
     Raises:
-        ValueError: the first thing that is missing, too long or on both sides, and the remedy.
+        ValueError: the first problem and its remedy.
     """
     examples, task, rollout, objective = parts.examples, parts.task, parts.rollout, parts.objective
     if not examples:
@@ -35,16 +35,16 @@ def preflight(parts: Any) -> dict[str, Any]:
     if objective.rewarded and not task.verifies:
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
-            "(task/verifier=numeric, say) or choose a method without rewards."
+            "(e.g. task/verifier=numeric) or choose a method without rewards."
         )
     check_contexts(parts)
     check_objective(parts)
     if rollout.reads_references:
         check_references(examples)
-    held = list({e.id: e for evaluation in parts.suite.values() for e in evaluation.examples}.values())
-    check_disjoint(examples, held)
-    if refused := unreadable(held, parts.renderer, {"student": NoContext(parts.model.template_options)}):
-        raise ValueError(next(iter(refused.values())))
+    heldout = list({e.id: e for evaluation in parts.suite.values() for e in evaluation.examples}.values())
+    check_disjoint(examples, heldout)
+    if errors := rendering_errors(heldout, parts.renderer, {"student": NoContext(parts.model.template_options)}):
+        raise ValueError(next(iter(errors.values())))
     for teacher in parts.teachers.values():
         teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
@@ -52,19 +52,19 @@ def preflight(parts: Any) -> dict[str, Any]:
     model, context = readers["student"]
     check_lengths("rollout", examples, parts.renderer, model, context, longest, "data")
     plain = NoContext(parts.model.template_options)
-    check_lengths("task", held, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
+    check_lengths("task", heldout, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
     for name, (model, context) in readers.items():
-        check_heard(name, examples[0], parts.renderer, context)
+        check_turns_rendered(name, examples[0], parts.renderer, context)
         if name != "student":
             check_lengths("rollout", examples, parts.renderer, model, context, longest, "context")
-    pairs = near_duplicates(examples, held)
-    found = {"train": len(examples), "heldout": len(held), "near_duplicates": len(pairs), "digest": digest(examples)}
-    found |= getattr(task, "notes", {})
-    return found | ({"near_duplicates_first": pairs[:5]} if pairs else {})
+    pairs = near_duplicates(examples, heldout)
+    counts = {"train": len(examples), "heldout": len(heldout), "near_duplicates": len(pairs), "digest": digest(examples)}
+    counts |= getattr(task, "notes", {})
+    return counts | ({"near_duplicates_first": pairs[:5]} if pairs else {})
 
 
 def check_contexts(parts: Any) -> None:
-    """Contexts that take attempts have a verifier, and those that take siblings have siblings."""
+    """Raises ValueError if a context reads attempts without a verifier, or siblings where there are none."""
     for name, part in all_parts(parts.teachers):
         if part.context.needs_siblings and parts.rollout.sampling.n < 2:
             raise ValueError(
@@ -74,21 +74,21 @@ def check_contexts(parts: Any) -> None:
         if part.context.reads_attempts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
-                "(task/verifier=numeric, say) or choose context=demonstration."
+                "(e.g. task/verifier=numeric) or choose context=demonstration."
             )
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Of what training reads: a run must not go on with other data under the same name."""
-    read = [[e.messages, e.completion, e.demonstration, e.solution, sorted(e.extra.items())] for e in examples]
-    return hashlib.blake2b(json.dumps(read).encode(), digest_size=8).hexdigest()
+    """The digest of the training data; a run must not be resumed with other data."""
+    fields = [[e.messages, e.completion, e.demonstration, e.solution, sorted(e.extra.items())] for e in examples]
+    return hashlib.blake2b(json.dumps(fields).encode(), digest_size=8).hexdigest()
 
 
 def check_objective(parts: Any) -> None:
-    """The loss takes a token of this vocabulary and what the teachers give; its parts say themselves what they cannot take.
+    """Compute the loss of one token, to check that its parts accept this vocabulary and the teachers' targets.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: a part does not.
     """
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
     logits = torch.zeros(1, parts.model.words())
@@ -98,19 +98,21 @@ def check_objective(parts: Any) -> None:
         "topk": TopKLogProbs(k, torch.full(k.shape, -10.0), -one),
         "sampled": SampledLogProbs(-one),
     }
-    given = {name: parts.teachers[name].provides for name in parts.objective.teachers}
-    targets: dict[str, Any] = {name: kinds[next(kind for kind in kinds if kind in can)] for name, can in given.items()}
+    provided = {name: parts.teachers[name].provides for name in parts.objective.teachers}
+    targets: dict[str, Any] = {
+        name: kinds[next(kind for kind in kinds if kind in provides)] for name, provides in provided.items()
+    }
     try:
         parts.objective(logits, targets, Tokens(zero, zero, one, zero, one, one))
     except AttributeError as error:
         raise ValueError(
-            f"loss: a part of it reads more of a teacher than that gives ({error}); choose another loss/gate, or "
+            f"loss: a part of it reads more of a teacher than it provides ({error}); choose another loss/gate, or "
             "a teacher of the whole vocabulary."
         ) from error
 
 
 def check_references(examples: Sequence[Example]) -> None:
-    """Every training example has a reference completion."""
+    """Raises ValueError unless every training example has a reference completion."""
     missing = [e.id for e in examples if e.completion is None]
     if missing:
         raise ValueError(
@@ -120,10 +122,10 @@ def check_references(examples: Sequence[Example]) -> None:
         )
 
 
-def check_disjoint(examples: Sequence[Example], held: Sequence[Example]) -> None:
-    """No held-out prompt is a training prompt."""
-    trained = {key_of(e): e.id for e in examples}
-    both = [(trained[key_of(e)], e.id) for e in held if key_of(e) in trained]
+def check_disjoint(examples: Sequence[Example], heldout: Sequence[Example]) -> None:
+    """Raises ValueError if a held-out prompt is a training prompt."""
+    train_ids = {key_of(e): e.id for e in examples}
+    both = [(train_ids[key_of(e)], e.id) for e in heldout if key_of(e) in train_ids]
     if both:
         raise ValueError(
             f"task: {len(both)} held-out prompts are training prompts too (training example {both[0][0]} is held-out "
@@ -131,11 +133,11 @@ def check_disjoint(examples: Sequence[Example], held: Sequence[Example]) -> None
         )
 
 
-def check_heard(side: str, example: Example, renderer: ChatRenderer, context: NoContext) -> None:
-    """System turns, and turns that the context adds, are in the prompt: some chat templates leave out what they do not know.
+def check_turns_rendered(side: str, example: Example, renderer: ChatRenderer, context: NoContext) -> None:
+    """Check that the prompt has system turns and turns of the context: chat templates can leave out roles in silence.
 
     Args:
-        side: whose prompt it is, for the error.
+        side: the reader's name, for the error.
 
     Raises:
         ValueError: a turn is left out.
@@ -146,14 +148,14 @@ def check_heard(side: str, example: Example, renderer: ChatRenderer, context: No
             continue
         without = [*chat[:i], *chat[i + 1 :]]
         try:
-            words = renderer.with_options(context.template_options)
-            same = words.render(without) == words.render(chat)
-        except ValueError:  # a template that minds the missing turn has seen it
+            options_renderer = renderer.with_options(context.template_options)
+            same = options_renderer.render(without) == options_renderer.render(chat)
+        except ValueError:  # a template that needs the turn renders it
             continue
         if same:
             raise ValueError(
                 f"the {side}'s prompt of example {example.id} lacks its {turn['role']} turn {turn['content'][:40]!r}: the chat "
-                "template leaves it out. Give model.chat_template=<file>, or word it in the question."
+                "template leaves it out. Give model.chat_template=<file>, or put it into the question."
             )
 
 
@@ -166,11 +168,11 @@ def check_lengths(
     max_new_tokens: int,
     side: str,
 ) -> None:
-    """Each example's prompt, as `context` words it, keeps to its limit, and the completion behind it to the model's window.
+    """Raises ValueError if a prompt from `context` exceeds its limit, or prompt and completion the model's window.
 
     Args:
-        place: of max_new_tokens in the configuration.
-        side: of max_prompt_tokens in the configuration: "data" for the student, "context" for a teacher.
+        place: the configuration's node with max_new_tokens.
+        side: the configuration's node with max_prompt_tokens: "data" for the student, "context" for a teacher.
     """
     window, limit = model.window(), context.max_prompt_tokens
     for example, tokens in long_prompts(examples, renderer, context, min(window - max_new_tokens, limit or window)):
@@ -187,26 +189,26 @@ def check_lengths(
 
 
 def bytes_of(turn: Mapping[str, Any]) -> int:
-    """Of a turn's content, and of what else a template may write of it, such as calls of tools, with its indentation."""
-    beside = sum(len(str(value).encode()) for key, value in turn.items() if key not in ("role", "content"))
-    return len(turn["content"].encode()) + 4 * beside
+    """Bytes of a turn's content and of its other keys, such as tool calls, with room for a template's indentation."""
+    other_keys = sum(len(str(value).encode()) for key, value in turn.items() if key not in ("role", "content"))
+    return len(turn["content"].encode()) + 4 * other_keys
 
 
 def long_prompts(
     examples: Sequence[Example], renderer: ChatRenderer, context: NoContext, limit: int
 ) -> Iterator[tuple[Example, int]]:
-    """The examples whose prompt exceeds a limit, and its tokens."""
-    words, longest_wording = renderer.with_options(context.template_options), None
+    """The examples whose prompt exceeds a limit, each with its prompt's tokens."""
+    options_renderer, template_tokens = renderer.with_options(context.template_options), None
     for example in examples:
         chat = context(example)
-        if chat is None:  # it waits for attempts
+        if chat is None:  # made from attempts, in training
             continue
         # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
-        if longest_wording is None:
-            longest_wording = len(words.render(chat).token_ids) + 64
-        if longest_wording * len(chat) + sum(bytes_of(m) for m in chat) <= limit:
+        if template_tokens is None:
+            template_tokens = len(options_renderer.render(chat).token_ids) + 64
+        if template_tokens * len(chat) + sum(bytes_of(m) for m in chat) <= limit:
             continue
-        tokens = len(words.render(chat).token_ids)
+        tokens = len(options_renderer.render(chat).token_ids)
         if tokens > limit:
             yield example, tokens
 
@@ -217,10 +219,10 @@ def drop_overlong(
     readers: Sequence[tuple[Pretrained, NoContext]],
     max_new_tokens: int,
 ) -> list[Example]:
-    """The examples whose prompts fit all readers' limits and windows.
+    """The examples whose prompts fit the limits and windows of all readers.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no example is left.
     """
     long: set[str] = set()
     for model, context in readers:

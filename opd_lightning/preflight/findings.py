@@ -1,4 +1,4 @@
-"""Findings: what checks say, one line each."""
+"""Findings: the results of checks, one line each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table.
+    """One line of the check's table.
 
     Attributes:
-        name: what was looked at.
+        name: the checked part.
         state: "pass", "warn" or "fail".
-        text: what was found; for warn and fail with the remedy.
+        text: the result; for warn and fail with the remedy.
     """
 
     name: str
@@ -19,13 +19,13 @@ class Finding:
     text: str
 
 
-def raise_on_failures(found: Iterable[Finding]) -> list[str]:
-    """What findings warn of, a sentence each.
+def raise_on_failures(findings: Iterable[Finding]) -> list[str]:
+    """The warnings among findings, a sentence each.
 
     Raises:
-        ValueError: all that fails.
+        ValueError: the texts of all failures.
     """
-    told = [(finding.state, f"{finding.name}: {finding.text}") for finding in found]
-    if failed := [text for state, text in told if state == "fail"]:
+    messages = [(finding.state, f"{finding.name}: {finding.text}") for finding in findings]
+    if failed := [text for state, text in messages if state == "fail"]:
         raise ValueError(" ".join(failed))
-    return [text for state, text in told if state == "warn"]
+    return [text for state, text in messages if state == "warn"]

@@ -1,4 +1,4 @@
-"""Reference completions against the token limit: those that are cut never teach how a reply ends."""
+"""Reference completions against the token limit: references that are cut never teach the end of a reply."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,32 +8,32 @@ from opd_lightning.contracts import Renderer, Task
 from opd_lightning.preflight.findings import Finding
 from opd_lightning.types import Example
 
-BESIDE = 16
-"""Tokens that a reply, or a turn of a chat, may have beside those of its text."""
+MARKERS = 16
+"""Upper bound of the template's tokens around the text of a reply or a turn."""
 
 
 def size(example: Example) -> int:
-    """More tokens than a reference has: no tokenizer makes more of a text than it has bytes."""
-    return len((example.completion or "").encode()) + BESIDE
+    """An upper bound of a reference's tokens: its bytes and its markers."""
+    return len((example.completion or "").encode()) + MARKERS
 
 
 def tokens_of(example: Example, renderer: Renderer) -> int:
-    """The tokens of a reference, its end included."""
+    """The tokens of a reference, with its end token."""
     text = example.completion or ""
     try:
         return len(renderer.reply(text, example.messages))
-    except ValueError:  # the template words prompt and reply in two ways; see `replies`
+    except ValueError:  # the template renders prompt and chat differently; see `replies`
         return len(renderer.reply(text))
 
 
 def long_references(examples: Sequence[Example], renderer: Renderer, limit: int) -> dict[str, int]:
-    """The tokens of the references that exceed a limit, by example id; only those that could are tokenized."""
-    could = [e for e in examples if e.completion is not None and size(e) > limit]
-    return {e.id: n for e in could if (n := tokens_of(e, renderer)) > limit}
+    """The tokens of the references that exceed a limit, by example id; short ones are not tokenized."""
+    candidates = [e for e in examples if e.completion is not None and size(e) > limit]
+    return {e.id: n for e in candidates if (n := tokens_of(e, renderer)) > limit}
 
 
 def drop_long(examples: Sequence[Example], renderer: Renderer, limit: int) -> list[Example]:
-    """The examples whose reference ends within a limit; raises ValueError if there are none."""
+    """The examples whose reference ends within a limit; raises ValueError if none is left."""
     long = long_references(examples, renderer, limit)
     if examples and len(long) == len(examples):
         raise ValueError(
@@ -54,11 +54,11 @@ def longest_reference(examples: Sequence[Example], renderer: Renderer) -> int:
 
 
 def limit_for(task: Task, renderer: Renderer, window: int) -> int:
-    """How many new tokens suit a task that leaves it to its data: 128, or more if the longest training reference has more.
+    """The max_new_tokens of a task that does not set it: 128, or more if the longest training reference has more.
 
     Args:
-        window: of the student. Beside the longest prompt the limit stays within it; prompts of more than half of it do not
-            count, for they are refused or dropped.
+        window: of the student, in tokens. The longest prompt and the limit fit into it together; prompts of more than half
+            of it do not count, for they are refused or dropped.
     """
     examples = task.examples("train")
     longest = longest_reference(examples, renderer)
@@ -71,7 +71,7 @@ def limit_for(task: Task, renderer: Renderer, window: int) -> int:
 
 
 def rendered_size(example: Example, renderer: Renderer) -> int:
-    """The tokens of a prompt; 0 where the template refuses it, which is another check's."""
+    """The tokens of a prompt; 0 where the template refuses it, which another check reports."""
     try:
         return len(renderer.render(example.messages).token_ids)
     except ValueError:
@@ -79,12 +79,12 @@ def rendered_size(example: Example, renderer: Renderer) -> int:
 
 
 def prompt_size(example: Example) -> int:
-    """Bytes of a chat with its marks, roughly."""
-    return sum(len(str(message).encode()) + BESIDE for message in example.messages)
+    """An upper bound of a chat's tokens: its bytes and its markers."""
+    return sum(len(str(message).encode()) + MARKERS for message in example.messages)
 
 
 def references(parts: Any) -> Iterator[Finding]:
-    """Do the references that are imitated fit the token limit?
+    """Findings on the references of SFT against the token limit.
 
     Args:
         parts: the run's `Components`.
@@ -98,20 +98,20 @@ def references(parts: Any) -> Iterator[Finding]:
         yield Finding("references", "pass", f"all {len(examples)} end within {limit} new tokens")
         return
     lengths, n = sorted(long.values(), reverse=True), len(examples)
-    worst = max(long, key=lambda name: long[name])
-    most = f"task.max_new_tokens={lengths[0]} fits all"
-    if (spared := n // 100) and spared < len(lengths):
-        most = f"task.max_new_tokens={lengths[spared]} fits 99 %, {lengths[0]} all"
-    cost = "none teaches how a reply ends" if len(long) == n else "those never teach how a reply ends"
+    longest_id = max(long, key=lambda name: long[name])
+    remedy = f"task.max_new_tokens={lengths[0]} fits all"
+    if (allowed := n // 100) and allowed < len(lengths):
+        remedy = f"task.max_new_tokens={lengths[allowed]} fits 99 %, {lengths[0]} all"
+    consequence = "none teaches how a reply ends" if len(long) == n else "those never teach how a reply ends"
     yield Finding(
         "references",
         "warn",
         f"{len(long)} of {n} references ({len(long) / n:.1%}) are longer than rollout.sampling.max_new_tokens={limit} and are "
-        f"cut there, so {cost}; the longest has {lengths[0]} tokens (example {worst}). {most} (the model reads "
+        f"cut there, so {consequence}; the longest has {lengths[0]} tokens (example {longest_id}). {remedy} (the model reads "
         f"{parts.model.window()} at once), data.overlong=drop leaves the long ones out.",
     )
 
 
 def reference_limit(rollout: Any) -> int:
-    """The limit of those who write references: a mixture's other writer has its own."""
+    """The token limit of references; in a mixture, that of its other rollout."""
     return int(getattr(rollout, "other", rollout).sampling.max_new_tokens)

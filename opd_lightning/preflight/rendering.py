@@ -1,4 +1,4 @@
-"""Every row through the chat template, before anything is trained: what it refuses, and what it leaves out in silence."""
+"""The chat template on every row, before training: rows that it refuses, and turns that it leaves out in silence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ SPLITS = ("train", "validation", "test")
 
 
 def check_rows(task: Task, renderer: Renderer, contexts: Mapping[str, NoContext]) -> None:
-    """Rows of the task that cannot be rendered leave it, if it leaves bad rows out.
+    """Remove rows that cannot be rendered from the task, if it leaves bad rows out.
 
     Args:
         renderer: the student's.
-        contexts: what words the prompts of each reader, the student's first.
+        contexts: the contexts of all readers by name, the student's first.
 
     Raises:
         ValueError: a row cannot be rendered, and the task does not leave bad rows out.
     """
     examples = list({e.id: e for split in SPLITS for e in task.examples(split)}.values())
-    reasons = unreadable(examples, renderer, contexts)
+    reasons = rendering_errors(examples, renderer, contexts)
     if not reasons:
         return
     leave_out = getattr(task, "leave_out", None)
@@ -31,76 +31,78 @@ def check_rows(task: Task, renderer: Renderer, contexts: Mapping[str, NoContext]
     leave_out(reasons)
 
 
-def unreadable(examples: Sequence[Example], renderer: Renderer, contexts: Mapping[str, NoContext]) -> dict[str, str]:
-    """Why examples cannot be rendered for one of the readers, a sentence by example id."""
-    found: dict[str, str] = {}
+def rendering_errors(examples: Sequence[Example], renderer: Renderer, contexts: Mapping[str, NoContext]) -> dict[str, str]:
+    """The errors of examples that cannot be rendered for one of the readers, a sentence by example id."""
+    errors: dict[str, str] = {}
     plain: list[dict] = []
     for name, context in contexts.items():
         if type(context) is NoContext:
             if context.template_options in plain:
                 continue  # the same prompts as another reader's
             plain.append(context.template_options)
-        words = renderer.with_options(context.template_options)  # type: ignore[attr-defined]
-        system_known = False
+        options_renderer = renderer.with_options(context.template_options)  # type: ignore[attr-defined]
+        system_checked = False
         for example in examples:
             try:
                 chat = context(example)
-            except ValueError:  # it lacks what the context quotes, which is another check's
+            except ValueError:  # it lacks the part that the context quotes, which another check reports
                 continue
-            if chat is None or example.id in found:
+            if chat is None or example.id in errors:
                 continue
             try:
-                text = as_text(words, chat)
+                text = as_text(options_renderer, chat)
             except ValueError as error:
-                found[example.id] = f"the {name}'s prompt of example {example.id}: {error}"
+                errors[example.id] = f"the {name}'s prompt of example {example.id}: {error}"
                 continue
-            lost = left_out(words, chat, text, system_known) if len(chat) > 1 else None
-            if lost:
-                found[example.id] = (
-                    f"the {name}'s prompt of example {example.id} lacks {lost}: the chat template leaves it out. Give "
-                    "model.chat_template=<file>, or word it in the question."
+            omitted = omission(options_renderer, chat, text, system_checked) if len(chat) > 1 else None
+            if omitted:
+                errors[example.id] = (
+                    f"the {name}'s prompt of example {example.id} lacks {omitted}: the chat template leaves it out. Give "
+                    "model.chat_template=<file>, or put it into the question."
                 )
                 continue
-            system_known |= chat[0]["role"] == "system"
-    return found
+            system_checked |= chat[0]["role"] == "system"
+    return errors
 
 
-def as_text(words: Renderer, chat: Messages) -> str:
-    """A chat as the template writes it, without tokens, which would take longer; raises ValueError if it is refused."""
+def as_text(renderer: Renderer, chat: Messages) -> str:
+    """The rendered text of a chat, which is faster than its tokens; raises ValueError if the template refuses it."""
     try:
         return str(
-            words.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **words.template_options)
+            renderer.tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False, **renderer.template_options
+            )
         )
-    except Exception:  # the renderer has the sentence for it
-        return str(words.render(chat).token_ids)
+    except Exception:  # the renderer raises it as one sentence
+        return str(renderer.render(chat).token_ids)
 
 
-def left_out(words: Renderer, chat: Messages, text: str, system_known: bool) -> str | None:
-    """What of a chat the template's text does not hold: a system or tool turn, calls of tools, or the content beside them.
+def omission(renderer: Renderer, chat: Messages, text: str, system_checked: bool) -> str | None:
+    """The part of a chat that the template leaves out: a system or tool turn, tool calls, or the content beside them.
 
     Args:
-        system_known: system turns were looked for in another chat.
+        system_checked: system turns were checked in another chat.
     """
     for i, turn in enumerate(chat):
         without: list[tuple[str, dict[str, Any] | None]] = []
-        if turn["role"] == "tool" or (turn["role"] == "system" and not system_known and turn["content"].strip()):
+        if turn["role"] == "tool" or (turn["role"] == "system" and not system_checked and turn["content"].strip()):
             without.append((f"its {turn['role']} turn {turn['content'][:40]!r}", None))
         if turn.get("tool_calls"):
             without.append((f"its tool calls {str(turn['tool_calls'])[:60]}", {**turn, "tool_calls": []}))
             if turn["content"].strip():
                 without.append((f"{turn['content'][:40]!r} beside its tool calls", {**turn, "content": ""}))
-        for what, other in without:
-            changed = [*chat[:i], *([] if other is None else [other]), *chat[i + 1 :]]
+        for part, replacement in without:
+            changed = [*chat[:i], *([] if replacement is None else [replacement]), *chat[i + 1 :]]
             try:
-                if as_text(words, changed) == text:
-                    return what
-            except ValueError:  # a template that minds the change has seen it
+                if as_text(renderer, changed) == text:
+                    return part
+            except ValueError:  # a template that needs the part renders it
                 continue
     return None
 
 
 def left_rows(parts: Any) -> Iterator[Finding]:
-    """What the task says of its rows: those that are left out, and columns that nobody reads.
+    """Findings on the task's rows: malformed ones that are left out, and unread columns.
 
     Args:
         parts: the run's `Components`.

@@ -1,4 +1,4 @@
-"""Do the models' weights fit their configurations? Read from the files' headers; nothing is loaded."""
+"""The weights check: weight files against configurations, from the files' headers; nothing is loaded."""
 
 from collections.abc import Iterator
 
@@ -8,15 +8,15 @@ from opd_lightning.teachers.base import all_parts
 
 
 def weights(parts: Components) -> Iterator[Finding]:
-    """Student and local teachers: is each weight in the folder, in the model's shape, and in whole files?"""
+    """Findings on the weight files of student and local teachers: complete, undamaged, and in the model's shapes."""
     teachers = {name: part.source for name, part in all_parts(parts.teachers) if part.source is not None}
     sources = {"student": parts.model} | teachers
     for name, source in sources.items():
         try:
-            said = source.preview()
+            warnings = source.preview()
         except ValueError as error:
             yield Finding(f"{name}'s weights", "fail", str(error))
             continue
-        yield from (Finding(f"{name}'s weights", "warn", sentence) for sentence in said)
-        if not said:
-            yield Finding(f"{name}'s weights", "pass", f"{source.path}: files and names are what config.json says")
+        yield from (Finding(f"{name}'s weights", "warn", sentence) for sentence in warnings)
+        if not warnings:
+            yield Finding(f"{name}'s weights", "pass", f"{source.path}: files and names fit config.json")

@@ -56,7 +56,7 @@ class Scoring:
             raise ValueError(f"the prompts have {inputs} beside their text, which training does not read; use text prompts.")
         tokens = pack(samples, module.device)
         words = self.renderer.words
-        if words is not None and not (known := words.known(tokens.ids)).all():
+        if words is not None and not (known := words.contains(tokens.ids)).all():
             raise ValueError(
                 f"a completion holds the id {int(tokens.ids[~known].max())}, which is no word of the student's tokenizer "
                 f"({words.count} words); let the generator draw from words alone."
@@ -106,7 +106,7 @@ class Scoring:
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
                 metrics.mean(f"rollout/{name}_{key}", values, where=~values.isnan())
-            missing = ~words_of(scores).known(written)
+            missing = ~words_of(scores).contains(written)
             if scores.valid is not None:
                 missing &= scores.valid.to(missing.device)
             if missing.any():

@@ -1,4 +1,4 @@
-"""Tasks: where prompts, reference completions and verdicts come from. README.md in this folder shows how to add one."""
+"""Tasks: sources of prompts, reference completions and verdicts. README.md in this folder shows how to add one."""
 
 from opd_lightning.contracts import Task
 from opd_lightning.tasks.table import TableTask

@@ -1,4 +1,4 @@
-"""Columns: which of them plays which part in a row, and which goes unread."""
+"""Columns: the parts of an example that they hold, and columns that are not read."""
 
 import math
 import string
@@ -10,23 +10,23 @@ from opd_lightning.tasks.rows import Row
 
 PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
 PROMPTS = ("prompt", "messages", "conversations")
-"""Columns that hold the prompt where `columns` does not name one, the first that a row has."""
+"""Columns for the prompt where `columns` names none; the first that a row has is used."""
 
 UNUSED = {
-    "tools": "word the tools in the system prompt (task.prepare)",
-    "functions": "word the functions in the system prompt (task.prepare)",
+    "tools": "put the tools into the system prompt (task.prepare)",
+    "functions": "put the functions into the system prompt (task.prepare)",
     "system": "map it (task.columns.system=system)",
     "images": "models here read text alone",
 }
-"""Columns of chats that go unread unless `columns` names them, and what to do about it."""
+"""Columns of chats that are not read unless `columns` names them, and the remedies."""
 
 
 def check_parts(columns: Mapping[str, str]) -> None:
-    """Raises ValueError where a column is given to a part that an example does not have."""
+    """Raises ValueError if `columns` names a part that examples lack."""
     for part, column in columns.items():
         if part == "tools":
             raise ValueError(
-                f"task.columns.tools={column}: chats are rendered without descriptions of tools; word them in the system "
+                f"task.columns.tools={column}: chats are rendered without descriptions of tools; put them into the system "
                 "prompt (task.prepare), and leave this out."
             )
         if part not in PARTS:
@@ -34,18 +34,18 @@ def check_parts(columns: Mapping[str, str]) -> None:
 
 
 def unread(row: Row, columns: Mapping[str, str]) -> list[str]:
-    """The columns of `UNUSED` that say something in a row and play no part."""
-    said = [column for column in UNUSED if not is_missing(row.get(column))]
-    return [column for column in said if not any(used == column or f"{{{column}" in used for used in columns.values())]
+    """The columns of `UNUSED` that have a value in a row and are not read."""
+    filled = [column for column in UNUSED if not is_missing(row.get(column))]
+    return [column for column in filled if not any(used == column or f"{{{column}" in used for used in columns.values())]
 
 
 def is_missing(value: Any) -> bool:
-    """Is a cell empty?"""
+    """Whether a cell is empty."""
     return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))
 
 
-def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
-    """What plays a part in a row: a column's value, or a template filled in; None where a spared one is missing."""
+def part_of(row: Row, part: str, column: str, place: str, optional: bool) -> Any:
+    """The value of an example's part: a column's cell, or a filled template; None where an optional one is missing."""
     try:
         if "{" not in column:
             return row[column]
@@ -54,7 +54,7 @@ def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
             return None  # a template around an empty cell is empty, not the word None
         return column.format(**row)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        if spared and isinstance(error, KeyError):
+        if optional and isinstance(error, KeyError):
             return None
         if "{" in column:
             columns = ", ".join(row)
@@ -67,18 +67,18 @@ def part_of(row: Row, part: str, column: str, place: str, spared: bool) -> Any:
 
 
 def prompt_column(row: Row, place: str) -> str:
-    """The column that holds the prompt, where nobody says which.
+    """The column of the prompt, where `columns` names none.
 
     Raises:
         ValueError: there is none of the usual names.
     """
-    found = next((column for column in PROMPTS if column in row), None)
-    if found is not None:
-        return found
+    column = next((name for name in PROMPTS if name in row), None)
+    if column is not None:
+        return column
     pair = ""
     if {"chosen", "rejected"} <= set(row):
         pair = " These are preferences, of which no method here learns; task.columns.prompt=chosen imitates the chosen ones."
     raise ValueError(
         f"{place}: task.columns.prompt is missing, and no column is called {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}; columns "
-        f"are {', '.join(row)}. Say which holds the prompt (task.columns.prompt=<column>).{pair}"
+        f"are {', '.join(row)}. Set it (task.columns.prompt=<column>).{pair}"
     )

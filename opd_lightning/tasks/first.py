@@ -1,4 +1,4 @@
-"""The first examples in the order of a split, while rows are read: what is not chosen is not kept."""
+"""The first examples in the order of a split, selected while rows are read, so that others are not kept in memory."""
 
 import heapq
 from collections.abc import Iterable
@@ -7,18 +7,18 @@ from opd_lightning.tasks.splits import key_of, position
 from opd_lightning.types import Example
 
 
-class First:
-    """Examples with distinct prompts: how many there are, and those that come first in `splits.position`'s order.
+class FirstExamples:
+    """The examples with distinct prompts that come first in the order of `splits.position`, and the number of all.
 
-    Of all others 16 bytes each stay, so that the file may be longer than memory is large.
+    Of each other example only 16 bytes are kept, so that files may be larger than memory.
 
     Args:
-        most: how many are kept; None keeps all.
-        without: keys of prompts that are left out.
+        most: number of examples to keep; None keeps all.
+        without: digests of prompts that are left out.
 
     Attributes:
-        read, distinct: examples so far, and distinct prompts among them.
-        keys: of the distinct prompts.
+        read, distinct: numbers of examples so far, and of distinct prompts among them.
+        keys: digests of the distinct prompts.
     """
 
     def __init__(self, most: int | None, without: frozenset[bytes] | set[bytes] = frozenset()):
@@ -28,11 +28,11 @@ class First:
 
     @property
     def distinct(self) -> int:
-        """How many prompts there are."""
+        """The number of distinct prompts."""
         return len(self.keys)
 
     def add(self, example: Example) -> bool:
-        """Take an example in; returns whether its prompt is a new one."""
+        """Add an example; returns whether its prompt is new."""
         self.read += 1
         key = key_of(example)
         digest = bytes.fromhex(key)
@@ -47,11 +47,11 @@ class First:
         return True
 
     def parts(self, sizes: Iterable[int | None]) -> list[list[Example]]:
-        """So many from the front, then so many of the others, and so on (None: all of them); each as they stood."""
+        """The examples in consecutive parts of these sizes (None: the rest), each in the order of reading."""
         ordered = sorted(self.heap, key=lambda entry: (-entry[0], -entry[1]))
-        found, begin = [], 0
+        parts, begin = [], 0
         for size in sizes:
             end = len(ordered) if size is None else min(begin + size, len(ordered))
-            found.append([example for _, _, example in sorted(ordered[begin:end], key=lambda entry: -entry[1])])
+            parts.append([example for _, _, example in sorted(ordered[begin:end], key=lambda entry: -entry[1])])
             begin = end
-        return found
+        return parts

@@ -1,4 +1,4 @@
-"""Any task of reasoning-gym (arXiv 2505.24760) by name: endless problems that are made, not stored, with their own scores."""
+"""Tasks of reasoning-gym (arXiv 2505.24760) by name: generated problems with their own scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,20 +8,20 @@ from opd_lightning.tasks.splits import key_of
 from opd_lightning.types import Example, Verdict
 from opd_lightning.utils.seeds import derive_seed
 
-PATIENCE = 20
-"""Problems made for each one needed before a task is said to have no more."""
+MAX_TRIES = 20
+"""Problems generated for each one needed, before an error."""
 
 
 class ReasoningGymTask:
     """Problems of one reasoning-gym data set.
 
-    The answer is looked for between <answer> and </answer>, which the system prompt asks for and the format is; without the
-    tags the whole completion is scored. Scores are reasoning-gym's own, which for many data sets are partial: 1 is right.
+    The answer is the text between <answer> and </answer>, as in the system prompt; without the tags the full completion is
+    scored and its format is wrong. Scores are reasoning-gym's own, which for many data sets are partial: 1 is right.
 
     Args:
-        name: of the data set, such as chain_sum.
+        name: the data set's name, such as chain_sum.
         n_train, n_eval: distinct problems to train on, and in each of validation and test; no problem is in two of them.
-        seed: of the problems. It is the task's, so that runs with different seeds see the same ones.
+        seed: seed of the problems, separate from the run's, so that runs with different seeds have the same problems.
         options: the data set's own options, such as {"min_terms": 2}.
         system: the system prompt.
         max_new_tokens, batch_size, contexts: see `Task`.
@@ -63,44 +63,44 @@ class ReasoningGymTask:
         self.splits: dict[str, list[Example]] = {}
         needed = {"test": n_eval, "validation": n_eval, "train": n_train}
         for split, n in needed.items():
-            size = PATIENCE * n
+            size = MAX_TRIES * n
             try:
                 # Problem i of a data set follows from its seed and i alone.
-                made = reasoning_gym.create_dataset(
+                dataset = reasoning_gym.create_dataset(
                     name, seed=derive_seed(seed, split) % 2**31, size=size, **dict(options or {})
                 )
             except (TypeError, AssertionError) as error:
                 raise ValueError(f"task.options={dict(options or {})} does not suit task.name={name} ({error}).") from error
-            self.scores = made.score_answer
-            self.splits[split] = self._distinct(made, split, n)
+            self.scores = dataset.score_answer
+            self.splits[split] = self._distinct(dataset, split, n)
 
-    def _distinct(self, made: Any, split: str, n: int) -> list[Example]:
-        seen = {key_of(e) for examples in self.splits.values() for e in examples}
+    def _distinct(self, dataset: Any, split: str, n: int) -> list[Example]:
+        keys = {key_of(e) for examples in self.splits.values() for e in examples}
         chosen: list[Example] = []
-        for i in range(len(made)):
-            entry = made[i]
+        for i in range(len(dataset)):
+            entry = dataset[i]
             example = self._example(entry, f"{self.name}-{split}-{i}")
-            if key_of(example) not in seen:
-                seen.add(key_of(example))
+            if key_of(example) not in keys:
+                keys.add(key_of(example))
                 self.entries[example.id] = entry
                 chosen.append(example)
             if len(chosen) == n:
                 return chosen
         raise ValueError(
-            f"task.name={self.name} made only {len(chosen)} distinct problems for the {split} split in {len(made)} tries, and "
-            f"{n} are asked for; lower task.{'n_train' if split == 'train' else 'n_eval'}, or widen task.options."
+            f"task.name={self.name} made only {len(chosen)} distinct problems for the {split} split in {len(dataset)} tries, "
+            f"and {n} are needed; lower task.{'n_train' if split == 'train' else 'n_eval'}, or widen task.options."
         )
 
     def examples(self, split: str) -> Sequence[Example]:
-        """ "train", "validation" or "test"."""
+        """The examples of "train", "validation" or "test"."""
         return self.splits[split]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """reasoning-gym's score of the tagged answer, or of the whole completion where there are no tags."""
+        """reasoning-gym's score of the tagged answer, or of the full completion without tags."""
         tagged = self.extract(completion, tag_name="answer")
         try:
             score = float(self.scores(answer=completion.strip() if tagged is None else tagged, entry=self.entries[example.id]))
-        except Exception:  # some data sets evaluate the answer as code or a puzzle, and raise on what is neither
+        except Exception:  # some data sets evaluate the answer as code or a puzzle, and raise on other text
             score = 0.0
         return Verdict(min(1.0, max(0.0, score)), float(tagged is not None))
 

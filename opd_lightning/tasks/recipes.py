@@ -1,4 +1,4 @@
-"""What public data sets need beyond a column mapping: rows reshaped, and tool calls compared.
+"""Functions for public data sets beyond a column mapping: reshaped rows, and comparison of tool calls.
 
 Each `prepare` function maps a row of one data set to a row with flat text columns, or to None to leave it out.
 """
@@ -31,7 +31,7 @@ def science(row: Row, domain: str = "Chemistry", level: str = "L3", kinds: Seque
     """A multiple-choice question of SciKnowEval (arXiv 2406.09098) with its options as lines; others are left out.
 
     Args:
-        domain, level: which part; SDFT and SDPO train on Chemistry, level L3.
+        domain, level: the part to keep; SDFT and SDPO train on Chemistry, level L3.
         kinds: the data set's `type` of the questions to keep.
     """
     details = row.get("details") or {}
@@ -43,7 +43,7 @@ def science(row: Row, domain: str = "Chemistry", level: str = "L3", kinds: Seque
 
 
 def tool_use(row: Row) -> Row:
-    """A row of ToolAlpaca as SDFT's authors ship it: the first golden response, the golden calls as JSON."""
+    """A row of ToolAlpaca from SDFT's authors, with the first golden response and the golden calls as JSON."""
     responses = row.get("golden_response")
     calls = row["golden_answer"]
     if isinstance(calls, Mapping):  # some copies store a table of columns instead of a list of calls
@@ -55,37 +55,37 @@ def tool_use(row: Row) -> Row:
     }
 
 
-def arguments(given: Any) -> dict[str, Any]:
-    """The arguments of a golden call: an object, or the JSON of one; nothing is no arguments.
+def arguments(raw: Any) -> dict[str, Any]:
+    """The arguments of a golden call, from an object or its JSON; empty for an empty value.
 
     Raises:
         ValueError: it is neither.
     """
-    read = json.loads(given) if isinstance(given, str) and given.strip() else (given or {})
-    if not isinstance(read, dict):
-        raise ValueError(f"Action_Input is {given!r}, not an object")
-    return read
+    parsed = json.loads(raw) if isinstance(raw, str) and raw.strip() else (raw or {})
+    if not isinstance(parsed, dict):
+        raise ValueError(f"Action_Input is {raw!r}, not an object")
+    return parsed
 
 
 def tool_calls(completion: str, answer: str) -> Verdict:
-    """The same tools are called as often, and all arguments together are the same (SDFT's measure, arXiv 2601.19897).
+    """The verdict on tool calls: the same tools equally often, with the same merged arguments (SDFT, arXiv 2601.19897).
 
-    The completion writes "Action: name" and "Action Input: {...}"; order does not count. JSON is read to its closing brace,
-    so that nested arguments count too (the authors' pattern stops at the first one). The format is at least one call whose
+    Calls are written "Action: name" and "Action Input: {...}", in any order. JSON is read to its closing brace,
+    so that nested arguments count too (the authors' pattern stops at the first brace). The format is at least one call whose
     arguments can be read.
 
     Args:
         answer: a JSON list of {"Action", "Action_Input"}, the input an object, as `tool_use` writes it.
     """
     right = json.loads(answer)
-    wanted = Counter(call["Action"] for call in right)
+    expected = Counter(call["Action"] for call in right)
     names, inputs = calls_of(completion)
-    content = names == wanted and merged(inputs) == merged(call["Action_Input"] for call in right)
+    content = names == expected and merged(inputs) == merged(call["Action_Input"] for call in right)
     return Verdict(float(content), float(bool(names) and bool(inputs)))
 
 
 def calls_of(completion: str) -> tuple[Counter[str], list[Any]]:
-    """The tools that a completion calls, and the arguments that can be read."""
+    """The counts of tools in a completion's calls, and the arguments that can be parsed."""
     names = Counter(re.findall(r"Action:\s*(\w+)", completion))
     inputs = []
     for match in re.finditer(r"Action Input:\s*(?=\{)", completion):

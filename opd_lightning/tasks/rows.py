@@ -1,4 +1,4 @@
-"""Rows of a data set, each with the place it stands at ("train.jsonl:7"), for errors that can be acted on."""
+"""Rows of a data set, each with its place ("train.jsonl:7") for errors."""
 
 import csv
 import json
@@ -29,15 +29,14 @@ def read_rows(path: str, name: str | None = None, split: str = "train", bad: lis
 def iter_rows(
     path: str, name: str | None = None, split: str = "train", bad: list[str] | None = None, max_rows: int | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """All rows with their places, one after the other; of a .json file all are in memory at once.
+    """All rows with their places, one by one; a .json file is held in memory.
 
     Args:
-        path: a .jsonl, .json, .csv or .parquet file (pkg://package/file in a package), a folder that
-            `datasets` saved or can read, or a hub id.
+        path: a .jsonl, .json, .csv or .parquet file (pkg://package/file in a package), a folder of `datasets`, or a hub id.
         name: the configuration of a hub data set that has several.
         split: of a folder or a hub data set.
-        bad: takes a sentence for each malformed row, which is then left out; None refuses the first.
-        max_rows: nothing behind so many rows, malformed ones among them, is read; None reads all.
+        bad: list for a sentence on each malformed row, which is left out; None raises on the first.
+        max_rows: number of rows to read, with malformed ones; None reads all.
 
     Raises:
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
@@ -58,16 +57,16 @@ def iter_rows(
     else:
         rows = from_datasets(path, name, split)
     empty = True
-    for row in kept(islice(rows, max_rows), bad):
+    for row in good_rows(islice(rows, max_rows), bad):
         empty = False
         yield row
     if empty:
         raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.{f' First: {bad[0]}' if bad else ''}")
 
 
-def kept(read: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> Iterator[tuple[str, Row]]:
-    """The good rows; of the bad ones a sentence each, or the first one's error where `bad` is None."""
-    for where, row in read:
+def good_rows(rows: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> Iterator[tuple[str, Row]]:
+    """The good rows; errors of malformed ones go into `bad`, or the first is raised where it is None."""
+    for where, row in rows:
         if not isinstance(row, ValueError):
             yield where, row
         elif bad is None:
@@ -77,7 +76,7 @@ def kept(read: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) ->
 
 
 def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
-    """One JSON object per line, or what is wrong with it; blank lines are skipped."""
+    """The rows of a JSONL file, or their errors; blank lines are skipped."""
     for number, line in enumerate(lines(file), start=1):
         if not line.strip():
             continue
@@ -93,14 +92,14 @@ def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
 
 
 def lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file, whichever of the three line ends it has, one after the other."""
+    """The lines of a file with any of the three line ends, one by one."""
     with file.open("rb") as stream:
         for line in stream:
             yield from line.splitlines() if b"\r" in line else (line.removesuffix(b"\n"),)
 
 
 def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
-    """A JSON array of objects."""
+    """The rows of a JSON array of objects."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -112,22 +111,22 @@ def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
 
 
 def from_csv(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
-    """A header line and as many cells in every row, or what is wrong with it."""
+    """The rows of a CSV file with a header, or their errors."""
     header: list[str] | None = None
     for line, cells in records(file):
         if isinstance(cells, ValueError):
             yield place(file, line), cells
         elif header is None:
-            header = named(cells, f"{file}:{line}")
+            header = csv_header(cells, f"{file}:{line}")
         else:
-            yield place(file, line), celled(cells, header, f"{file}:{line}")
+            yield place(file, line), csv_row(cells, header, f"{file}:{line}")
 
 
 def records(file: Path) -> Iterator[tuple[int, list[str] | ValueError]]:
-    """The records of a CSV file that are not blank, each with the line that it begins in.
+    """The records of a CSV file that are not blank, each with its first line.
 
     Raises:
-        ValueError: a quote is not closed in its line, and the lines behind it cannot be told from its text.
+        ValueError: a quote is not closed, so that the lines behind it cannot be separated from its text.
     """
     csv.field_size_limit(2**31 - 1)
     # Spreadsheets write a byte-order mark; bytes that are not UTF-8 stay in their cells, which have a row and a column.
@@ -149,18 +148,18 @@ def records(file: Path) -> Iterator[tuple[int, list[str] | ValueError]]:
                 yield first, cells
 
 
-def named(header: list[str], where: str) -> list[str]:
-    """The header, if it is one: UTF-8, and no column's name twice (spreadsheets leave several empty ones)."""
+def csv_header(header: list[str], where: str) -> list[str]:
+    """The header; raises ValueError for text that is not UTF-8, and for repeated names (empty ones may repeat)."""
     for column in header:
-        if not clean(column):
+        if not is_text(column):
             raise ValueError(f"{where}: the header has bytes that are no text ({column!a}); save the file as UTF-8.")
         if column and header.count(column) > 1:
             raise ValueError(f"{where}: the header has the column {column!r} twice; rename one.")
     return header
 
 
-def celled(cells: list[str], header: list[str], where: str) -> Row | ValueError:
-    """A row by column, or which column is at fault."""
+def csv_row(cells: list[str], header: list[str], where: str) -> Row | ValueError:
+    """A row by column, or its error."""
     if len(cells) != len(header):
         wrong = f"none for {header[len(cells)]!r}" if len(cells) < len(header) else f"more behind {header[-1]!r}"
         lines = "".join(cells).count("\n") + 1
@@ -169,18 +168,18 @@ def celled(cells: list[str], header: list[str], where: str) -> Row | ValueError:
             "quote a text with commas, and close every quote."
         )
     for column, cell in zip(header, cells, strict=True):
-        if not clean(cell):
+        if not is_text(cell):
             return ValueError(f"{where}: the column {column!r} has bytes that are no text ({cell[:60]!a}); save it as UTF-8.")
     return dict(zip(header, cells, strict=True))
 
 
-def clean(cell: str) -> bool:
-    """Is it text? Surrogates stand for bytes that are not UTF-8; NUL bytes are UTF-16, or a damaged file."""
+def is_text(cell: str) -> bool:
+    """Whether a cell is text: surrogates are bytes that are not UTF-8, NUL bytes come from UTF-16 or damaged files."""
     return not NO_TEXT.search(cell)
 
 
 def from_parquet(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
-    """A parquet table, through pyarrow."""
+    """The rows of a parquet table, read by pyarrow."""
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -195,15 +194,15 @@ def from_parquet(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
 
 
 def from_datasets(path: str, name: str | None, split: str) -> Iterator[tuple[str, Row | ValueError]]:
-    """A folder or a hub id, through Hugging Face's `datasets`."""
+    """The rows of a folder or hub id, read by Hugging Face's `datasets`."""
     try:
         import datasets
     except ImportError as error:
         raise ValueError(f"task.path={path} needs a package: pip install 'opd-lightning[datasets]'.") from error
-    saved = any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    is_saved = any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     datasets.disable_progress_bars()
     try:
-        if saved:
+        if is_saved:
             loaded = datasets.load_from_disk(path)
             rows = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
@@ -222,25 +221,25 @@ READERS = {".jsonl": from_jsonl, ".json": from_json, ".csv": from_csv, ".parquet
 
 
 def place(file: Path, number: int) -> str:
-    """How a row is called: file name and line."""
+    """A row's place: file name and line."""
     return f"{file.name}:{number}"
 
 
 def checked(row: Any, file: Path, number: int) -> Row | ValueError:
-    """A JSON value that is a row, or what it is instead."""
+    """A JSON value that is a row, or its error."""
     if not isinstance(row, dict):
         return ValueError(f'{file}:{number}: is {type(row).__name__}, not an object such as {{"prompt": "..."}}.')
     for column in row:
-        if not (column.isascii() and column.isprintable()) and not clean(column):
+        if not (column.isascii() and column.isprintable()) and not is_text(column):
             return ValueError(f"{file}:{number}: the name of column {column!a} is no text; rename it.")
     return row
 
 
-def written(value: Any, where: str) -> Any:
-    """The value itself, if its text can be written as UTF-8: an escape in JSON may be one half of a character.
+def check_utf8(value: Any, where: str) -> Any:
+    """The value itself, if its text can be encoded as UTF-8: an escape in JSON may be half of a surrogate pair.
 
     Raises:
-        ValueError: it cannot; tokenizers would fall over it.
+        ValueError: it cannot, and tokenizers would fail.
     """
     try:
         plain = isinstance(value, str)
@@ -251,7 +250,7 @@ def written(value: Any, where: str) -> Any:
 
 
 def text(value: Any, part: str, place: str) -> str | None:
-    """A cell as text; nothing and blanks are None."""
+    """A cell as text; None for empty cells and blanks."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool | int | float):

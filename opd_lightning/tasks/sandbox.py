@@ -1,8 +1,8 @@
-"""A verifier that runs what a model wrote: in a process of its own, with limits on time, memory and files.
+"""A verifier that runs a model's code in a separate process, with limits on time, memory and files.
 
-Limits keep a run alive beside endless loops and greedy programs; they are no wall against malice. A program that sets out to
-can read this user's files, reach the network, outlive its time in a session of its own, or claim that it passed. Train on code
-inside a container without secrets and network.
+The limits protect a run from endless loops and large programs, not from malice. A malicious program can read this user's
+files, use the network, outlive its time in another session, or claim that it passed. Train on code inside a container
+without secrets and network.
 """
 
 import os
@@ -30,13 +30,13 @@ exec(compile(sys.stdin.read(), "completion", "exec"), {"__name__": "__main__"})
 
 
 class Code:
-    """The completion's Python code (its last fenced block, or all of it) passes the answer's statements, such as asserts.
+    """The verdict on Python code (the last fenced block, or all of the completion): the answer's statements must pass.
 
-    The format is whether there is a fenced block, the feedback the last line that the program wrote to its error stream.
+    The format is whether there is a fenced block, the feedback the last line of the program's error stream.
 
     Args:
-        seconds: of wall-clock time; of processor time one more at most.
-        memory_mib: of address space.
+        seconds: limit of wall-clock time; of processor time at most one second more.
+        memory_mib: limit of address space, in MiB.
 
     Raises:
         ValueError: a limit is too small.
@@ -49,18 +49,18 @@ class Code:
         self.seconds, self.memory = seconds, memory_mib * 2**20
 
     def __call__(self, completion: str, answer: str) -> Verdict:
-        """Right if the program comes to the end of the answer's statements."""
+        """Right if the program reaches the end of the answer's statements."""
         blocks = FENCE.findall(completion)
         code = blocks[-1] if blocks else completion
-        word = secrets.token_hex(8)  # a program that ends early does not say it
-        told, errors = self.run(f"{code}\n{answer}\nprint({word!r})\n")
-        passed = told.rstrip().endswith(word)
+        token = secrets.token_hex(8)  # a program that ends early does not print it
+        output, errors = self.run(f"{code}\n{answer}\nprint({token!r})\n")
+        passed = output.rstrip().endswith(token)
         last = errors.strip().splitlines()[-1:] or ["it was stopped before its end"]
-        # A teacher may be shown the feedback, and a program may have looked at this process's environment.
+        # The feedback may get into a teacher's prompt, and the program may have read this process's environment.
         return Verdict(float(passed), float(bool(blocks)), None if passed else redacted(last[0][:200]))
 
     def run(self, program: str) -> tuple[str, str]:
-        """What a program writes to its two streams until its time is over; in an empty folder, with an empty environment."""
+        """The output and error streams of a program within its time, in an empty folder with an empty environment."""
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-c", LIMITED, str(int(self.seconds) + 1), str(self.memory)],
@@ -76,7 +76,7 @@ class Code:
                     process.communicate(program.encode(errors="replace"), timeout=self.seconds)
             finally:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+                    os.killpg(process.pid, signal.SIGKILL)  # with its child processes
                 process.wait()
             return tail(out), tail(errors)
 

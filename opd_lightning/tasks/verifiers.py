@@ -1,7 +1,7 @@
-"""Verifiers: is a completion right? Each is called as verifier(completion, answer), two texts, and returns a `Verdict`.
+"""Verifiers of completions: each is called as verifier(completion, answer), two texts, and returns a `Verdict`.
 
-The answer is the data set's; where the reference solution ends in it ("... #### 72", "... \\boxed{72}") it is looked for
-in the answer just as in the completion. A verifier of your own may return a bool or a score in [0, 1] instead.
+The answer is the data set's; from a reference solution that ends in it ("... #### 72", "... \\boxed{72}") it is extracted
+as from the completion. A user's own verifier may return a bool or a score in [0, 1] instead.
 """
 
 import re
@@ -21,58 +21,57 @@ NUMBER = re.compile(
 """A number: commas between groups of three digits, decimals, an exponent, a simple fraction."""
 
 DIGITS = 300
-"""What is longer is no number: Python refuses to read thousands of digits, and a model may write them."""
+"""The longest number in characters: Python refuses to parse thousands of digits, which a model may generate."""
 
 
-class Late(BaseException):
-    """A verdict was not there in time; no Exception, for verifiers catch those that their parsers raise."""
+class VerifierTimeout(BaseException):
+    """A verdict exceeded its time limit; no Exception, for verifiers catch those of their parsers."""
 
 
 @contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Raise `Late` if what is inside takes longer; None waits.
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """A context that raises `VerifierTimeout` after some seconds; None sets no limit.
 
-    It holds in the main thread, where alarms ring (not on Windows), and for what looks for them: Python code and regular
-    expressions, not one long step of a C library. An alarm that is set inside (math-verify's) replaces it; one that waited
-    outside begins anew.
+    It works in the main thread with alarm signals (not on Windows), and for Python code and regular expressions, not for one
+    long call of a C library. An alarm that is set inside (math-verify's) replaces it; one from outside is restarted.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if seconds is None or not main or not hasattr(signal, "setitimer"):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if seconds is None or not in_main_thread or not hasattr(signal, "setitimer"):
         yield
         return
 
-    def ring(*_: Any) -> None:
-        raise Late
+    def raise_timeout(*_: Any) -> None:
+        raise VerifierTimeout
 
-    handler = signal.signal(signal.SIGALRM, ring)
-    waiting = signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, raise_timeout)
+    outer_timer = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *waiting)
+        signal.setitimer(signal.ITIMER_REAL, *outer_timer)
 
 
 def exact(completion: str, answer: str, ignore_case: bool = True) -> Verdict:
-    """The whole completion is the answer, blanks apart."""
-    said, right = " ".join(completion.split()), " ".join(answer.split())
-    return Verdict(float(said.lower() == right.lower() if ignore_case else said == right))
+    """Right if the completion equals the answer, up to blanks."""
+    text, expected = " ".join(completion.split()), " ".join(answer.split())
+    return Verdict(float(text.lower() == expected.lower() if ignore_case else text == expected))
 
 
 def contains(completion: str, answer: str) -> Verdict:
-    """The completion says the answer somewhere, case and blanks apart, not as a part of a longer word."""
-    said, right = " ".join(completion.lower().split()), " ".join(answer.lower().split())
-    return Verdict(float(re.search(rf"(?<!\w){re.escape(right)}(?!\w)", said) is not None))
+    """Right if the completion contains the answer, up to case and blanks, not as a part of a longer word."""
+    text, expected = " ".join(completion.lower().split()), " ".join(answer.lower().split())
+    return Verdict(float(re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", text) is not None))
 
 
 class Numeric:
-    """The last number of the completion is that of the answer. Whole numbers are compared exactly.
+    """The verifier of numbers: the completion's last number must be the answer's. Integers are compared exactly.
 
     Args:
-        marker: a regular expression that announces the final number, such as "####" or "answer is"; where it occurs, the
-            first number behind its last occurrence counts, and the format is whether it occurs.
-        tolerance: largest relative difference of numbers that are not whole (absolute below 1).
+        marker: a regular expression before the final number, such as "####" or "answer is"; where it occurs, the first
+            number behind its last occurrence counts, and the format is whether it occurs.
+        tolerance: largest relative difference of numbers that are no integers (absolute below 1).
 
     Raises:
         ValueError: the marker is no regular expression.
@@ -83,37 +82,37 @@ class Numeric:
 
     def __call__(self, completion: str, answer: str) -> Verdict:
         """Right if both have a number and they agree."""
-        said, announced = self.final(completion)
-        right, _ = self.final(answer)
-        close = said is not None and right is not None and self.agree(said, right)
+        number, announced = self.final(completion)
+        expected, _ = self.final(answer)
+        close = number is not None and expected is not None and self.agree(number, expected)
         return Verdict(float(close), None if self.marker is None else float(announced))
 
-    def agree(self, said: Fraction, right: Fraction) -> bool:
-        """Equal, or nearly so where one of them is not whole."""
-        if said.denominator == right.denominator == 1:
-            return said == right
-        return abs(said - right) <= Fraction(self.tolerance) * max(Fraction(1), abs(right))
+    def agree(self, number: Fraction, expected: Fraction) -> bool:
+        """Whether two numbers are equal, within the tolerance where one is no integer."""
+        if number.denominator == expected.denominator == 1:
+            return number == expected
+        return abs(number - expected) <= Fraction(self.tolerance) * max(Fraction(1), abs(expected))
 
     def final(self, text: str) -> tuple[Fraction | None, bool]:
-        """The number that a text ends in, or the one behind the marker, and whether the marker announced one."""
+        """The last number of a text, or the one behind the marker, and whether there was a marked one."""
         announced = list(self.marker.finditer(text)) if self.marker is not None else []
         if announced:
-            behind = numbers(text[announced[-1].end() :])
-            return (behind[0] if behind else None), bool(behind)
-        found = numbers(text)
-        return (found[-1] if found else None), False
+            after_marker = numbers(text[announced[-1].end() :])
+            return (after_marker[0] if after_marker else None), bool(after_marker)
+        all_numbers = numbers(text)
+        return (all_numbers[-1] if all_numbers else None), False
 
 
 def numbers(text: str) -> list[Fraction]:
-    """All numbers of a text, exactly; a division by zero is none, nor is a number of more than 300 digits."""
-    found = []
+    """All numbers of a text as fractions, without divisions by zero and numbers of more than 300 characters."""
+    fractions = []
     for match in NUMBER.findall(text):
         if len(match) > DIGITS:
             continue
-        top, _, bottom = match.replace(",", "").replace(" ", "").partition("/")
-        if not bottom or int(bottom):
-            found.append(Fraction(top) / int(bottom or 1))
-    return found
+        numerator, _, denominator = match.replace(",", "").replace(" ", "").partition("/")
+        if not denominator or int(denominator):
+            fractions.append(Fraction(numerator) / int(denominator or 1))
+    return fractions
 
 
 def compiled(field: str, pattern: str) -> re.Pattern[str]:
@@ -125,11 +124,11 @@ def compiled(field: str, pattern: str) -> re.Pattern[str]:
 
 
 class Regex:
-    """What the pattern's last match holds is the answer; the format is a match.
+    """The verifier by a regular expression: its last match must be the answer; the format is whether it matches.
 
     Args:
-        pattern: of its groups the first that matched counts, without groups the whole match.
-        ignore_case: in comparing with the answer.
+        pattern: the first group that matched counts, without groups the full match.
+        ignore_case: for the comparison with the answer.
 
     Raises:
         ValueError: the pattern is no regular expression.
@@ -139,7 +138,7 @@ class Regex:
         self.pattern, self.ignore_case = compiled("task.verifier.pattern", pattern), ignore_case
 
     def __call__(self, completion: str, answer: str) -> Verdict:
-        """Right if the text that was found equals the answer, blanks apart."""
+        """Right if the matched text equals the answer, up to blanks."""
         matches = list(self.pattern.finditer(completion))
         if not matches:
             return Verdict(0.0, 0.0)
@@ -156,35 +155,35 @@ CHOICES = tuple(
         rf"(?i:\banswer\b|\boption\b|\bchoice\b)(?:\s+(?i:is))?\s*:?{LETTER}(?!\s+[a-z])",
     )
 )
-"""How a choice is announced; the first that occurs counts. "The answer is I think B" announces nothing."""
+"""Patterns that announce a choice; the first that occurs counts. "The answer is I think B" matches none."""
 
 
 def choice(completion: str, answer: str) -> Verdict:
-    """The letter that is chosen, A to J in capitals, is the answer's; the format is whether it is announced as the answer.
+    """Right if the chosen letter, A to J in capitals, is the answer's; the format is whether it is announced.
 
     Announced: <answer>B</answer>, \\boxed{B}, "the answer is (B)". Otherwise a completion that is a letter, or begins
     with one as in "B) because", still counts as right.
     """
-    said, announced = chosen(completion)
-    return Verdict(float(said is not None and said == chosen(answer)[0]), float(announced))
+    letter, announced = chosen(completion)
+    return Verdict(float(letter is not None and letter == chosen(answer)[0]), float(announced))
 
 
 def chosen(text: str) -> tuple[str | None, bool]:
-    """The letter that a text chooses, and whether it announces it."""
+    """The letter that a text chooses, and whether it is announced."""
     for pattern in CHOICES:
-        if found := pattern.findall(text):
-            return found[-1], True
+        if letters := pattern.findall(text):
+            return letters[-1], True
     bare = re.match(r"[*(\s]*([A-J])(?:[*).:]|\s*$)", text)
     return (bare.group(1) if bare else None), False
 
 
 class Math:
-    """Mathematically equal to the answer, as math-verify parses both (LaTeX, fractions, sets, intervals).
+    """The verifier of mathematical equality by math-verify (LaTeX, fractions, sets, intervals).
 
     The format is whether the completion has a \\boxed{...}.
 
     Args:
-        seconds: for each comparison; whole seconds, for math-verify sets an alarm.
+        seconds: limit of each comparison; an integer, for math-verify sets an alarm.
 
     Raises:
         ValueError: math-verify is not installed.
@@ -198,19 +197,19 @@ class Math:
         self.seconds, self.library = seconds, math_verify
 
     def __call__(self, completion: str, answer: str) -> Verdict:
-        """math-verify's verdict; what it cannot parse, or not in time, is wrong."""
-        # Of bare LaTeX, math-verify would read the last number only; between dollars it reads the whole.
+        """math-verify's verdict; wrong if it cannot parse a text, or not in time."""
+        # math-verify would parse only the last number of bare LaTeX; between dollars it parses all of it.
         gold = answer if "$" in answer or "\\boxed" in answer else f"${answer}$"
-        right, said = (self.library.parse(text, parsing_timeout=self.seconds) for text in (gold, completion))
-        equal = self.library.verify(right, said, timeout_seconds=self.seconds)
+        gold_parsed, parsed = (self.library.parse(text, parsing_timeout=self.seconds) for text in (gold, completion))
+        equal = self.library.verify(gold_parsed, parsed, timeout_seconds=self.seconds)
         return Verdict(float(equal), float("\\boxed" in completion))
 
 
 class Function:
-    """A function of your own, called as function(completion, answer).
+    """The verifier by a user's function, called as function(completion, answer).
 
     Args:
-        path: where it is, such as "my_package.scores.score".
+        path: the function's dotted path, such as "my_package.scores.score".
 
     Raises:
         ValueError: it cannot be imported, or is no function.
@@ -230,7 +229,7 @@ class Function:
         self.path = path
 
     def __call__(self, completion: str, answer: str) -> Verdict:
-        """What the function returns: a Verdict, a bool, or a score in [0, 1].
+        """The function's result: a Verdict, a bool, or a score in [0, 1].
 
         Raises:
             ValueError: it raises, or returns something else.

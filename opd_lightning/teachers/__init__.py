@@ -1,4 +1,4 @@
-"""Teachers: whoever scores the student's tokens; `contracts.Teacher` is what they offer."""
+"""Teachers: scorers of the student's tokens, each a `contracts.Teacher`."""
 
 from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region

@@ -1,4 +1,4 @@
-"""What teachers have in common: defaults for all of the contract that is optional."""
+"""Base classes of teachers, with defaults for the optional part of the contract."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingPar
 
 
 class BaseTeacher:
-    """A teacher that scores, cannot write, never moves and remembers nothing.
+    """A teacher that scores, does not generate, never changes and has no state.
 
     Attributes:
         provides, top_k: see `contracts.Teacher`.
-        context: what it is shown beside the student's prompt.
-        self_teacher: do its weights come from the student?
-        frozen: does it stay what it is?
-        writes: can it write?
-        source: the `Pretrained` that it is; None where it is the student, or no local model.
-        warning: what a user should know before choosing it.
+        context: builds its prompt from the example; see `teachers.contexts`.
+        self_teacher: whether its weights come from the student.
+        frozen: whether it never changes.
+        writes: whether it can generate completions.
+        source: its `Pretrained`; None for the student, or no local model.
+        warning: a sentence for the user, or None.
     """
 
     provides: frozenset[Provides] = frozenset({"full", "topk", "sampled"})
@@ -39,57 +39,57 @@ class BaseTeacher:
 
     @property
     def parts(self) -> Sequence[Any]:
-        """The teachers that it is made of: itself."""
+        """The single teachers in it: itself."""
         return [self]
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Before anything is loaded; raises ValueError if the student's tokenizer does not fit."""
+        """Check the student's tokenizer before loading; raises ValueError if it does not fit."""
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Before anything is loaded; raises ValueError if an example cannot be scored."""
+        """Check the examples before loading; raises ValueError if one cannot be scored."""
 
     def setup(self, student: Any, renderer: Renderer) -> None:
-        """Nothing to load."""
+        """Set student and renderer; there are no weights to load."""
         self.student, self.renderer = student, renderer
 
     def prompts(self, examples: Sequence[Example]) -> list[Rendered | None]:
-        """The teacher's prompts that need no attempt; None where the context waits for one."""
+        """The teacher's prompts; None where the context needs an attempt."""
         return [None if (chat := self.context(e)) is None else self.rendering(chat) for e in examples]
 
     def rendering(self, chat: Any) -> Rendered:
-        """A chat as this teacher reads it."""
+        """A chat, rendered with this teacher's template options."""
         return self.renderer.with_options(self.context.template_options).render(chat)  # type: ignore[attr-defined]
 
     def write(
         self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, generator: Generator
     ) -> tuple[list[Completion], Cost]:
-        """Completions of prompts as the teacher reads them, and what they cost."""
+        """Completions of the teacher's prompts, and their cost."""
         raise ValueError(f"teacher={type(self).__name__} can only score; choose teacher=frozen, ema or external to write.")
 
     def logit_flops(self, positions: int) -> int:
-        """Nothing."""
+        """FLOPs of the logits of `positions` positions; 0."""
         return 0
 
     def footprint(self, start: Parameters) -> int:
-        """Bytes that it holds beside the student, without its `source`."""
+        """Bytes of memory beside the student, without its `source`; 0."""
         return 0
 
     def after_update(self) -> None:
-        """Nothing moves."""
+        """Update the teacher after an optimizer step; nothing changes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to remember."""
+        """The state for the checkpoint; empty."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to remember."""
+        """Restore the state from a checkpoint; there is none."""
 
 
 class Composite(BaseTeacher):
-    """A teacher made of others.
+    """A teacher composed of other teachers.
 
     Args:
-        teachers: by name.
+        teachers: the teachers by name.
 
     Raises:
         ValueError: there are none.
@@ -100,8 +100,8 @@ class Composite(BaseTeacher):
         if not teachers:
             raise ValueError("teacher.teachers is empty; give teachers by name (teacher.teachers.<name>=...).")
         self.teachers = dict(teachers)
-        given = [teacher.provides for teacher in self.teachers.values()]
-        self.provides = frozenset.intersection(*given)
+        provided = [teacher.provides for teacher in self.teachers.values()]
+        self.provides = frozenset.intersection(*provided)
         self.top_k = min((t.top_k for t in self.teachers.values() if t.top_k is not None), default=None)
         self.self_teacher = all(teacher.self_teacher for teacher in self.teachers.values())
         self.frozen = all(teacher.frozen for teacher in self.teachers.values())
@@ -109,50 +109,50 @@ class Composite(BaseTeacher):
 
     @property
     def parts(self) -> Sequence[Any]:
-        """Theirs."""
+        """The parts of all teachers."""
         return [part for teacher in self.teachers.values() for part in teacher.parts]
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """All must fit."""
+        """Check the tokenizer for each teacher."""
         for teacher in self.teachers.values():
             teacher.check_tokenizer(tokenizer)
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """All of them, unless told otherwise."""
+        """Check all examples for each teacher."""
         for teacher in self.teachers.values():
             teacher.check_examples(examples)
 
     def setup(self, student: Any, renderer: Renderer) -> None:
-        """All are set up."""
+        """Set up each teacher."""
         super().setup(student, renderer)
         for teacher in self.teachers.values():
             teacher.setup(student, renderer)
 
     def logit_flops(self, positions: int) -> int:
-        """Of all of them on these positions."""
+        """FLOPs of all teachers' logits on these positions."""
         return sum(teacher.logit_flops(positions) for teacher in self.teachers.values())
 
     def footprint(self, start: Parameters) -> int:
-        """Theirs together."""
+        """Bytes of all teachers."""
         return sum(teacher.footprint(start) for teacher in self.teachers.values())
 
     def after_update(self) -> None:
-        """All follow."""
+        """Update each teacher."""
         for teacher in self.teachers.values():
             teacher.after_update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Theirs by name."""
+        """The states of the teachers, by name."""
         return {name: teacher.state_dict() for name, teacher in self.teachers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Theirs by name."""
+        """Restore the states of the teachers, by name."""
         for name, teacher in self.teachers.items():
             teacher.load_state_dict(state[name])
 
 
 def all_parts(teachers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each part of each teacher, with the teacher's name; a part of several says which one it is."""
+    """Each part of each teacher, with the teacher's name, numbered where a teacher has several parts."""
     for name, teacher in teachers.items():
         parts = list(teacher.parts)
         for i, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""A local teacher: a language model in this process, behind a prompt of its own, reading the tokens that the student wrote."""
+"""A local teacher: a language model in this process that scores the student's tokens behind its own prompt."""
 
 import logging
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class LocalTeacher(BaseTeacher):
-    """A weights policy behind a context.
+    """A teacher from a weights policy and a context.
 
     Args:
-        weights: whose weights, and how they follow the student's; see `teachers.weights`.
-        context: what the teacher is shown; see `teachers.contexts`. None shows it the student's prompt.
+        weights: the weights, and how they follow the student's; see `teachers.weights`.
+        context: builds the teacher's prompt; see `teachers.contexts`. None takes the student's prompt.
     """
 
     def __init__(self, weights: Weights, context: NoContext | None = None):
@@ -35,7 +35,7 @@ class LocalTeacher(BaseTeacher):
         self.source, self.warning = weights.source, weights.warning
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The weights' own check, if they have one."""
+        """Check the tokenizer of external weights."""
         if isinstance(self.weights, External):
             self.weights.check_tokenizer(tokenizer)
 
@@ -46,51 +46,54 @@ class LocalTeacher(BaseTeacher):
         self.weights.setup(student)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
-        """Read the samples; where the context has nothing to tell, or the prompt is too long, tokens are not valid.
+        """Score the samples; tokens are not valid where the context returns None or the prompt is too long.
 
-        Neither are those from a word on that the teacher does not have; `unreadable` says how many samples have one.
+        Nor are tokens behind a word that the teacher lacks; the metric `unreadable` is the share of samples with one.
         """
         prompts = self.prompts_of(samples)
-        known = None if self.weights.words is None else readable(samples, prompts, self.weights.words)
-        if known is not None:
-            samples, prompts = known.samples, known.prompts
-        behind = [len(sample.token_ids) - sample.prompt_length for sample in samples]
+        readable_part = None if self.weights.words is None else readable(samples, prompts, self.weights.words)
+        if readable_part is not None:
+            samples, prompts = readable_part.samples, readable_part.prompts
+        completion_lengths = [len(sample.token_ids) - sample.prompt_length for sample in samples]
         window = self.student.window if self.source is None else self.source.window()
         limit = self.context.max_prompt_tokens or window
-        # What never changes was measured before training; what attempts say may be too long for the teacher.
-        waits = self.context.reads_attempts
-        fits = [p is not None and (not waits or len(p) <= min(window - n, limit)) for p, n in zip(prompts, behind, strict=True)]
-        long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
-        # With nothing to read, one sample is read all the same: other devices may wait for this one's share of the weights.
+        # Prompts without attempts were checked before training; those from attempts may be too long for the teacher.
+        from_attempts = self.context.reads_attempts
+        fits = [
+            p is not None and (not from_attempts or len(p) <= min(window - n, limit))
+            for p, n in zip(prompts, completion_lengths, strict=True)
+        ]
+        too_long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
+        # Without such samples one is read all the same: other devices may wait for this one's shard of the weights.
         rows = [b for b, fit in enumerate(fits) if fit] or [0]
         ids = {b: (prompts[b] if fits[b] else None) or samples[b].token_ids[: samples[b].prompt_length].tolist() for b in rows}
-        totals = [len(ids[b]) + behind[b] for b in rows]
+        totals = [len(ids[b]) + completion_lengths[b] for b in rows]
         plan = [[rows[i] for i in part] for part in plan_micro_batches(totals, max_tokens)]
         pad, device = self.renderer.tokenizer.pad_token_id, self.student.lm.device  # type: ignore[attr-defined]
-        read = self.weights.read([collate([samples[b] for b in part], pad, device, [ids[b] for b in part]) for part in plan])
+        scores = self.weights.read([collate([samples[b] for b in part], pad, device, [ids[b] for b in part]) for part in plan])
         counts = [sample.trainable for sample in samples]
-        hidden = read.hidden.new_zeros(sum(counts), read.hidden.shape[-1])
-        hidden[torch.cat([packed_index(part, counts) for part in plan]).to(device)] = read.hidden
+        hidden = scores.hidden.new_zeros(sum(counts), scores.hidden.shape[-1])
+        hidden[torch.cat([packed_index(part, counts) for part in plan]).to(device)] = scores.hidden
         cost = Cost(sum(totals), self.weights.sizes().read(totals))
-        metrics = {} if known is None else {"unreadable": known.cut.float().to(device)}
-        valid = None if known is None else known.valid.to(device)
-        if not waits:
-            return replace(read, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
-        told, overlong = torch.tensor(fits, device=device), torch.tensor(long, device=device)
-        if overlong.any() and not told.any():
+        metrics = {} if readable_part is None else {"unreadable": readable_part.cut.float().to(device)}
+        valid = None if readable_part is None else readable_part.valid.to(device)
+        if not from_attempts:
+            return replace(scores, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
+        has_context, overlong = torch.tensor(fits, device=device), torch.tensor(too_long, device=device)
+        if overlong.any() and not has_context.any():
             log.warning(
-                "warning: every prompt of the teacher in this rollout is too long with what its context tells, so nothing is "
+                "warning: every prompt of the teacher in this rollout is too long with its context, so nothing is "
                 "learned from it; raise context.max_prompt_tokens, or lower rollout.sampling.max_new_tokens."
             )
-        shown = torch.repeat_interleave(told, torch.tensor(counts, device=device))
+        shown = torch.repeat_interleave(has_context, torch.tensor(counts, device=device))
         valid = shown if valid is None else shown & valid
-        metrics |= {"valid": told.float(), "overlong": overlong.float()}
-        return replace(read, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
+        metrics |= {"valid": has_context.float(), "overlong": overlong.float()}
+        return replace(scores, hidden=hidden, valid=valid, cost=cost, metrics=metrics)
 
     def prompts_of(self, samples: Sequence[Sample]) -> list[list[int] | None]:
-        """The teacher's prompt for each sample, None where there is nothing to tell."""
+        """The teacher's prompt for each sample; None where the context returns None."""
         attempts = self.attempts(samples) if self.context.reads_attempts else [None] * len(samples)
-        known: dict[str, list[int]] = {}
+        cache: dict[str, list[int]] = {}
         ids: list[list[int] | None] = []
         for b, sample in enumerate(samples):
             own = attempts[b]
@@ -104,13 +107,13 @@ class LocalTeacher(BaseTeacher):
                 ids.append(None)
                 continue
             key = repr(chat)
-            if key not in known:
-                known[key] = self.rendering(chat).token_ids
-            ids.append(known[key])
+            if key not in cache:
+                cache[key] = self.rendering(chat).token_ids
+            ids.append(cache[key])
         return ids
 
     def attempts(self, samples: Sequence[Sample]) -> list[Attempt | None]:
-        """The judged completions."""
+        """The judged completions; None for samples without a verdict."""
         texts = self.renderer.decode_all([sample.reply_ids for sample in samples])  # type: ignore[attr-defined]
         return [
             None if sample.verdict is None else Attempt(text, sample.verdict)
@@ -120,40 +123,40 @@ class LocalTeacher(BaseTeacher):
     def write(
         self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, generator: Generator
     ) -> tuple[list[Completion], Cost]:
-        """Completions of prompts as the teacher reads them, and what they cost."""
+        """Completions of the teacher's prompts, and their cost."""
         if not self.writes:
             return super().write(prompts, sampling, seed, generator)
         words = self.weights.words
-        unknown = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
-        if unknown:
-            token = self.renderer.tokenizer.convert_ids_to_tokens(unknown[0])  # type: ignore[attr-defined]
+        missing = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
+        if missing:
+            token = self.renderer.tokenizer.convert_ids_to_tokens(missing[0])  # type: ignore[attr-defined]
             raise ValueError(
                 f"a prompt holds {token!r}, a word of the student's tokenizer that the teacher lacks, so it cannot write "
                 "behind it; choose another teacher, or take such prompts out of the data."
             )
-        done = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
+        completions = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
         n = sampling.n
-        pairs = [(len(prompts[i // n].token_ids), len(completion.token_ids)) for i, completion in enumerate(done)]
-        return done, Cost(sum(map(sum, pairs)), self.weights.sizes().write(pairs))
+        pairs = [(len(prompts[i // n].token_ids), len(completion.token_ids)) for i, completion in enumerate(completions)]
+        return completions, Cost(sum(map(sum, pairs)), self.weights.sizes().write(pairs))
 
     def logit_flops(self, positions: int) -> int:
-        """Of the model's output layer."""
+        """FLOPs of the model's output layer."""
         return self.weights.sizes().logits(positions)
 
     def footprint(self, start: Parameters) -> int:
-        """The weights'."""
+        """Bytes of the weights beside the student."""
         return self.weights.footprint(start)
 
     def after_update(self) -> None:
-        """The weights follow."""
+        """Update the weights after an optimizer step."""
         self.weights.after_update()
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights'."""
+        """The state of the weights."""
         return self.weights.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The weights'."""
+        """Restore the state of the weights."""
         self.weights.load_state_dict(state)
 
 
@@ -165,25 +168,25 @@ def external(
     field: str = "teacher.path",
     base: str | None = None,
 ) -> LocalTeacher:
-    """Another model with the same tokenizer; see `weights.External`."""
+    """A teacher that is another model with the same tokenizer; see `weights.External`."""
     return LocalTeacher(External(path, dtype, attention, field, base), context)
 
 
 def frozen(context: NoContext | None = None) -> LocalTeacher:
-    """The student as it was when training began."""
+    """A teacher with the student's weights at the start of training."""
     return LocalTeacher(FrozenStart(), context)
 
 
 def average(rate: float, every: int = 1, of: str = "effective", context: NoContext | None = None) -> LocalTeacher:
-    """A moving average of the student; see `weights.Average`."""
+    """A teacher with a moving average of the student's weights; see `weights.Average`."""
     return LocalTeacher(Average(rate, every, of), context)
 
 
 def trust_region(share: float, context: NoContext | None = None) -> LocalTeacher:
-    """Between the start and the student; see `weights.TrustRegion`."""
+    """A teacher between the start and the student; see `weights.TrustRegion`."""
     return LocalTeacher(TrustRegion(share), context)
 
 
 def live(context: NoContext | None = None) -> LocalTeacher:
-    """The student as it is now."""
+    """A teacher with the student's current weights."""
     return LocalTeacher(Live(), context)

@@ -19,8 +19,8 @@ class MixedScores:
     """Scores of several teachers on the same N tokens.
 
     Attributes:
-        parts: theirs.
-        weights: as many, with sum 1.
+        parts: each teacher's scores.
+        weights: one for each part, with sum 1.
         space: "probability" averages probabilities, "log" log-probabilities, renormalised.
     """
 
@@ -31,28 +31,28 @@ class MixedScores:
 
     @property
     def vocabulary(self) -> int:
-        """What all of them know."""
+        """The size of the shared vocabulary."""
         return self.words.size
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """What one of them does not know."""
+        """The ids below it that a part lacks."""
         return self.words.absent
 
     @property
     def words(self) -> Words:
-        """The ids that all of them have."""
-        return words_of(self.parts[0]).meet(words_of(part) for part in self.parts[1:])
+        """The ids that all parts have."""
+        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:
-        """Where all of them have a target."""
-        known = [part.valid for part in self.parts if part.valid is not None]
-        return torch.stack(known).all(0) if known else None
+        """The tokens for which all parts have a target."""
+        masks = [part.valid for part in self.parts if part.valid is not None]
+        return torch.stack(masks).all(0) if masks else None
 
     @property
     def cost(self) -> Cost:
-        """Theirs together."""
+        """The cost of all parts."""
         return sum((part.cost for part in self.parts), Cost())
 
     def take(self, index: Tensor | slice) -> "MixedScores":
@@ -65,7 +65,7 @@ class MixedScores:
         valid, words = self.valid, self.words
         for part, weight in zip(self.parts, self.weights, strict=True):
             target = part.chunk(rows)
-            if words_of(part) != words:  # renormalised before it is mixed
+            if words_of(part) != words:  # renormalised before mixing
                 target = fitted(target, words_of(part), words, target.logits.dtype)
             log_p = target.log_probs(1.0).log_p
             if self.space == "log":
@@ -78,31 +78,31 @@ class MixedScores:
 
 
 class MixedTeacher(Composite):
-    """A weighted average of teachers, on every sample.
+    """A weighted average of the teachers' distributions, on every sample.
 
     Args:
-        teachers: by name; each provides the whole vocabulary.
-        weights: by name, positive; they are scaled to sum to 1. None weighs all alike.
+        teachers: the teachers by name; each provides the full vocabulary.
+        weights: positive weights by name, scaled to sum 1. None weighs all equally.
         space: "probability" averages probabilities (a mixture of experts), "log" log-probabilities (a product of experts).
 
     Raises:
-        ValueError: a weight is of no teacher or not positive, or a teacher does not know the whole vocabulary.
+        ValueError: a weight is of no teacher or not positive, or a teacher does not provide the full vocabulary.
     """
 
     def __init__(self, teachers: dict[str, Any], weights: dict[str, float] | None = None, space: str = "probability"):
         super().__init__(teachers)
-        given = dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)
-        if set(given) != set(teachers) or not all(weight > 0 for weight in given.values()):
-            raise ValueError(f"teacher.weights={given} must give each of {sorted(teachers)} a positive number.")
+        by_name = dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)
+        if set(by_name) != set(teachers) or not all(weight > 0 for weight in by_name.values()):
+            raise ValueError(f"teacher.weights={by_name} must give each of {sorted(teachers)} a positive number.")
         if space not in ("probability", "log"):
             raise ValueError(f"teacher.space={space!r} is unknown; choose probability or log.")
         if "full" not in self.provides:
             raise ValueError("teacher=mixed needs the whole vocabulary of each of its teachers; choose others.")
         self.space = space
-        self.weights = {name: given[name] / sum(given.values()) for name in teachers}
+        self.weights = {name: by_name[name] / sum(by_name.values()) for name in teachers}
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> MixedScores:
-        """All read all samples."""
+        """The mixture of all teachers' scores of the samples."""
         parts = {name: teacher.score(samples, max_tokens) for name, teacher in self.teachers.items()}
         metrics = {f"{name}_{key}": values for name, part in parts.items() for key, values in part.metrics.items()}
         return MixedScores(list(parts.values()), list(self.weights.values()), self.space, metrics)

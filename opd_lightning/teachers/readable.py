@@ -1,4 +1,4 @@
-"""What a teacher can read: it has no row, or none that means anything, for words that only the student has."""
+"""Samples for a teacher that lacks some of the student's words, for which it has no embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from opd_lightning.utils.vocabulary import Words
 
 @dataclass(frozen=True)
 class Readable:
-    """Samples and prompts in the words of a teacher.
+    """Samples and prompts in a teacher's words.
 
     Attributes:
-        samples, prompts: with some known id in place of unknown ones; what follows such an id is not valid.
-        valid [N]: trainable tokens before the first unknown id; none where the prompt holds one.
-        cut [B]: whose reading ends early.
+        samples, prompts: with a filler in place of ids that the teacher lacks; tokens behind it are not valid.
+        valid [N]: trainable tokens before the first missing id; none where the prompt has one.
+        cut [B]: samples with a missing id.
     """
 
     samples: list[Sample]
@@ -27,17 +27,21 @@ class Readable:
 
 
 def readable(samples: Sequence[Sample], prompts: Sequence[list[int] | None], words: Words) -> Readable:
-    """Replace what a teacher with these words cannot read, and say where that begins."""
+    """Replace the ids that are not in `words` by a filler, and mark the tokens behind them as not valid."""
     filler = next(i for i in range(words.size) if i not in words.absent)
-    read, known_prompts, valid, cut = [], [], [], []
+    filled, filled_prompts, valid, cut = [], [], [], []
     for sample, prompt in zip(samples, prompts, strict=True):
-        known = words.known(sample.token_ids)
-        in_prompt = known[: sample.prompt_length] if prompt is None else words.known(torch.tensor(prompt, dtype=torch.long))
-        before = known[sample.prompt_length :].long().cumprod(0).bool() & bool(in_prompt.all())
+        in_words = words.contains(sample.token_ids)
+        in_prompt = (
+            in_words[: sample.prompt_length] if prompt is None else words.contains(torch.tensor(prompt, dtype=torch.long))
+        )
+        before = in_words[sample.prompt_length :].long().cumprod(0).bool() & bool(in_prompt.all())
         valid.append(before[sample.loss_mask[sample.prompt_length :]])
         cut.append(not bool(before.all()))
-        read.append(replace(sample, token_ids=torch.where(known, sample.token_ids, filler)))
-        known_prompts.append(
-            None if prompt is None else [i if k else filler for i, k in zip(prompt, in_prompt.tolist(), strict=True)]
+        filled.append(replace(sample, token_ids=torch.where(in_words, sample.token_ids, filler)))
+        filled_prompts.append(
+            None
+            if prompt is None
+            else [i if present else filler for i, present in zip(prompt, in_prompt.tolist(), strict=True)]
         )
-    return Readable(read, known_prompts, torch.cat(valid), torch.tensor(cut))
+    return Readable(filled, filled_prompts, torch.cat(valid), torch.tensor(cut))

@@ -1,4 +1,4 @@
-"""A routed teacher: each sample against its own teacher, by the example's skill or a column."""
+"""A routed teacher: each sample is scored by one teacher, chosen by the example's skill or a column."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ class RoutedScores:
     """Scores of several teachers, each on some of N tokens.
 
     Attributes:
-        parts: theirs.
-        part [N], row [N]: which of them has a token, and at which of its rows.
+        parts: each teacher's scores.
+        part [N], row [N]: the index of each token's part, and its row in that part.
     """
 
     parts: Sequence[Any]
@@ -31,22 +31,22 @@ class RoutedScores:
 
     @property
     def vocabulary(self) -> int:
-        """What all of them know."""
+        """The size of the shared vocabulary."""
         return self.words.size
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """What one of them does not know."""
+        """The ids below it that a part lacks."""
         return self.words.absent
 
     @property
     def words(self) -> Words:
-        """The ids that all of them have."""
-        return words_of(self.parts[0]).meet(words_of(part) for part in self.parts[1:])
+        """The ids that all parts have."""
+        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:
-        """Theirs, token by token."""
+        """Whether each token has a target in its part."""
         if all(part.valid is None for part in self.parts):
             return None
         valid = torch.ones_like(self.part, dtype=torch.bool)
@@ -60,31 +60,31 @@ class RoutedScores:
         return replace(self, part=self.part[index], row=self.row[index])
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
-        """Logits of some rows, each its own teacher's."""
+        """Logits [n, V] of the rows, each from its teacher."""
         part, row, valid, words = self.part[rows], self.row[rows], self.valid, self.words
         logits: Tensor | None = None
         for i, scores in enumerate(self.parts):
-            mine = part == i
-            if not bool(mine.any()):
+            selected = part == i
+            if not bool(selected.any()):
                 continue
-            own = words.cut(scores.take(row[mine]).chunk(slice(None)).logits)
+            part_logits = words.cut(scores.take(row[selected]).chunk(slice(None)).logits)
             if logits is None:
-                logits = own.new_empty(len(part), words.size)
-            logits[mine] = own
+                logits = part_logits.new_empty(len(part), words.size)
+            logits[selected] = part_logits
         assert logits is not None
         return FullLogits(logits, None if valid is None else valid[rows])
 
 
 class RoutedTeacher(Composite):
-    """Each sample's own teacher.
+    """A teacher for each sample, chosen by a value of its example.
 
     Args:
-        teachers: by the value that they are for; each provides the whole vocabulary.
+        teachers: the teachers by that value; each provides the full vocabulary.
         by: "skill", or a column of the example's `extra`.
-        default: the name of the teacher of all other values; None refuses them.
+        default: name of the teacher for all other values; None refuses them.
 
     Raises:
-        ValueError: the default is no teacher, or a teacher does not know the whole vocabulary.
+        ValueError: the default is no teacher, or a teacher does not provide the full vocabulary.
     """
 
     def __init__(self, teachers: dict[str, Any], by: str = "skill", default: str | None = None):
@@ -103,21 +103,21 @@ class RoutedTeacher(Composite):
         """
         value = example.skill if self.by == "skill" else example.extra.get(self.by)
         names = (value, str(value).split("/", maxsplit=1)[0], self.default)
-        found = next((name for name in names if name in self.teachers), None)
-        if found is None:
+        match = next((name for name in names if name in self.teachers), None)
+        if match is None:
             raise ValueError(
                 f"example {example.id} has {self.by}={value!r}, which has no teacher; teacher.teachers has "
                 f"{', '.join(self.teachers)}. Add one, or set teacher.default."
             )
-        return found
+        return match
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Every example has a teacher; raises ValueError otherwise."""
+        """Check each teacher's examples; raises ValueError if one has no teacher."""
         for name, teacher in self.teachers.items():
             teacher.check_examples([example for example in examples if self.route(example) == name])
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> RoutedScores:
-        """Each teacher reads its samples; one without any reads the first, for others may wait for its share of the weights."""
+        """The scores of each teacher on its samples; one without any scores the first, for devices may wait for its shard."""
         names = [self.route(sample.example) for sample in samples]
         counts, device = [sample.trainable for sample in samples], self.student.lm.device
         part = torch.zeros(sum(counts), dtype=torch.long, device=device)
@@ -125,18 +125,18 @@ class RoutedTeacher(Composite):
         parts, cost = [], Cost()
         metrics: dict[str, Tensor] = {}
         for i, (name, teacher) in enumerate(self.teachers.items()):
-            mine = [b for b, own in enumerate(names) if own == name]
-            scores = teacher.score([samples[b] for b in mine or [0]], max_tokens)
+            indices = [b for b, route_name in enumerate(names) if route_name == name]
+            scores = teacher.score([samples[b] for b in indices or [0]], max_tokens)
             parts.append(scores)
             for key, values in scores.metrics.items():
-                told = metrics.setdefault(key, torch.full((len(samples),), torch.nan, device=device))
-                told[mine] = values.to(told.dtype)[: len(mine)]
-            if mine:
-                index = packed_index(mine, counts).to(device)
+                column = metrics.setdefault(key, torch.full((len(samples),), torch.nan, device=device))
+                column[indices] = values.to(column.dtype)[: len(indices)]
+            if indices:
+                index = packed_index(indices, counts).to(device)
                 part[index], row[index] = i, torch.arange(len(index), device=device)
                 cost += scores.cost
         return RoutedScores(parts, part, row, cost, metrics)
 
     def logit_flops(self, positions: int) -> int:
-        """Of one of them on each position, their mean: which one it was is not asked."""
+        """FLOPs of one teacher's logits on each position, estimated as the teachers' mean."""
         return super().logit_flops(positions) // len(self.teachers)

@@ -1,4 +1,4 @@
-"""The top-k view of a local teacher: what a server would return."""
+"""The top-k view of a local teacher: the log-probabilities that a server would return."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from opd_lightning.utils.vocabulary import words_of
 
 @dataclass(frozen=True)
 class TopKView:
-    """Scores of another teacher, cut to the k most probable tokens and the written one when a chunk is asked for.
+    """Scores of another teacher, cut to the k most probable tokens and the sampled one, chunk by chunk.
 
     Attributes:
-        inner: the other teacher's scores, of the whole vocabulary.
-        ids [N]: the written tokens.
-        k: how many.
+        inner: the other teacher's scores, of the full vocabulary.
+        ids [N]: the sampled tokens.
+        k: number of most probable tokens.
     """
 
     inner: Any
@@ -29,27 +29,27 @@ class TopKView:
 
     @property
     def vocabulary(self) -> int:
-        """The other teacher's."""
+        """The other teacher's size of the vocabulary."""
         return self.inner.vocabulary
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """The other teacher's."""
+        """The other teacher's absent ids."""
         return words_of(self.inner).absent
 
     @property
     def valid(self) -> Tensor | None:
-        """The other teacher's."""
+        """The other teacher's valid tokens."""
         return self.inner.valid
 
     @property
     def cost(self) -> Cost:
-        """The other teacher's."""
+        """The other teacher's cost."""
         return self.inner.cost
 
     @property
     def metrics(self) -> Mapping[str, Tensor]:
-        """The other teacher's."""
+        """The other teacher's metrics."""
         return self.inner.metrics
 
     def take(self, index: Tensor | slice) -> "TopKView":
@@ -57,23 +57,23 @@ class TopKView:
         return TopKView(self.inner.take(index), self.ids[index], self.k)
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs:
-        """The top k of some rows."""
+        """The k most probable tokens of the rows."""
         full = self.inner.chunk(rows, out).log_probs(1.0)
         ids, logprobs = full.top(self.k)
-        written = self.ids[rows]
-        known = words_of(self).known(written)  # those that are not are not valid either
-        return TopKLogProbs(ids, logprobs, full.of(torch.where(known, written, 0)), full.valid)
+        sampled = self.ids[rows]
+        covered = words_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
+        return TopKLogProbs(ids, logprobs, full.of(torch.where(covered, sampled, 0)), full.valid)
 
 
 class TopKTeacher(Composite):
-    """A teacher of which only the k most probable tokens, and the written one, are seen.
+    """A teacher that provides only the k most probable tokens and the sampled one of another.
 
     Args:
-        teacher: any teacher that provides the whole vocabulary.
-        k: tokens.
+        teacher: a teacher that provides the full vocabulary.
+        k: number of tokens.
 
     Raises:
-        ValueError: k is less than 1, or the teacher does not know the whole vocabulary.
+        ValueError: k is less than 1, or the teacher does not provide the full vocabulary.
     """
 
     def __init__(self, teacher: Any, k: int):
@@ -85,7 +85,7 @@ class TopKTeacher(Composite):
         self.inner, self.top_k, self.provides = teacher, k, frozenset({"topk", "sampled"})
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKView:
-        """The other teacher's scores, to be cut."""
+        """The top-k view of the other teacher's scores."""
         scores = self.inner.score(samples, max_tokens)
         ids = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
         return TopKView(scores, ids.to(self.student.lm.device), self.top_k or 1)

@@ -1,8 +1,8 @@
-"""Vocabularies: which ids of an output layer are words, and which of them two models share.
+"""Vocabularies: the ids of an output layer that are tokens of the tokenizer ("words"), and those that two models share.
 
-Output layers are padded: Qwen has 151,936 rows for 151,669 words. What stands behind the last word is no word, so it is neither
-sampled nor compared. Siblings of one family differ in a few added tokens (chat and base, Qwen2.5 and Qwen3): they are compared
-on the ids that mean the same token for both.
+Output layers are padded: Qwen has 151,936 rows for 151,669 words. The rows behind the last word are neither sampled nor
+compared. Models of one family differ in a few added tokens (chat and base, Qwen2.5 and Qwen3): they are compared on the ids
+that mean the same token in both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ class Words:
 
     @classmethod
     def of(cls, vocabulary: Mapping[str, int]) -> "Words":
-        """Those of a tokenizer's ids by token; ids below the last one that no token has are absent."""
+        """The words of a tokenizer, from its ids by token; ids below the last one without a token are absent."""
         ids = set(vocabulary.values())
         size = max(ids, default=-1) + 1
         return cls(size, tuple(i for i in range(size) if i not in ids) if len(ids) < size else ())
@@ -32,23 +32,23 @@ class Words:
         """Number of words."""
         return self.size - len(self.absent)
 
-    def meet(self, others: Iterable["Words"]) -> "Words":
-        """The ids that all of them have."""
+    def intersection(self, others: Iterable["Words"]) -> "Words":
+        """The ids that these and all `others` have."""
         every = [self, *others]
         size = min(words.size for words in every)
         return Words(size, tuple(sorted({i for words in every for i in words.absent if i < size})))
 
     def covers(self, other: "Words") -> bool:
-        """Has it every word of another?"""
+        """Whether every word of another is among these."""
         return self.size >= other.size and set(self.absent) <= set(other.absent)
 
-    def known(self, ids: Tensor) -> Tensor:
-        """Which ids are words, a bool for each."""
+    def contains(self, ids: Tensor) -> Tensor:
+        """Whether each id is a word: bools in the shape of `ids`."""
         inside = ids < self.size
         return inside & ~torch.isin(ids, ids.new_tensor(self.absent)) if self.absent else inside
 
     def cut(self, scores: Tensor) -> Tensor:
-        """Scores [n, V] of these words alone, [n, size]; the absent ones in between get -inf, in a copy."""
+        """Scores [n, V] cut to these words, [n, size]; absent ids get -inf, in a copy."""
         part = scores if scores.shape[-1] == self.size else scores[..., : self.size]
         return part.index_fill(-1, self.index(part.device), -torch.inf) if self.absent else part
 
@@ -58,54 +58,58 @@ class Words:
 
 
 def words_of(scores: Any) -> Words:
-    """The ids that a teacher's scores are about."""
+    """The ids that a teacher's scores cover."""
     return Words(scores.vocabulary, tuple(getattr(scores, "absent", ())))
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two vocabularies side by side.
+    """The comparison of the student's and the teacher's vocabulary.
 
     Attributes:
         shared: the ids that mean the same token in both.
-        mine, theirs: tokens that only one of them has.
-        unlike: ids with one token here and another there: (id, mine, theirs), the first ids first.
+        student_only, teacher_only: tokens that only one of them has.
+        conflicts: (id, student's token, teacher's token) where these differ, in order of ids.
     """
 
     shared: Words
-    mine: tuple[str, ...]
-    theirs: tuple[str, ...]
-    unlike: tuple[tuple[int, str, str], ...]
+    student_only: tuple[str, ...]
+    teacher_only: tuple[str, ...]
+    conflicts: tuple[tuple[int, str, str], ...]
 
     @property
     def same(self) -> bool:
-        """Is there no difference?"""
-        return not (self.mine or self.theirs or self.unlike)
+        """Whether there is no difference."""
+        return not (self.student_only or self.teacher_only or self.conflicts)
 
-    def describe(self, mine: str = "the student", theirs: str = "the teacher") -> str:
-        """What is left out of a comparison, in words; empty if nothing is."""
+    def describe(self, student: str = "the student", teacher: str = "the teacher") -> str:
+        """The tokens that are left out of a comparison, as text; empty if none are."""
         parts = [
             f"{len(tokens)} token{'s' * (len(tokens) > 1)} that only {name} has ({', '.join(map(repr, tokens[:4]))}"
             f"{', ...' if len(tokens) > 4 else ''})"
-            for name, tokens in ((mine, self.mine), (theirs, self.theirs))
+            for name, tokens in ((student, self.student_only), (teacher, self.teacher_only))
             if tokens
         ]
         return " and ".join(parts)
 
 
-def overlap(mine: Mapping[str, int], theirs: Mapping[str, int]) -> Overlap:
-    """Compare two tokenizers' ids by token."""
-    if mine == theirs:
-        return Overlap(Words.of(mine), (), (), ())
-    here, there = ({i: token for token, i in ids.items()} for ids in (mine, theirs))
-    both = here.keys() & there.keys()
-    unlike = tuple((i, here[i], there[i]) for i in sorted(both) if here[i] != there[i])
-    shared = Words.of({here[i]: i for i in both if here[i] == there[i]})
-    mine_alone, theirs_alone = (tuple(one[i] for i in sorted(one.keys() - both)) for one in (here, there))
-    return Overlap(shared, mine_alone, theirs_alone, unlike)
+def overlap(student: Mapping[str, int], teacher: Mapping[str, int]) -> Overlap:
+    """The comparison of the student's and the teacher's tokenizer, from their ids by token."""
+    if student == teacher:
+        return Overlap(Words.of(student), (), (), ())
+    student_tokens, teacher_tokens = ({i: token for token, i in ids.items()} for ids in (student, teacher))
+    common = student_tokens.keys() & teacher_tokens.keys()
+    conflicts = tuple(
+        (i, student_tokens[i], teacher_tokens[i]) for i in sorted(common) if student_tokens[i] != teacher_tokens[i]
+    )
+    shared = Words.of({student_tokens[i]: i for i in common if student_tokens[i] == teacher_tokens[i]})
+    student_only, teacher_only = (
+        tuple(tokens[i] for i in sorted(tokens.keys() - common)) for tokens in (student_tokens, teacher_tokens)
+    )
+    return Overlap(shared, student_only, teacher_only, conflicts)
 
 
-def differences(found: Overlap, n: int = 3) -> str:
-    """The first ids that mean different tokens, in words."""
-    shown = ", ".join(f"{i} is {a!r} for the student and {b!r} for the teacher" for i, a, b in found.unlike[:n])
-    return f"{len(found.unlike)} ids mean different tokens, such as {shown}"
+def differences(comparison: Overlap, n: int = 3) -> str:
+    """The first ids that mean different tokens, as text."""
+    shown = ", ".join(f"{i} is {a!r} for the student and {b!r} for the teacher" for i, a, b in comparison.conflicts[:n])
+    return f"{len(comparison.conflicts)} ids mean different tokens, such as {shown}"

@@ -1,4 +1,4 @@
-"""Contexts: what the teacher is shown beside the student's prompt."""
+"""Contexts: builders of the teacher's prompt, with information beside the student's prompt."""
 
 from opd_lightning.teachers.contexts.builders import Feedback, FirstOf, NoContext, Quote, Rule, Sibling
 

@@ -1,11 +1,11 @@
-"""Context builders: the teacher's prompt from an example and, for some, from the student's judged attempts.
+"""Context builders: the teacher's prompt from an example and, in some, from the student's judged attempts.
 
-context(example, own, others)   the chat that the teacher reads; None where there is nothing to tell it
-informs            does the teacher read something that the student does not?
-reads_attempts     does it take the rollout's verdicts?
-needs_siblings     does it take other completions of the same prompt?
+context(example, own, others)   the teacher's chat; None where there is nothing to add
+informs            whether the teacher's prompt has information that the student's lacks
+reads_attempts     whether it uses the rollout's verdicts
+needs_siblings     whether it uses other completions of the same prompt
 template_options   keyword arguments for the teacher's chat template, such as {"enable_thinking": True}
-max_prompt_tokens  the longest prompt of the teacher; None is what its window leaves
+max_prompt_tokens  limit of the teacher's prompt in tokens; None is the rest of its window
 """
 
 import re
@@ -18,17 +18,17 @@ from opd_lightning.types import Attempt, Example, Messages
 def check_template(template: str, needed: set[str]) -> None:
     """Raises ValueError unless the format string `template` has exactly the placeholders `needed`."""
     try:
-        found = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        placeholders = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
         raise ValueError(f"context.template={template!r} is no format string ({error}); double literal braces.") from error
-    if found != needed:
+    if placeholders != needed:
         raise ValueError(
-            f"context.template={template!r} has the placeholders {sorted(found)}; it needs exactly {sorted(needed)}."
+            f"context.template={template!r} has the placeholders {sorted(placeholders)}; it needs exactly {sorted(needed)}."
         )
 
 
 class NoContext:
-    """The teacher reads what the student reads.
+    """The context without additions: the student's own prompt.
 
     Args:
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
@@ -48,16 +48,16 @@ class NoContext:
         return example.messages
 
     def wording(self) -> str:
-        """What a builder says besides what it quotes: where completions repeat it, the context has leaked."""
+        """The builder's fixed text, without quotes: where completions repeat it, the context has leaked."""
         return ""
 
 
 class Quote(NoContext):
-    """The teacher also reads a part of the example: a demonstration (SDFT, arXiv 2601.19897), a solution (OPSD, 2601.18734).
+    """The context with a part of the example: a demonstration (SDFT, arXiv 2601.19897), a solution (OPSD, 2601.18734).
 
     Args:
         part: "demonstration" or "solution".
-        template: the last user turn anew, with the placeholders {prompt} and the part's name.
+        template: the new last user turn, with the placeholders {prompt} and the part's name.
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
@@ -71,10 +71,10 @@ class Quote(NoContext):
         self.part, self.template = part, template
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
-        """The chat with the part.
+        """The chat with the part in its last turn.
 
         Raises:
-            ValueError: the example does not have it.
+            ValueError: the example lacks it.
         """
         quoted = getattr(example, self.part)
         if quoted is None:
@@ -85,19 +85,19 @@ class Quote(NoContext):
         return reworded(example.messages, self.template, **{self.part: quoted})
 
     def wording(self) -> str:
-        """The template without what it quotes."""
+        """The template without its placeholders."""
         return literal(self.template)
 
 
 class Sibling(NoContext):
-    """The teacher also reads another completion of the same prompt that was right (SDPO, arXiv 2601.20802).
+    """The context with another, correct completion of the same prompt (SDPO, arXiv 2601.20802).
 
-    It is never the scored completion itself; where no other was right there is nothing to tell.
+    It is never the scored completion itself; None where no other is correct.
 
     Args:
-        template: the last user turn anew, with the placeholders {prompt} and {sibling}.
-        solved: the least content of a verdict that counts as right.
-        strip: a regular expression, such as the thinking part's; what it matches in the sibling is left out.
+        template: the new last user turn, with the placeholders {prompt} and {sibling}.
+        solved: the smallest `content` of a verdict that counts as correct.
+        strip: a regular expression; its matches in the sibling, such as a thinking part, are left out.
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
@@ -124,7 +124,7 @@ class Sibling(NoContext):
         self.template, self.solved = template, solved
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
-        """The chat with the first right sibling."""
+        """The chat with the first correct sibling; None without one."""
         for attempt in others:
             if attempt.verdict.content >= self.solved:
                 text = attempt.text if self.strip is None else self.strip.sub("", attempt.text).strip()
@@ -132,17 +132,17 @@ class Sibling(NoContext):
         return None
 
     def wording(self) -> str:
-        """The template without what it quotes."""
+        """The template without its placeholders."""
         return literal(self.template)
 
 
 class Feedback(NoContext):
-    """The teacher also reads what the environment said of the scored completion, where it said something.
+    """The context with the environment's feedback on the scored completion; None without feedback.
 
-    The completion itself is not shown: a teacher that reads it repeats it (SDPO's ablation).
+    The completion itself is left out, for a teacher with it repeats it (SDPO's ablation).
 
     Args:
-        template: the last user turn anew, with the placeholders {prompt} and {feedback}.
+        template: the new last user turn, with the placeholders {prompt} and {feedback}.
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
@@ -156,20 +156,20 @@ class Feedback(NoContext):
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
         """The chat with the verdict's feedback."""
-        said = None if own is None else own.verdict.feedback
-        return None if said is None else reworded(example.messages, self.template, feedback=said)
+        feedback = None if own is None else own.verdict.feedback
+        return None if feedback is None else reworded(example.messages, self.template, feedback=feedback)
 
     def wording(self) -> str:
-        """The template without what it quotes."""
+        """The template without its placeholders."""
         return literal(self.template)
 
 
 class FirstOf(NoContext):
-    """The first of several builders that has something to tell: SDPO takes a sibling, else the feedback.
+    """The first of several builders that returns a chat: SDPO takes a sibling, else the feedback.
 
     Args:
-        choices: builders by name, asked in order; a None is passed over.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above; those of the choices do not count.
+        choices: builders by name, in order; None is skipped.
+        template_options, max_prompt_tokens: of the teacher's prompt, see above; those of the choices are ignored.
     """
 
     informs = True
@@ -189,21 +189,21 @@ class FirstOf(NoContext):
         self.needs_siblings = all(choice.needs_siblings for choice in self.choices)
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
-        """The first chat that there is."""
+        """The first chat that is not None."""
         chats = (choice(example, own, others) for choice in self.choices)
         return next((chat for chat in chats if chat is not None), None)
 
     def wording(self) -> str:
-        """What any of them says."""
+        """The fixed text of all choices."""
         return "\n".join(choice.wording() for choice in self.choices)
 
 
 class Rule(NoContext):
-    """The teacher also reads a rule that holds for every prompt, with worked examples as earlier turns (context distillation).
+    """The context with a rule for every prompt, and worked examples as earlier turns (context distillation).
 
     Args:
         system: the rule; it comes before the example's own system prompt.
-        turns: worked examples, [{"user": ..., "assistant": ...}, ...]; small models obey little without.
+        turns: worked examples, [{"user": ..., "assistant": ...}, ...]; small models hardly follow rules without.
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
@@ -226,24 +226,24 @@ class Rule(NoContext):
         self.turns: Messages = [{"role": role, "content": t[role]} for t in turns for role in ("user", "assistant")]
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
-        """The rule, the worked examples, the example's chat."""
+        """The rule, the worked examples, then the example's chat."""
         chat = example.messages
-        theirs = chat[0]["content"] if chat[0]["role"] == "system" else None
-        words = [text for text in (self.system, theirs) if text]
-        before: Messages = [{"role": "system", "content": "\n\n".join(words)}] if words else []
-        return [*before, *self.turns, *(chat[1:] if theirs is not None else chat)]
+        system = chat[0]["content"] if chat[0]["role"] == "system" else None
+        systems = [text for text in (self.system, system) if text]
+        before: Messages = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
+        return [*before, *self.turns, *(chat[1:] if system is not None else chat)]
 
     def wording(self) -> str:
-        """The rule; worked examples are meant to be imitated."""
+        """The rule, without the worked examples, which are meant to be imitated."""
         return self.system or ""
 
 
 def reworded(chat: Messages, template: str, **parts: str) -> Messages:
-    """The chat with its last turn in other words."""
+    """The chat with its last turn in a template."""
     *before, last = chat
     return [*before, {**last, "content": template.format(prompt=last["content"], **parts)}]
 
 
 def literal(template: str) -> str:
-    """A template's own words, a line for each stretch between placeholders."""
+    """A template's fixed text, one line for each part between placeholders."""
     return "\n".join(text for text, *_ in string.Formatter().parse(template) if text)

@@ -1,4 +1,4 @@
-"""A moving average of the student, or a copy now and then."""
+"""A moving average of the student's weights, or a periodic copy of them."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Average(Weights):
     """A moving average of the student: a <- (1 - rate) a + rate student, after every `every`-th optimizer step.
 
-    A rate of 1 copies the student now and then (periodic sync). The average is kept in float32. Of a student with a low-rank
+    A rate of 1 copies the student (periodic sync). The average is kept in float32. Of a student with a low-rank
     adapter it is, by `of`, the average of what the adapter adds to each weight ("effective": exact, and as large as the adapted
     layers), or of the factors themselves ("factors": small, and an approximation: the product of averages is not the average of
     products; it starts from the student's own factors, whose product is zero).
@@ -41,7 +41,7 @@ class Average(Weights):
         self.updates = 0
 
     def setup(self, student: Student) -> None:
-        """Begin where the student begins."""
+        """Start the average at the student's weights."""
         super().setup(student)
         self.dense = self.of == "effective" and bool(adapters.layers(student.lm))
         self.average = {name: value.clone() for name, value in self.current().items()}
@@ -51,17 +51,17 @@ class Average(Weights):
         )
 
     def footprint(self, start: Parameters) -> int:
-        """In float32, of what is averaged."""
+        """Bytes of the averaged tensors in float32."""
         return 4 * (start.layers if start.adapted and self.of == "effective" else start.trained)
 
     def current(self) -> dict[str, Tensor]:
-        """The tensors that are averaged, as the student has them now, in float32."""
+        """The student's current values of the averaged tensors, in float32."""
         if self.dense:
             return adapters.dense(self.student.lm)
         return {name: p.detach().float() for name, p in self.student.named_parameters() if p.requires_grad}
 
     def after_update(self) -> None:
-        """Follow the student."""
+        """Move the average towards the student on every `every`-th step."""
         self.updates += 1
         if self.updates % self.every == 0:
             with self.student.evaluating():
@@ -70,26 +70,26 @@ class Average(Weights):
 
     @contextmanager
     def language_model(self) -> Iterator[PreTrainedModel]:
-        """The student with the averages in its place."""
+        """The student with the averages in place of its weights."""
         with self.student.evaluating() as lm:
             if not self.dense:
                 with adapters.substituted(self.student, self.average):
                     yield lm
             else:
-                with adapters.switched_off(lm), adapters.added(lm, self.average):
+                with adapters.disabled(lm), adapters.added(lm, self.average):
                     yield lm
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
-        """The average's distributions, whatever updates follow on the same rollout."""
+        """The average's current distributions; later updates on the same rollout do not change them."""
         with self.language_model():
             return self.student.read(batches, snapshot=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, which no other part of a checkpoint holds."""
+        """The average and the number of updates."""
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with an average."""
+        """Restore the average from a checkpoint."""
         self.updates = state["updates"]
         for name, value in state["average"].items():
             self.average[name].copy_(value)

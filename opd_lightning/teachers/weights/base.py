@@ -1,4 +1,4 @@
-"""What a weights policy is: which weights a local teacher has, and how they follow the student's."""
+"""The base of weights policies: the weights of a local teacher, and how they follow the student's."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,9 +14,9 @@ from opd_lightning.utils.vocabulary import Words
 
 @dataclass(frozen=True)
 class Parameters:
-    """A student's parameters in numbers: all of them, those in the layers' matrices, those trained, and bytes of each.
+    """A student's parameter counts: all, those in the layers' matrices, those trained; `width` is bytes per parameter.
 
-    `adapted` says that a fresh adapter is trained and the rest stays.
+    `adapted`: only a fresh adapter is trained.
     """
 
     all: int
@@ -27,18 +27,18 @@ class Parameters:
 
 
 class Weights:
-    """A weights policy, with defaults for what most have in common.
+    """A weights policy, with defaults that most policies share.
 
     It is a plain object and no submodule of the trained module: its weights stay out of the optimizer and of DDP and FSDP; what
-    it must remember goes into the checkpoint by `state_dict`.
+    must be restored goes into the checkpoint by `state_dict`.
 
     Attributes:
-        self_teacher: do the weights come from the student itself?
-        frozen: do they stay what they are? What a frozen teacher wrote can be used again.
-        writes: can it write, or only score?
-        source: the `Pretrained` they come from; None where that is the student's.
-        warning: what a user should know before choosing it, or None.
-        words: the ids that it can read, where the student has others; None where it reads all of the student's.
+        self_teacher: whether the weights come from the student.
+        frozen: whether they never change; completions of a frozen teacher can be reused.
+        writes: whether it can generate completions, not only score them.
+        source: the `Pretrained` of the weights; None for the student's.
+        warning: a sentence for the user, or None.
+        words: the ids that the weights have, where the student has more; None where they have all of the student's.
     """
 
     self_teacher = True
@@ -50,7 +50,7 @@ class Weights:
     student: Student
 
     def setup(self, student: Student) -> None:
-        """Once, on the student's device, before a checkpoint is restored: load or copy."""
+        """Load or copy the weights, on the student's device; called once, before a checkpoint is restored."""
         self.student = student
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
@@ -58,23 +58,23 @@ class Weights:
         raise NotImplementedError
 
     def language_model(self) -> AbstractContextManager:
-        """Lends the weights as a language model in eval mode, to write with."""
+        """A context with the weights as a language model in eval mode, for generation."""
         raise NotImplementedError
 
     def sizes(self) -> Sizes:
-        """What decides how many FLOPs it takes; the student's."""
+        """The sizes that FLOPs are counted from; the student's by default."""
         return Sizes.of(self.student.lm)
 
     def footprint(self, start: Parameters) -> int:
-        """Bytes that it will hold beside a student with these parameters, known before anything is loaded."""
+        """Bytes of memory beside a student with these parameters; computed before anything is loaded."""
         return 0
 
     def after_update(self) -> None:
-        """After each optimizer step; nothing moves."""
+        """Update the weights after an optimizer step; by default nothing changes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run cannot make again; nothing."""
+        """The state for the checkpoint; empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""

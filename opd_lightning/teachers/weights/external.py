@@ -1,4 +1,4 @@
-"""Another model of the same family: ids mean the same tokens, as far as both have them."""
+"""The weights of another model of the same family, whose ids mean the same tokens."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,11 +14,11 @@ from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
 
 
 class External(Weights):
-    """Another model of the same family: ids mean the same tokens, as far as both have them.
+    """The weights of another model of the same family: ids that both have mean the same tokens.
 
     Args:
         path, dtype, attention, base: as for `Pretrained`.
-        field: of the configuration, to name in errors.
+        field: the configuration's field, for errors.
     """
 
     self_teacher = False
@@ -39,24 +39,24 @@ class External(Weights):
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Before anything is loaded: find the ids that both tokenizers have.
 
-        A word of the teacher's alone is dropped from its distribution, which is renormalised; of words of the student's alone
-        it says nothing, see `losses.shared`.
+        A word that only the teacher has is dropped from its distribution, which is renormalised. For words that only the
+        student has there is no target, see `losses.shared`.
 
         Raises:
             ValueError: an id means different tokens, or the two have little in common.
         """
-        name, found = f"{self.field}={self.source.path}", overlap(tokenizer.get_vocab(), self.source.vocabulary())
-        if found.unlike or found.shared.count * 2 < max(found.shared.count + len(found.mine), 1):
-            why = differences(found) if found.unlike else f"only {found.shared.count} ids are in both"
+        name, comparison = f"{self.field}={self.source.path}", overlap(tokenizer.get_vocab(), self.source.vocabulary())
+        if comparison.conflicts or comparison.shared.count * 2 < max(comparison.shared.count + len(comparison.student_only), 1):
+            reason = differences(comparison) if comparison.conflicts else f"only {comparison.shared.count} ids are in both"
             raise ValueError(
-                f"{name} has another tokenizer than the student ({why}), so token ids would mean different texts; choose a "
+                f"{name} has another tokenizer than the student ({reason}), so token ids would mean different texts; choose a "
                 "teacher of the student's family."
             )
-        self.overlap = found
-        self.words = found.shared if found.mine else None
+        self.overlap = comparison
+        self.words = comparison.shared if comparison.student_only else None
 
     def setup(self, student: Student) -> None:
-        """Load the weights next to the student's; its distributions are over the words that both have.
+        """Load the weights next to the student's; distributions are over the words of both models.
 
         Raises:
             ValueError: the teacher's output layer is too small for these words.
@@ -64,18 +64,18 @@ class External(Weights):
         super().setup(student)
         rows, shared = self.source.words(), student.head.known
         if self.overlap is not None:
-            shared = shared.meet([self.overlap.shared])
+            shared = shared.intersection([self.overlap.shared])
             if rows < shared.size:
                 raise ValueError(
-                    f"{self.field}={self.source.path} has {rows} rows of logits, and its tokenizer knows {shared.size} of the "
+                    f"{self.field}={self.source.path} has {rows} rows of logits, and its tokenizer has {shared.size} of the "
                     "student's words: not all of them can be read or compared; give it its own tokenizer, or choose another."
                 )
-        shared, lm = shared.meet([Words(rows)]), self.source.model()
+        shared, lm = shared.intersection([Words(rows)]), self.source.model()
         self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(f"{self.field}={self.source.path}")
 
     def sizes(self) -> Sizes:
-        """The other model's."""
+        """The other model's sizes."""
         return Sizes.of(self.model.lm)
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:

@@ -1,4 +1,4 @@
-"""The student as it was when training began."""
+"""The student's weights at the start of training."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -13,34 +13,34 @@ from opd_lightning.types import Sequences
 
 
 class FrozenStart(Weights):
-    """The student as it was when training began: a copy, or the student without its adapter where that is the same."""
+    """The student's weights at the start of training: a copy, or the student without its adapter where that is the same."""
 
     frozen = True
 
     def setup(self, student: Student) -> None:
-        """Copy the student, unless it is its own start without a fresh adapter.
+        """Copy the student, unless disabling its fresh adapter restores the start.
 
         A resumed run attaches before its checkpoint is read, so this is the start in any case.
         """
         super().setup(student)
-        fresh = adapters.is_fresh(student.lm)
-        self.model = None if fresh else copy.deepcopy(student).requires_grad_(False).eval()
+        has_fresh_adapter = adapters.is_fresh(student.lm)
+        self.model = None if has_fresh_adapter else copy.deepcopy(student).requires_grad_(False).eval()
 
     def footprint(self, start: Parameters) -> int:
-        """A copy, where switching the adapter off is not enough."""
+        """Bytes of the copy; 0 where the student has an adapter."""
         return 0 if start.adapted else start.all * start.width
 
     @contextmanager
     def language_model(self) -> Iterator[PreTrainedModel]:
-        """The start."""
+        """The model at the start of training."""
         if self.model is not None:
             with self.model.evaluating() as lm:
                 yield lm
         else:
-            with self.student.evaluating() as lm, adapters.switched_off(lm):
+            with self.student.evaluating() as lm, adapters.disabled(lm):
                 yield lm
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
-        """The start's distributions."""
+        """The distributions of the start model."""
         with self.language_model():
             return (self.student if self.model is None else self.model).read(batches)

@@ -1,4 +1,4 @@
-"""Teachers that follow the student without memory of their own: the live student, and a trust region around the start."""
+"""Weights policies without a state: the live student, and a trust region around the start."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,19 +21,19 @@ class Live(Weights):
     warning = "teacher=live follows every mistake of its student and may collapse (SDPO's ablation); use it to show just that."
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
-        """The student's own distributions as they are now, whatever updates follow on the same rollout."""
+        """The student's current distributions; later updates on the same rollout do not change them."""
         return self.student.read(batches, snapshot=True)
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
-        """The student."""
+        """The student's language model."""
         return self.student.evaluating()
 
 
 class TrustRegion(Weights):
-    """Between the start and the student: T is proportional to start^(1 - share) x student^share (SDPO, arXiv 2601.20802).
+    """An interpolation of start and student: T is proportional to start^(1 - share) x student^share (SDPO, arXiv 2601.20802).
 
     Args:
-        share: of the student, in (0, 1): logits are interpolated.
+        share: weight of the student's logits, in (0, 1).
     """
 
     writes = False
@@ -44,30 +44,30 @@ class TrustRegion(Weights):
         self.share, self.start = share, FrozenStart()
 
     def setup(self, student: Student) -> None:
-        """Keep the start."""
+        """Keep the start model."""
         super().setup(student)
         self.start.setup(student)
 
     def footprint(self, start: Parameters) -> int:
-        """The start's."""
+        """Bytes of the start model."""
         return self.start.footprint(start)
 
     def sizes(self) -> Sizes:
-        """Those of two models."""
+        """The sizes of two models."""
         return super().sizes().times(2)
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
         """Both models' hidden states side by side; logits are interpolated chunk by chunk."""
-        start, now = self.start.read(batches), self.student.read(batches, snapshot=True)
+        start, current = self.start.read(batches), self.student.read(batches, snapshot=True)
         width = start.hidden.shape[-1]
 
         def project(hidden: Tensor, out: Tensor | None = None) -> Tensor:
             # A sum, for between -inf and -inf an interpolation is NaN.
             mixed = start.project(hidden[:, :width], out).mul_(1 - self.share)
-            return mixed.add_(now.project(hidden[:, width:]), alpha=self.share)
+            return mixed.add_(current.project(hidden[:, width:]), alpha=self.share)
 
-        return HiddenScores(torch.cat([start.hidden, now.hidden], -1), project, start.vocabulary, absent=start.absent)
+        return HiddenScores(torch.cat([start.hidden, current.hidden], -1), project, start.vocabulary, absent=start.absent)
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
-        """It is no language model of its own."""
+        """Raises ValueError: the interpolation cannot generate."""
         raise ValueError("teacher=trust_region mixes two models and cannot write; choose teacher=frozen or teacher=ema.")
