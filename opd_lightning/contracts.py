@@ -190,6 +190,9 @@ class TeacherScores(Protocol):
 class Teacher(Protocol):
     """A model that scores the student's tokens, and may generate; see `opd_lightning.teachers`.
 
+    Derive teachers from `teachers.BaseTeacher`, which has defaults for all of this but `score`, and for further members: what a
+    teacher may be used for, and checks before it is loaded.
+
     Attributes:
         provides: the kinds of targets it can give.
         top_k: size of its top k; None for the full vocabulary.

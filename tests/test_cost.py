@@ -54,7 +54,7 @@ def test_frozen_weights_have_no_gradient_to_pay_for(lm):
 METHODS = ("sft", "opd", "sdft", "seqkd", "grpo")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "sdft" else pytest.mark.slow) for m in METHODS])
 def test_flops_do_not_depend_on_how_the_work_is_cut_up(small, method):
     ledgers = []
     for cut in ("max_tokens_per_microbatch=null", "max_tokens_per_microbatch=30"):

@@ -351,6 +351,7 @@ def test_the_tokenizer_is_the_adapters_own_where_it_has_one(tiny, tmp_path):
     assert Pretrained(str(folder)).tokenizer().chat_template == words.chat_template and Pretrained(str(folder)).model()
 
 
+@pytest.mark.slow
 def test_adapters_train_in_full_with_a_fresh_adapter_and_as_teachers(tiny, tmp_path, small):
     folder = adapted(tiny, tmp_path / "adapter")
     teacher = adapted(tiny, tmp_path / "teacher", r=3)

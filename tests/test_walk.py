@@ -303,7 +303,9 @@ def test_a_seed_decides_everything(small):
     assert weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
-@pytest.mark.parametrize("method", ["sft", "opd", "grpo", "sdft", "seqkd", "gkd"])
+@pytest.mark.parametrize(
+    "method", ["opd", "grpo", *(pytest.param(m, marks=pytest.mark.slow) for m in ("sft", "sdft", "seqkd", "gkd"))]
+)
 def test_a_run_that_is_extended_equals_one_that_was_never_stopped(small, method):
     """Bit-equal weights, optimizer and token counts; metrics and evaluations hold each step once."""
     parts = (f"method={method}", "evaluation.every=2")

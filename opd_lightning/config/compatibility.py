@@ -58,7 +58,7 @@ class Choices:
     @classmethod
     def of(cls, cfg: dict[str, Any]) -> "Choices":
         """The objects of a resolved configuration."""
-        offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment"))
+        offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment", "window"))
         context = build(cfg["context"])
         return cls(
             rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # for the place in errors
@@ -79,6 +79,8 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
         raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
+    if (environment := cfg.get("environment")) and not environment["_target_"].endswith(".SingleTurn"):
+        warnings.append("evaluations are of single replies: they do not play the environment.")
     if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
         warnings.append("the teacher is not loaded, for neither loss nor rollout uses it; set teacher=none.")
     if teacher is not None and teacher.warning:
@@ -127,6 +129,10 @@ def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
 def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     """Raises ValueError if a divergence lacks a teacher, or the teacher equals the student."""
     loss, teacher, writes = cfg["loss"], chosen.teacher, "teacher" in chosen.rollout.teachers
+    if teacher is not None and not hasattr(teacher, "parts"):
+        raise ValueError(
+            f"teacher={type(teacher).__name__} lacks members of a teacher; derive it from opd_lightning.teachers.BaseTeacher."
+        )
     if teacher is None and writes:
         raise ValueError("teacher=none, but rollout lets a teacher write; choose teacher=external, or rollout=student.")
     if writes and not teacher.writes:
@@ -144,6 +150,11 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
     check_provides(teacher, chosen.support)
+    if unread := next((part for part in teacher.parts if part.context.informs and not part.reads_context), None):
+        raise ValueError(
+            f"teacher={type(unread).__name__} scores without reading its context; choose context=none, or set "
+            "reads_context = True in the class if it does."
+        )
     if loss["temperature"] != 1 and "full" not in teacher.provides:
         raise ValueError(f"loss.temperature={loss['temperature']} needs a teacher of the whole vocabulary; use 1.")
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))

@@ -18,7 +18,7 @@ from opd_lightning.config.names import find, nearest
 EXTRAS = {
     "generator": {"task", "tokenizer", "renderer", "folder"},
     "environment": {"task"},
-    "rollout": {"task", "tokenizer", "renderer", "folder", "environment"},
+    "rollout": {"task", "tokenizer", "renderer", "folder", "environment", "window"},
     "teacher": {"context"},
     "reference": {"context"},
     "evaluation": {"task", "tokenizer", "renderer", "folder", "model"},

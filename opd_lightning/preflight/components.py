@@ -96,8 +96,9 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         task.max_new_tokens = limit_for(task, renderer, model.window())
     cfg = limited(cfg, task.max_new_tokens)
     shared = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
+    window = model.window()
     environment = build(cfg.get("environment"), task=task)
-    rollout, objective = build(cfg.rollout, environment=environment, **shared), build(cfg.loss)
+    rollout, objective = build(cfg.rollout, environment=environment, window=window, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     for teacher in teachers.values():
         teacher.check_tokenizer(tokenizer)

@@ -32,9 +32,10 @@ def preflight(parts: Any) -> dict[str, Any]:
     examples, task, rollout, objective = parts.examples, parts.task, parts.rollout, parts.objective
     if not examples:
         raise ValueError("task has no training examples; check task.path and the task's other options.")
-    if objective.rewarded and not task.verifies:
+    if objective.reads_verdicts and not task.verifies:
+        part = "loss.policy_gradient learns from verdicts alone" if objective.rewarded else "the loss reads verdicts"
         raise ValueError(
-            f"task={type(task).__name__} has no verifier, and loss.policy_gradient learns from verdicts alone; give it one "
+            f"task={type(task).__name__} has no verifier, and {part}; give it one "
             "(e.g. task/verifier=numeric) or choose a method without rewards."
         )
     check_contexts(parts)

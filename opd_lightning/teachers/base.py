@@ -21,6 +21,7 @@ class BaseTeacher:
         self_teacher: whether its weights come from the student.
         frozen: whether it never changes.
         writes: whether it can generate completions.
+        reads_context: whether `score` builds its prompts from the context.
         source: its `Pretrained`; None for the student, or no local model.
         warning: a sentence for the user, or None.
     """
@@ -31,6 +32,7 @@ class BaseTeacher:
     self_teacher = False
     frozen = True
     writes = False
+    reads_context = False
     source: Pretrained | None = None
     warning: str | None = None
 

@@ -28,6 +28,8 @@ class LocalTeacher(BaseTeacher):
         context: builds the teacher's prompt; see `teachers.contexts`. None takes the student's prompt.
     """
 
+    reads_context = True
+
     def __init__(self, weights: Weights, context: NoContext | None = None):
         super().__init__(context)
         self.weights = weights
