@@ -162,6 +162,7 @@ def test_a_run_can_start_from_another_and_says_so(command, tmp_path, tiny):
     assert "/sft-" in yaml.safe_load((folder / "config.yaml").read_text())["model"]["path"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_and_the_same_command_goes_on(tiny_run, tmp_path):
     """SIGTERM in the middle; the weights end up equal to those of an unbroken run."""
     long = [*[o for o in tiny_run if "max_steps" not in o], "logger=none", "trainer.max_steps=60", "evaluation.every=60"]
@@ -183,7 +184,7 @@ def test_an_interrupt_saves_and_the_same_command_goes_on(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "method"), [pytest.param("ddp", "sft", marks=pytest.mark.slow), ("ddp", "grpo"), ("fsdp2", "kd")]
+    ("trainer", "method"), [*(pytest.param("ddp", m, marks=pytest.mark.slow) for m in ("sft", "grpo")), ("fsdp2", "kd")]
 )
 def test_two_devices_train_like_one(tiny_run, tmp_path, trainer, method):
     """Over gloo, with micro-batches of few rows so that the devices' counts differ.

@@ -69,7 +69,10 @@ def test_every_file_says_what_it_is_and_its_command(path):
     assert lines[0].startswith("# ") and (path.name == "config.yaml" or "python -m opd_lightning" in lines[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+FAST = ("sft", "opd", "sdft", "grpo", "gkd", "seqkd")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in METHODS])
 def test_every_method_trains_two_steps(small, method):
     folder = run(small(f"method={method}"))
     assert {"config.yaml", "evaluation.json", "ledger.json", "metrics.csv", "status.json"} <= {p.name for p in folder.iterdir()}
@@ -77,7 +80,11 @@ def test_every_method_trains_two_steps(small, method):
 
 
 @pytest.mark.parametrize(
-    ("method", "teacher", "context"), product(METHODS, ["none", "external", "frozen", "live"], ["none", "demonstration"])
+    ("method", "teacher", "context"),
+    [
+        pytest.param(*cell, marks=[] if cell[0] in FAST else pytest.mark.slow)
+        for cell in product(METHODS, ["none", "external", "frozen", "live"], ["none", "demonstration"])
+    ],
 )
 def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(method, teacher, context):
     cfg = compose([f"method={method}", f"teacher={teacher}", f"context={context}"])
@@ -221,6 +228,7 @@ def places(node, place="") -> list[str]:
     return [p for key, value in inside for p in [key, *(places(value, key) if isinstance(value, dict) else [])]]
 
 
+@pytest.mark.slow
 def test_null_or_a_list_at_any_key_is_taken_or_refused_with_a_sentence_that_names_it():
     """Never a traceback: neither a required node that is gone, nor one that is something else."""
     cfg = compose(["method=grpo_opd", "adapter=lora"])

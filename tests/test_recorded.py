@@ -13,7 +13,15 @@ def workshop(tmp_path_factory):
     return tmp_path_factory.mktemp("recorded")
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case.group}-{case.name}" for case in CASES])
+FAST = [
+    case for case in CASES if case.group == "world" or case.name in ("opd", "sdft", "grpo", "all_terms", "measured", "feedback")
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=f"{c.group}-{c.name}", marks=[] if c in FAST else pytest.mark.slow) for c in CASES],
+)
 def test_numbers_are_the_recorded_ones(case, workshop):
     told = load(case.group)[case.name]
     tolerance = SAME if told["platform"] == platform() else OTHER

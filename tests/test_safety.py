@@ -163,7 +163,13 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("every", "step", "place"), [(50, 4, HealthChecks), (2, 4, Checkpoint), (2, 5, HealthChecks), (1, 1, Checkpoint)]
+    ("every", "step", "place"),
+    [
+        (50, 4, HealthChecks),
+        pytest.param(2, 4, Checkpoint, marks=pytest.mark.slow),
+        pytest.param(2, 5, HealthChecks, marks=pytest.mark.slow),
+        (1, 1, Checkpoint),
+    ],
 )
 def test_metrics_are_those_of_an_unbroken_run_wherever_it_broke(small, monkeypatch, every, step, place):
     """Before the first checkpoint, and between a checkpoint and what Lightning does after it."""

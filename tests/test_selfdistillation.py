@@ -267,10 +267,13 @@ def test_a_merged_adapter_is_the_same_model(tiny, world):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method=sdft", "teacher=ema", "teacher.rate=0.3"],
+        pytest.param(["method=sdft", "teacher=ema", "teacher.rate=0.3"], marks=pytest.mark.slow),
         ["method=sdft", "teacher=ema", "teacher.rate=0.3", "adapter=lora", "adapter.r=2", "optim.lr=0.01"],
-        ["method=sdft", "teacher=ema", "teacher.of=factors", "adapter=lora", "adapter.r=2", "optim.lr=0.01"],
-        ["method=sdft", "teacher=sync", "teacher.every=2"],
+        pytest.param(
+            ["method=sdft", "teacher=ema", "teacher.of=factors", "adapter=lora", "adapter.r=2", "optim.lr=0.01"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["method=sdft", "teacher=sync", "teacher.every=2"], marks=pytest.mark.slow),
         ["method=sdpo", "rollout.num_generations=3", "trainer.precision=bf16-mixed"],
         ["method=sdft", "adapter=lora", "adapter.r=2", "adapter.lora_dropout=0.3", "optim.lr=0.01"],
     ],

@@ -444,7 +444,11 @@ class Widest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("method", sorted(p.stem for p in (Path(CONF_DIR) / "method").glob("*.yaml")))
+PRESETS = sorted(p.stem for p in (Path(CONF_DIR) / "method").glob("*.yaml"))
+FAST = ("sft", "opd", "opd_topk", "sdpo", "grpo_opd", "sft_kl")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in PRESETS])
 def test_no_preset_ever_holds_the_logits_of_a_batch(small, narrow, method):
     """Over two whole runs: at most a chunk of rows, or the rows of one decoding step, exists at a time."""
     models = (f"model.path={narrow[0]}", f"model.teacher={narrow[1]}")
