@@ -248,6 +248,19 @@ def test_half_tokenizers_are_refused(folder):
     assert Pretrained(str(folder)).tokenizer()
 
 
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for file in [*folder.glob("tokenizer*"), *folder.glob("special_tokens*")]:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"^model.path=\S+model has no tokenizer"):
+        Pretrained(str(folder)).tokenizer()
+
+
+def test_json_of_another_kind_is_refused(folder):
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config.json holds no JSON object"):
+        Pretrained(str(folder)).model()
+
+
 def test_tokenizers_that_their_library_cannot_read_are_one_sentence(tmp_path):
     """The library raises a bare Exception where its file is another's."""
     folder = Path(shutil.copytree(model_folder("llama"), tmp_path / "model"))

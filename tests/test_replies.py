@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opd_lightning.check import examine
 from opd_lightning.config import compose
+from opd_lightning.config.overrides import explain
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.rollout import DatasetRollout
 from opd_lightning.toy.world import world_tokenizer
@@ -240,6 +242,12 @@ def test_a_pair_that_ends_differently_is_refused_unless_allowed(small, tmp_path)
     assert states("method=opd", teacher, "model.end_token='<eos>'")["teacher's replies"].startswith("warn")
     assert "teacher's replies" not in states("method=opd", teacher, "model.end_token='<pad>'")
     assert "is no token of the model" in states("method=opd", "model.end_token=nope")["parts"]
+
+
+def test_the_end_can_be_chosen_on_the_command_line_and_is_recorded(small):
+    assert explain(["model.end_token=<pad>"]) is None
+    folder = run(small("method=sft", "model.end_token=<pad>", "evaluation=none", "trainer.max_steps=1"))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["end_token"] == "<pad>"
 
 
 def test_a_chosen_end_is_trained_and_ends_rollouts():

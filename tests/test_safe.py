@@ -69,6 +69,7 @@ def test_what_is_a_secret(monkeypatch):
         "max_tokens_per_microbatch",
         "budget.student_tokens",
         "eos_token",
+        "model.end_token",
         "loss.aggregate.token_mean",
         "tokenizer",
         "key",

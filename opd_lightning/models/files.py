@@ -70,11 +70,23 @@ def check_json(path: Path, name: str) -> None:
 
 
 def read_json(path: Path, name: str) -> Any:
-    """The JSON value in a file; raises FolderError where there is none."""
+    """The JSON object in a file; raises FolderError where there is none."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as error:
         raise FolderError(f"{name}: {path.name} is cut off or no JSON ({error}); download it again.") from error
+    if not isinstance(value, dict):
+        raise FolderError(f"{name}: {path.name} holds no JSON object; download it again.")
+    return value
+
+
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def check_tokenizer(folder: str | Path, name: str) -> None:
+    """Raises FolderError if a folder has no tokenizer: transformers would take an empty one of the architecture's kind."""
+    if not any(next(Path(folder).glob(pattern), None) for pattern in TOKENIZERS):
+        raise FolderError(f"{name} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json ...); download it again.")
 
 
 def weight_files(folder: str | Path, name: str) -> list[Path]:

@@ -21,7 +21,7 @@ from opd_lightning.config.names import find, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
-from opd_lightning.models.files import FolderError, check_texts
+from opd_lightning.models.files import FolderError, check_texts, check_tokenizer
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,10 @@ class Pretrained:
         """The tokenizer at the path, unchanged."""
         config = self._base().config() if self.is_adapter() else None
         with self._loading_errors():
-            return AutoTokenizer.from_pretrained(self._place(), config=config, trust_remote_code=False)
+            place = self._place()
+            if Path(place).is_dir():
+                check_tokenizer(place, self.name)
+            return AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
 
     def generation_ends(self) -> list[int] | None:
         """The end ids of the model's generation config; None where it has none."""

@@ -6,7 +6,7 @@ from typing import Any
 
 SECRET = re.compile(
     r"(?i)(api_?key|private_?key|secret|passw|credential|authorization)|_pat$"
-    r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)token$"
+    r"|(?<!eos_)(?<!bos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)(?<!end_)token$"
 )
 """Names of secrets, in configurations and among environment variables; `max_tokens_per_microbatch` and `eos_token` are none."""
 
