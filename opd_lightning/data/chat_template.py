@@ -134,10 +134,14 @@ class ChatTemplate:
         return "strftime_now" in str(self.tokenizer.chat_template)
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of special tokens, those without a role among them."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+
+
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """A pattern for the text of every special token; None where there is none."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    special = [str(token) for token in tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))]
     words = sorted((re.escape(word) for word in special if word.strip()), key=len, reverse=True)
     return re.compile("|".join(words)) if words else None
 

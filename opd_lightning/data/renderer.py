@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.chat_template import ChatTemplate
+from opd_lightning.data.chat_template import ChatTemplate, special_ids
 from opd_lightning.types import Messages, Rendered
 from opd_lightning.utils.vocabulary import Words
 
@@ -60,8 +60,7 @@ class ChatRenderer:
             text = self.template.text(chat, reply_follows=False)
         except ValueError:
             return []  # reported when the examples are rendered
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special |= set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         return [token for token in self.template.encode(text.rpartition(PROBE)[2], []) if token in special]
 
     @cached_property

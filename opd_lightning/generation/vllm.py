@@ -124,7 +124,9 @@ class VLLMGenerator:
         if self.llm is None:
             self.start(student.lm)
         self.push(student.lm)
-        bound = self.max_mismatch or (1e-3 if student.lm.dtype == torch.float32 else 0.1)
+        bound = self.max_mismatch
+        if bound is None:
+            bound = 1e-3 if student.lm.dtype == torch.float32 else 0.1
         self.metrics = {"generator/mismatch": self.probe.compare(student, self.prompt_logprobs, bound)}
 
     def start(self, lm: PreTrainedModel) -> None:

@@ -17,7 +17,6 @@ from opd_lightning.models.loading import WRAPPERS, first_names
 log = logging.getLogger(__name__)
 
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def is_adapter(place: str) -> bool:
@@ -31,11 +30,6 @@ def _is_hub_adapter(place: str) -> bool:
         return find_adapter_config_file(place) is not None
     except (OSError, ValueError):  # no such repository, which loading reports
         return False
-
-
-def has_tokenizer(place: str) -> bool:
-    """Whether a folder has a tokenizer beside the adapter; False for a repository of the hub."""
-    return any((Path(place) / file).is_file() for file in TOKENIZERS)
 
 
 def base_of(place: str, configured: str | None, name: str, option: str) -> str:

@@ -83,9 +83,14 @@ def read_json(path: Path, name: str) -> Any:
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder has a tokenizer's files; False for a repository of the hub."""
+    return any(next(Path(folder).glob(pattern), None) for pattern in TOKENIZERS)
+
+
 def check_tokenizer(folder: str | Path, name: str) -> None:
     """Raises FolderError if a folder has no tokenizer: transformers would take an empty one of the architecture's kind."""
-    if not any(next(Path(folder).glob(pattern), None) for pattern in TOKENIZERS):
+    if not has_tokenizer(folder):
         raise FolderError(f"{name} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json ...); download it again.")
 
 

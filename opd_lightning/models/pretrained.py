@@ -21,7 +21,7 @@ from opd_lightning.config.names import find, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
-from opd_lightning.models.files import FolderError, check_texts, check_tokenizer
+from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Pretrained:
 
     def _uses_base_tokenizer(self) -> bool:
         """Whether the tokenizer is that of the base model."""
-        return is_run(self.path) or (self.is_adapter() and not adapter_folder.has_tokenizer(locate(self.path)))
+        return is_run(self.path) or (self.is_adapter() and not has_tokenizer(locate(self.path)))
 
     def _read_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer at the path, unchanged."""

@@ -10,6 +10,7 @@ from opd_lightning.models import Pretrained
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingParams
+from opd_lightning.utils.vocabulary import Words, words_of
 
 
 class BaseTeacher:
@@ -159,3 +160,24 @@ def all_parts(teachers: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         parts = list(teacher.parts)
         for i, part in enumerate(parts):
             yield (name if len(parts) == 1 else f"{name} {i + 1}"), part
+
+
+class CombinedScores:
+    """The vocabulary of scores that are made of several teachers' scores: the ids that all of them have."""
+
+    parts: Sequence[Any]
+
+    @property
+    def vocabulary(self) -> int:
+        """The size of the shared vocabulary."""
+        return self.words.size
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The ids below it that a part lacks."""
+        return self.words.absent
+
+    @property
+    def words(self) -> Words:
+        """The ids that all parts have."""
+        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])

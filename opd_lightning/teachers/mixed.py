@@ -9,13 +9,13 @@ from torch import Tensor
 
 from opd_lightning.losses.head import fitted
 from opd_lightning.losses.targets import FullLogits
-from opd_lightning.teachers.base import Composite
+from opd_lightning.teachers.base import CombinedScores, Composite
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import Words, words_of
+from opd_lightning.utils.vocabulary import words_of
 
 
 @dataclass(frozen=True)
-class MixedScores:
+class MixedScores(CombinedScores):
     """Scores of several teachers on the same N tokens.
 
     Attributes:
@@ -28,21 +28,6 @@ class MixedScores:
     weights: Sequence[float]
     space: str
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def vocabulary(self) -> int:
-        """The size of the shared vocabulary."""
-        return self.words.size
-
-    @property
-    def absent(self) -> tuple[int, ...]:
-        """The ids below it that a part lacks."""
-        return self.words.absent
-
-    @property
-    def words(self) -> Words:
-        """The ids that all parts have."""
-        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from opd_lightning.data.batching import packed_index
 from opd_lightning.losses.targets import FullLogits
-from opd_lightning.teachers.base import Composite
+from opd_lightning.teachers.base import CombinedScores, Composite
 from opd_lightning.types import Cost, Example, Sample
-from opd_lightning.utils.vocabulary import Words, words_of
 
 
 @dataclass(frozen=True)
-class RoutedScores:
+class RoutedScores(CombinedScores):
     """Scores of several teachers, each on some of N tokens.
 
     Attributes:
@@ -28,21 +27,6 @@ class RoutedScores:
     row: Tensor
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def vocabulary(self) -> int:
-        """The size of the shared vocabulary."""
-        return self.words.size
-
-    @property
-    def absent(self) -> tuple[int, ...]:
-        """The ids below it that a part lacks."""
-        return self.words.absent
-
-    @property
-    def words(self) -> Words:
-        """The ids that all parts have."""
-        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
 
     @property
     def valid(self) -> Tensor | None:
