@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "opd_lightning"
 FLOORS = [
-    ["types", "utils"],
+    ["types", "utils", "plugins"],
     ["contracts", "config"],
     ["data", "losses", "environments", "runs"],
     ["models", "rollout"],

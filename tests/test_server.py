@@ -1,0 +1,284 @@
+"""vLLM servers: what a client does when one dies, is started anew, or was started wrongly. Stubs answer in place of vLLM."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.generation import VLLMServerGenerator
+from opd_lightning.generation.server import Lost, Server
+from opd_lightning.generation.server_process import StartedServer, arguments
+from opd_lightning.generation.weight_transfer import FilesTransfer
+from opd_lightning.models import Pretrained, Student, adapters
+from opd_lightning.models.weights import full_weights, weight_shapes
+from opd_lightning.types import Rendered, SamplingParams
+
+SETTINGS = {"model_config": {"logprobs_mode": "processed_logprobs"}, "weight_transfer_config": {"backend": "files"}}
+PROMPTS = [Rendered([1, 2, 3]), Rendered([4, 5])]
+
+
+class Stub(ThreadingHTTPServer):
+    """Speaks vLLM's routes: completions repeat the seed, log-probabilities are those of the weights that were loaded.
+
+    Attributes:
+        fail: the number of next completions that end in an internal error.
+        version: of the weights; a new server has "default".
+        calls: the paths that were asked for.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, settings=SETTINGS):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.settings, self.fail, self.version, self.calls = settings, 0, "default", []
+        self.lm = Pretrained("stand-in://qwen3").model().eval()
+        self.weights: dict[str, torch.Tensor] = {}
+        self.folder, self.lock, self.open = "", threading.Lock(), False
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answer(self, path: str, body) -> tuple[int, object]:
+        self.calls.append(path.partition("?")[0])
+        match path.partition("?")[0]:
+            case "/server_info":
+                return 200, {"vllm_config": self.settings}
+            case "/init_weight_transfer_engine":
+                self.folder = body["init_info"]["folder"]
+            case "/start_weight_update":
+                if self.open:
+                    return 500, {"error": {"message": "a weight update is already active"}}
+                self.open = True
+            case "/update_weights":
+                self.weights |= load_file(str(Path(self.folder) / body["update_info"]["file"]))
+            case "/finish_weight_update":
+                self.open, self.version = False, body.get("weight_version", self.version)
+            case "/inference/v1/generate":
+                return self.generate(body)
+        return 200, {}
+
+    def generate(self, body) -> tuple[int, object]:
+        with self.lock:
+            self.fail -= 1
+            if self.fail >= 0:
+                return 500, {"error": {"message": "the engine is dead"}}
+        if len(body["token_ids"]) > 100:
+            return 400, {"error": {"message": "longer than the maximum model length"}}
+        spans = [{"version": self.version, "start": 0, "end": 1}]
+        token = body["sampling_params"].get("seed", 0) % 200
+        choice = {"finish_reason": "length", "stop_reason": None, "token_ids": [token], "weight_versions": spans}
+        choice["logprobs"] = {"content": [{"token_id": token, "logprob": -1.0}]}
+        wanted = "prompt_logprobs" in body["sampling_params"]
+        return 200, {"choices": [choice]} | ({"prompt_logprobs": self.logprobs(body["token_ids"])} if wanted else {})
+
+    def logprobs(self, ids: list[int]) -> list:
+        with torch.no_grad(), self.lock:
+            self.lm.load_state_dict(self.weights)
+            logprobs = self.lm(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return [None, *({str(token): {"logprob": float(logprobs[i, token])}} for i, token in enumerate(ids[1:]))]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.do_POST()
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
+        code, answer = self.server.answer(self.path, body)
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args):
+        """Nothing on the terminal."""
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    return Student(Pretrained("stand-in://qwen3").model())
+
+
+@pytest.fixture(scope="module")
+def renderer() -> ChatRenderer:
+    return ChatRenderer(Pretrained("stand-in://qwen3").tokenizer())
+
+
+def generator(renderer, *stubs, **options) -> VLLMServerGenerator:
+    return VLLMServerGenerator(renderer.tokenizer, renderer, urls=[stub.url for stub in stubs], patience=0.2, **options)
+
+
+def test_every_server_gets_the_weights_and_each_completion_a_seed(student, renderer):
+    one, two = Stub(), Stub()
+    engine = generator(renderer, one, two)
+    engine.update_weights(student, 3)
+    done = engine.generate(PROMPTS, SamplingParams(4, n=3), 7)
+    engine.close()
+    assert len(done) == 6 and {completion.policy_version for completion in done} == {3}
+    assert len({completion.token_ids[0] for completion in done}) > 4
+    assert engine.metrics["generator/mismatch"] < 1e-5 and one.version == two.version != "default"
+    alone = generator(renderer, Stub())
+    alone.update_weights(student, 3)
+    assert alone.generate(PROMPTS, SamplingParams(4, n=3), 7) == done  # whichever server answers
+    order = [path for path in one.calls if path not in ("/health", "/server_info", "/inference/v1/generate")]
+    steps = ["/pause", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"]
+    assert order == [*steps, "/resume"]
+
+
+def test_a_server_that_fails_is_asked_again_with_the_weights(student, renderer):
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    before = engine.generate(PROMPTS, SamplingParams(4, n=2), 7)
+    stub.fail = 2
+    assert engine.generate(PROMPTS, SamplingParams(4, n=2), 7) == before
+    stub.fail = 100
+    with pytest.raises(ValueError, match=r"is lost \(500: the engine is dead\).*the same command goes on"):
+        engine.generate(PROMPTS, SamplingParams(4), 7)
+
+
+def test_a_server_that_was_started_anew_gets_the_weights_again(student, renderer):
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    before = engine.generate(PROMPTS, SamplingParams(4), 7)
+    stub.version, stub.weights, stub.open = "default", {}, True  # and a killed trainer had left an update open
+    assert engine.generate(PROMPTS, SamplingParams(4), 7) == before and stub.version == engine.weights
+
+
+def test_a_server_that_does_not_come_back_ends_the_run_with_a_sentence(student, renderer):
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    stub.shutdown()
+    stub.server_close()
+    for call in (lambda: engine.generate(PROMPTS, SamplingParams(4), 7), lambda: engine.update_weights(student, 4)):
+        with pytest.raises(
+            ValueError, match=rf"{stub.url} does not answer \(.*refused.*start it again\. Then the same command"
+        ):
+            call()
+
+
+def test_a_refused_request_is_not_repeated(student, renderer):
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    count = len(stub.calls)
+    with pytest.raises(ValueError, match=r"refuses /inference/v1/generate \(400: longer than the maximum model length\)"):
+        engine.generate([Rendered([1] * 101)], SamplingParams(4), 7)
+    assert len(stub.calls) == count + 1
+
+
+def test_old_weights_are_noticed(student, renderer, monkeypatch):
+    """The probe compares log-probabilities, whatever version the server reports."""
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    moved = Student(Pretrained("stand-in://qwen3").model())
+    with torch.no_grad():
+        moved.lm.model.embed_tokens.weight.mul_(1.5)
+    monkeypatch.setattr(engine, "push", lambda lm: None)
+    with pytest.raises(ValueError, match=r"differ by .*generator\.max_mismatch"):
+        engine.update_weights(moved, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "VLLM_SERVER_DEV_MODE=1"),
+        ({"model_config": {"logprobs_mode": "raw_logprobs"}}, "--logprobs-mode processed_logprobs"),
+        (SETTINGS | {"weight_transfer_config": {"backend": "nccl"}}, "--weight-transfer-config"),
+        (SETTINGS | {"weight_transfer_config": None}, "--weight-transfer-config"),
+    ],
+)
+def test_a_server_that_was_started_wrongly_is_refused(student, renderer, settings, message):
+    stub = Stub(settings=settings)
+    if settings is None:
+        answer = stub.answer
+        stub.answer = lambda path, body: (404, {}) if path.startswith("/server_info") else answer(path, body)
+    with pytest.raises(ValueError, match=message):
+        generator(renderer, stub).update_weights(student, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"either generator\.start=true or generator\.urls"),
+        ({"urls": ["http://127.0.0.1:1"], "start": True}, "not both"),
+        ({"urls": ["127.0.0.1:1"]}, "is no URL"),
+        ({"start": True, "python": "/no/python"}, r"generator\.python=/no/python is no interpreter"),
+        ({"urls": ["http://a:1"], "transfer": "rsync"}, r"generator\.transfer=rsync does not exist"),
+        ({"urls": ["http://a:1"], "transfer": "ipc"}, r"generator\.allow_pickled_handles=true"),
+        ({"urls": ["http://a:1"], "concurrency": 0}, r"generator\.concurrency=0"),
+        ({"start": True, "python": "python3", "servers": 0}, r"generator\.servers=0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(renderer, options, message):
+    with pytest.raises(ValueError, match=message):
+        VLLMServerGenerator(renderer.tokenizer, renderer, **options)
+
+
+def test_weights_are_described_as_they_are_sent(student):
+    """NCCL's receivers make their buffers by the description."""
+    lm = Pretrained("stand-in://qwen3").model()
+    adapters.add(lm, LoraConfig(r=2, target_modules="all-linear"))
+    for model in (student.lm, lm):
+        sent = [(name, value.dtype, tuple(value.shape)) for name, value in full_weights(model)]
+        assert list(weight_shapes(model)) == sent
+
+
+def test_files_are_split_and_removed(student, monkeypatch, tmp_path):
+    monkeypatch.setattr("opd_lightning.generation.weight_transfer.FILE_BYTES", 20_000)
+    stub, transfer = Stub(), FilesTransfer(str(tmp_path / "shared"))
+    transfer.push(student.lm, [Server(stub.url)], "v1")
+    assert stub.calls.count("/update_weights") > 1 and not list((tmp_path / "shared").iterdir())
+    sent = dict(full_weights(student.lm))
+    assert set(stub.weights) == set(sent) and "lm_head.weight" in sent  # tied, under both names
+    assert all(torch.equal(stub.weights[name], value) for name, value in sent.items())
+    with pytest.raises(Lost):
+        transfer.push(student.lm, [Server("http://127.0.0.1:1")], "v2")
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_started_server_that_ends_at_once_is_explained(student, renderer, tmp_path):
+    """This interpreter stands in for one whose vLLM does not start."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'ValueError: no such device' >&2\nexit 1\n")
+    python.chmod(0o755)
+    engine = VLLMServerGenerator(renderer.tokenizer, renderer, tmp_path, start=True, python=str(python), patience=20)
+    with pytest.raises(ValueError, match=r"does not come up: ValueError: no such device\. Its output is in .*vllm-0\.log"):
+        engine.update_weights(student, 0)
+    engine.close()
+
+
+def test_a_started_server_ends_with_the_program(tmp_path):
+    """However it ends: standard input of the server closes."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\ncat > /dev/null\n")
+    python.chmod(0o755)
+    (tmp_path / "model").mkdir()
+    server = StartedServer(tmp_path / "model", tmp_path / "log", {}, {}, str(python), "127.0.0.1", 1.0)
+    server.start()
+    assert not server.gone()
+    server.process.stdin.close()
+    assert server.process.wait(5) == 0
+    server.stop()
+
+
+def test_options_are_the_servers_command_line():
+    options = {
+        "max_model_len": 64,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "seed": None,
+        "x": {"backend": "files"},
+    }
+    line = ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching", "--x", '{"backend": "files"}']
+    assert arguments(options) == line
