@@ -213,6 +213,8 @@ def test_a_server_that_was_started_wrongly_is_refused(student, renderer, setting
         ({}, r"either generator\.start=true or generator\.urls"),
         ({"urls": ["http://127.0.0.1:1"], "start": True}, "not both"),
         ({"urls": ["127.0.0.1:1"]}, "is no URL"),
+        ({"urls": "http://127.0.0.1:1"}, r"generator\.urls is a text"),
+        ({"start": True, "options": "{a: 1}"}, r"generator\.options is a text"),
         ({"start": True, "python": "/no/python"}, r"generator\.python=/no/python is no interpreter"),
         ({"urls": ["http://a:1"], "transfer": "rsync"}, r"generator\.transfer=rsync does not exist"),
         ({"urls": ["http://a:1"], "transfer": "ipc"}, r"generator\.allow_pickled_handles=true"),

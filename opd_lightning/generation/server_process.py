@@ -52,10 +52,10 @@ class StartedServer(Server):
         )
         self.process: subprocess.Popen | None = None
 
-    def start(self) -> None:
-        """Start it anew, on a free port; `wait` until it is healthy."""
+    def start(self, port: int | None = None) -> None:
+        """Start it anew, on a free port by default; `wait` until it is healthy."""
         self.stop()
-        port = free_port(self.host)
+        port = port or free_port(self.host)
         self.url = f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{port}"
         command = [self.python, str(PLUGINS / "serve.py"), "--model", str(self.model), "--host", self.host, "--port", str(port)]
         with self.log.open("ab") as log:
@@ -86,7 +86,7 @@ class StartedServer(Server):
     def last_words(self) -> str:
         """The last lines of its output that say something went wrong."""
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
-        lines = [line.strip() for line in text.splitlines()[-200:] if "Error" in line]
+        lines = [line.strip() for line in text.splitlines()[-200:] if "Error" in line and "WARNING" not in line]
         return (lines[-1] if lines else "no error in its output")[-300:]
 
 

@@ -77,6 +77,11 @@ class VLLMServerGenerator(CopyingGenerator):
         max_mismatch: float | None = None,
     ):
         super().__init__(tokenizer, renderer, max_mismatch)
+        if isinstance(urls, str) or isinstance(options, str):
+            raise ValueError(
+                f"generator.{'urls' if isinstance(urls, str) else 'options'} is a text; give urls as [http://<host>:<port>], "
+                "options as {gpu_memory_utilization: 0.9}."
+            )
         if bool(urls) == start:
             raise ValueError(
                 "generator=vllm_server needs either generator.start=true or generator.urls=[http://<host>:<port>], not "
