@@ -1,6 +1,9 @@
 """vLLM servers: what a client does when one dies, is started anew, or was started wrongly. Stubs answer in place of vLLM."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.generation import VLLMServerGenerator
-from opd_lightning.generation.server import Lost, Server
+from opd_lightning.generation.server import Lost, Server, free_port
 from opd_lightning.generation.server_process import StartedServer, arguments
 from opd_lightning.generation.weight_transfer import FilesTransfer
 from opd_lightning.models import Pretrained, Student, adapters
@@ -218,6 +221,7 @@ def test_a_server_that_was_started_wrongly_is_refused(student, renderer, setting
         ({"start": True, "python": "/no/python"}, r"generator\.python=/no/python is no interpreter"),
         ({"urls": ["http://a:1"], "transfer": "rsync"}, r"generator\.transfer=rsync does not exist"),
         ({"urls": ["http://a:1"], "transfer": "ipc"}, r"generator\.allow_pickled_handles=true"),
+        ({"urls": ["http://a:1"]}, r"generator\.transfer_folder must name a folder .* http://a:1"),
         ({"urls": ["http://a:1"], "concurrency": 0}, r"generator\.concurrency=0"),
         ({"start": True, "python": "python3", "servers": 0}, r"generator\.servers=0"),
     ],
@@ -284,3 +288,35 @@ def test_options_are_the_servers_command_line():
     }
     line = ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching", "--x", '{"backend": "files"}']
     assert arguments(options) == line
+
+
+RANK = """
+import sys
+from torch import distributed
+from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.generation import VLLMServerGenerator
+from opd_lightning.models import Pretrained, Student
+from opd_lightning.types import Rendered, SamplingParams
+distributed.init_process_group("gloo")
+start = Pretrained("stand-in://qwen3")
+renderer, student = ChatRenderer(start.tokenizer()), Student(start.model())
+engine = VLLMServerGenerator(renderer.tokenizer, renderer, urls=sys.argv[1:2], patience=0.2)
+engine.update_weights(student, 1)
+print(len(engine.generate([Rendered([1, 2])], SamplingParams(4, n=3), distributed.get_rank())), engine.weights)
+engine.servers[0].url = "http://127.0.0.1:1"
+try:
+    engine.update_weights(student, 2)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_several_ranks_sends_the_weights_and_all_hear_of_errors():
+    stub = Stub()
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1"))}
+    command = [sys.executable, "-c", RANK, stub.url]
+    ranks = [subprocess.Popen(command, env=shared | {"RANK": str(i)}, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    (first, second) = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert first == second and first.startswith("3 ") and "127.0.0.1:1 is lost" in first
+    assert stub.calls.count("/update_weights") == 1

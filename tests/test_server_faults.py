@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opd_lightning.config import compose
 from opd_lightning.generation.server import Server
 from opd_lightning.generation.server_process import StartedServer
+from opd_lightning.module import DistillationModule
 from opd_lightning.runs.status import read_status
 from opd_lightning.toy.world import VOCABULARY, world_tokenizer
 from opd_lightning.training.run import run
@@ -89,19 +90,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def kill(monkeypatch, place: str, times: list[int]):
-    """Kill the server that gets the n-th request of a kind, for each n in `times`, while it works on it."""
-    post, seen, killed = Server.post, [0], []
+def kill(monkeypatch, place: str, steps: set[int]) -> list[int]:
+    """Kill the server once in each of these updates (from 1), while it works on a request; returns where it was killed."""
+    post, train, armed, killed = Server.post, DistillationModule.training_step, [0], []
+
+    def training_step(self, *args):
+        armed[0] = self.global_step + 1
+        return train(self, *args)
 
     def killing(self, path, body=None, timeout=None):
-        if path == PLACES[place] and "prompt_logprobs" not in str(body):
-            seen[0] += 1
-            if seen[0] in times:
-                killed.append(seen[0])
-                os.killpg(self.process.pid if isinstance(self, StartedServer) else PROCESS[0], signal.SIGKILL)
+        if path == PLACES[place] and armed[0] in steps and "prompt_logprobs" not in str(body):
+            killed.append(armed[0])
+            armed[0] = 0
+            os.killpg(self.process.pid if isinstance(self, StartedServer) else PROCESS[0], signal.SIGKILL)
         return post(self, path, body, timeout)
 
     monkeypatch.setattr(Server, "post", killing)
+    monkeypatch.setattr(DistillationModule, "training_step", training_step)
     return killed
 
 
@@ -125,10 +130,9 @@ def same(found: dict[str, torch.Tensor], known: dict[str, torch.Tensor]) -> bool
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_goes_on_when_its_server_is_killed(place, arguments, unbroken, monkeypatch):
     known = expected(unbroken, arguments)
-    # Two pushes come before the first update; each of the five rollouts has four requests.
-    killed = kill(monkeypatch, place, [2, 8, 14, 20, 26] if place == "rollout" else [1, 3, 5, 7, 9])
+    killed = kill(monkeypatch, place, {1, 2, 3, 4, 5})
     folder = run(compose([*arguments, "generator.start=true", f"study.name={place}"]))
-    assert len(killed) == 5 and read_status(folder)["state"] == "finished"
+    assert killed == [1, 2, 3, 4, 5] and read_status(folder)["state"] == "finished"
     assert same(weights(folder), known)
 
 
@@ -141,10 +145,10 @@ def test_a_run_whose_server_by_url_is_killed_ends_with_a_sentence_and_is_resumed
     PROCESS[0] = server.process.pid
     cfg = compose([*arguments, f"generator.urls=[{url}]", "generator.patience=1", f"study.name=url-{place}"])
     with monkeypatch.context() as patch:
-        killed = kill(patch, place, [10] if place == "rollout" else [4])
+        killed = kill(patch, place, {3})
         with pytest.raises(ValueError, match=rf"{url} does not answer \(.*start it again\. Then the same command goes on"):
             run(cfg)
-    assert len(killed) == 1
+    assert killed == [3]
     server.stop()
     server = served(start, tmp_path, port)
     try:

@@ -83,6 +83,11 @@ class Server:
         return up
 
 
+def on_loopback(url: str) -> bool:
+    """Is it a server of this machine that others do not reach?"""
+    return url.partition("//")[2].startswith(("127.", "localhost", "[::1]"))
+
+
 def reason(error: urllib.error.HTTPError) -> str:
     """The message in an error's answer, in one line of at most 300 characters."""
     text = error.read().decode(errors="replace")

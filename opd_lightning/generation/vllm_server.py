@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.generation.copying import CopyingGenerator, configuration, finished
-from opd_lightning.generation.server import Lost, Server, check_settings
+from opd_lightning.generation.server import Lost, Server, check_settings, on_loopback
 from opd_lightning.generation.server_process import StartedServer, interpreter
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
@@ -94,6 +94,8 @@ class VLLMServerGenerator(CopyingGenerator):
         check_transfer(transfer, allow_pickled_handles)
         self.python = interpreter(python) if start else ""
         self.servers: list[Server] = [Server(url, timeout) for url in urls]
+        if transfer == "files" and transfer_folder is None and (far := [url for url in urls if not on_loopback(url)]):
+            raise ValueError(f"generator.transfer_folder must name a folder that this machine and {far[0]} have in common.")
         self.count, self.devices, self.host, self.options = count, devices, host, dict(options or {})
         self.pickled = allow_pickled_handles
         self.transfer: WeightTransfer = FilesTransfer(transfer_folder)
@@ -101,7 +103,7 @@ class VLLMServerGenerator(CopyingGenerator):
             self.transfer = NativeTransfer(transfer, address)
         self.run_folder, self.concurrency, self.timeout, self.patience = folder, concurrency, timeout, patience
         self.folder: tempfile.TemporaryDirectory | None = None
-        self.name, self.pushes, self.losses = uuid4().hex[:8], 0, 0
+        self.name, self.pushes, self.losses = uuid4().hex[:8], 0, 0  # weight versions of two runs differ
         self.pushed: Any = None
 
     @property
@@ -111,6 +113,7 @@ class VLLMServerGenerator(CopyingGenerator):
 
     def start(self, lm: PreTrainedModel) -> None:
         """Connect to the servers, or start them, with the student's configuration and random weights."""
+        self.name = on_first_rank(lambda: self.name)
         if not self.servers:
             urls = on_first_rank(lambda: self.launch(lm))
             self.servers = self.servers or [Server(url, self.timeout) for url in urls]  # started by rank 0

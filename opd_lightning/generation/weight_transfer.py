@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opd_lightning.generation.server import Lost, Server, free_port
+from opd_lightning.generation.server import Lost, Server, free_port, on_loopback
 from opd_lightning.models.weights import full_weights, weight_shapes
 from opd_lightning.utils.ranks import on_first_rank, rank
 
@@ -219,5 +219,5 @@ def each(servers: Sequence[Server], action: Callable[[Server], Any]) -> None:
 
 def own_address(servers: Sequence[Server]) -> str:
     """An address of this machine that the servers reach."""
-    local = all(server.url.split("//")[1].startswith(("127.", "localhost")) for server in servers)
+    local = all(on_loopback(server.url) for server in servers)
     return "127.0.0.1" if local else socket.gethostbyname(socket.gethostname())
