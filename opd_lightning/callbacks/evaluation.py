@@ -23,12 +23,17 @@ class Evaluation(L.Callback):
     Args:
         suite: evaluations by name; see `opd_lightning.evaluation`.
         every: optimizer steps between evaluations.
-        folder: the run's folder.
+        folder: the run's folder; None writes no files.
         answers: written to answers.json before and after training; None writes none.
+
+    Attributes:
+        history: the numbers of each evaluation, with its step.
+        texts: the prompts of `answers`, and the answers at "start" and "end".
     """
 
-    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path, answers: GreedyAnswers | None = None):
+    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path | None, answers: GreedyAnswers | None = None):
         self.suite, self.every, self.folder, self.answers = suite, every, folder, answers
+        self.texts: dict[str, list[str]] = {}
         self.history: list[dict[str, float]] = []
         self.costs: list[dict[str, float]] = []
         self.intervals: dict[str, dict[str, dict[str, float]]] = {}
@@ -65,7 +70,7 @@ class Evaluation(L.Callback):
         elif rare and trainer.global_step > 0:
             self.run(trainer, module, rare)
         self.save_answers(trainer, module, "end")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder is not None:
             scores = {name: e.outcomes for name, e in self.suite.items() if getattr(e, "outcomes", None)}
             replace_text(self.folder / "outcomes.json", json.dumps(scores) + "\n")
 
@@ -92,7 +97,7 @@ class Evaluation(L.Callback):
             costs = {f"cost/{k}": v for k, v in module.ledger.so_far().items()}
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()} | costs, step=trainer.global_step)
             logger.save()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder is not None:
             record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
             replace_text(self.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
@@ -103,9 +108,10 @@ class Evaluation(L.Callback):
             return
         with module.ledger.timing("evaluation"):
             texts = self.answers(module.generator)
-        path = self.folder / "answers.json"
-        if trainer.is_global_zero:
-            earlier = read_object(path) if when == "end" else {}
+        self.texts = {"prompts": self.answers.prompts} | (self.texts if when == "end" else {}) | {when: texts}
+        if trainer.is_global_zero and self.folder is not None:
+            path = self.folder / "answers.json"
+            earlier = read_object(path) if when == "end" else {}  # a resumed run has the start's answers there
             replace_text(path, json.dumps({"prompts": self.answers.prompts} | earlier | {when: texts}, indent=1) + "\n")
 
     def examples(self) -> dict[str, Any]:

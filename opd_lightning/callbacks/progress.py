@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress(L.Callback):
-    """One bar on a terminal; a line every tenth of the run where the output is a file.
+    """One bar on a terminal or in a notebook; a line every tenth of the run where the output is a file.
 
     Args:
         refresh_seconds: shortest time between two updates of the bar.
@@ -25,7 +25,7 @@ class Progress(L.Callback):
         """Start the bar at the current step."""
         self.begun, self.first = time.perf_counter(), module.ledger.tokens["completion_tokens"]
         self.start = self.printed = trainer.global_step
-        if trainer.is_global_zero and sys.stdout.isatty():
+        if trainer.is_global_zero and (sys.stdout.isatty() or rich.get_console().is_jupyter):
             columns = (
                 "{task.description}",
                 BarColumn(bar_width=10),

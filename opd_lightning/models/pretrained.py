@@ -5,6 +5,7 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -23,6 +24,7 @@ from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
+from opd_lightning.utils.in_memory import SCHEME
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class Pretrained:
     """A causal language model and its tokenizer.
 
     Args:
-        path: a folder, a hub id, `pkg://package/folder`, the folder of a finished run, or one with an adapter by PEFT.
+        path: a folder, a hub id, `pkg://package/folder`, the folder of a finished run, or one with an adapter by PEFT; of
+            `memory://`, an `InMemory` is made.
         dtype: dtype of the loaded weights, such as "float32" or "bfloat16".
         attention: transformers' `attn_implementation`.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
@@ -56,6 +59,13 @@ class Pretrained:
         field: the configuration's field, for errors.
         base: the model that an adapter at `path` is merged into, in place of the one that its adapter_config.json names.
     """
+
+    def __new__(cls, path: str = "", *_: Any, **__: Any) -> "Pretrained":
+        if not str(path).startswith(SCHEME):
+            return super().__new__(cls)
+        from opd_lightning.models.in_memory import InMemory  # a subclass
+
+        return super().__new__(InMemory)
 
     def __init__(
         self,

@@ -39,6 +39,11 @@ def unread(row: Row, columns: Mapping[str, str]) -> list[str]:
     return [column for column in filled if not any(used == column or f"{{{column}" in used for used in columns.values())]
 
 
+def cells(row: Row) -> dict[str, str]:
+    """The texts and numbers of a row, as text by column."""
+    return {column: str(value) for column, value in row.items() if isinstance(value, str | int | float | bool)}
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell is empty."""
     return value is None or value in ("", [], {}) or (isinstance(value, float) and math.isnan(value))

@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_lightning.config.names import nearest
 from opd_lightning.tasks.chats import chat, reply
-from opd_lightning.tasks.columns import UNUSED, check_parts, part_of, prompt_column, unread
+from opd_lightning.tasks.columns import UNUSED, cells, check_parts, part_of, prompt_column, unread
 from opd_lightning.tasks.first import FirstExamples
 from opd_lightning.tasks.rows import Row, check_utf8, iter_rows, text
 from opd_lightning.tasks.verifiers import VerifierTimeout, time_limit
@@ -38,7 +38,8 @@ class TableTask:
         columns: as above.
         heldout: {"path", "name", "split"} of the test rows; None holds out a tenth of the rows, at most n_eval. Validation
             rows always come from `path`.
-        verifier: judges (completion, answer), see `verifiers.py`; None has no verdicts.
+        verifier: judges (completion, answer), see `verifiers.py`, or with `reads_example` (example, completion), where
+            `example.extra` has the row's columns; None has no verdicts.
         system: the system prompt of rows without one.
         prepare: maps a row to the row to use, or to None to leave it out.
         n_train: at most so many training examples; None takes all.
@@ -216,6 +217,8 @@ class TableTask:
             return Verdict(0.0)
         try:
             with time_limit(self.verify_seconds):
+                if getattr(self.verifier, "reads_example", False):
+                    return self.verifier(example, completion)  # type: ignore[arg-type]
                 return self.verifier(completion, example.extra["answer"])
         except VerifierTimeout:
             return Verdict(0.0)
@@ -243,7 +246,8 @@ class TableTask:
             )
         completion = completion or chat_reply
         answer = text(parts.get("answer"), "answer", place)
-        if self.verifies and answer is None:
+        reads_example = getattr(self.verifier, "reads_example", False)
+        if self.verifies and not reads_example and answer is None:
             raise ValueError(
                 f"{place}: has no answer for task.verifier to compare with; map it (task.columns.answer=<column>)."
             )
@@ -254,5 +258,5 @@ class TableTask:
             demonstration=demonstration or completion,
             solution=solution or completion,
             skill=text(parts.get("skill"), "skill", place) or "new",
-            extra={} if answer is None else {"answer": answer},
+            extra=(cells(row) if reads_example else {}) | ({} if answer is None else {"answer": answer}),
         )

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from opd_lightning.callbacks import Checkpoint, CostLedger, Evaluation
@@ -27,21 +25,12 @@ from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
-from opd_lightning.data.prompts import PromptData
-from opd_lightning.evaluation import Estimate, headlines
-from opd_lightning.models.stand_in import NOT_VERIFIED
-from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
-from opd_lightning.preflight.findings import raise_on_failures
-from opd_lightning.preflight.references import references
-from opd_lightning.preflight.rendering import left_rows
-from opd_lightning.preflight.replies import replies
-from opd_lightning.preflight.resources import memory
-from opd_lightning.preflight.weights import weights
+from opd_lightning.reporting.results import Results
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.training.parts import checked, data_of, module_of, warn_of_near_duplicates
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -140,15 +129,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     parts = assemble(cfg, folder)
     cfg = limited(cfg, parts.task.max_new_tokens)
-    model, task, rollout = parts.model, parts.task, parts.rollout
-    write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
-    if model.stand_in:
-        log.warning(f"warning: {NOT_VERIFIED}")
-    notes = parts.preflight()
-    texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
-    for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
-        log.warning(f"warning: {warning}")
-    raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
+    write_status(folder, "running", start_model=parts.model.lineage(), started=str(parts.renderer.template.today))
+    notes = checked(parts, cfg)
     cfg = parts.bounded(cfg)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
@@ -160,36 +142,12 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if checkpoint.exists():
         check_checkpoint(checkpoint)
     write_status(folder, "running", data=notes)
-    if notes["near_duplicates"]:
-        log.warning(
-            f"warning: {notes['near_duplicates']} of {notes['train']} training prompts nearly repeat a held-out one, such as "
-            f"{notes['near_duplicates_first'][0]}; status.json has more."
-        )
+    warn_of_near_duplicates(notes)
     # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    module = DistillationModule(
-        model=model,
-        renderer=parts.renderer,
-        generator=parts.generator,
-        rollout=rollout,
-        objective=parts.objective,
-        teachers=parts.teachers,
-        optim=build(cfg.optim),
-        seed=cfg.seed,
-        verify=task.verify,
-        max_tokens_per_microbatch=cfg.max_tokens_per_microbatch,
-        logits_chunk_size=cfg.logits_chunk_size,
-        adapter=build(cfg.adapter),
-    )
-    data = PromptData(
-        parts.examples,
-        parts.renderer,
-        batch_size=cfg.data.batch_size,
-        seed=cfg.seed,
-        num_iterations=rollout.num_iterations,
-    )
+    module, data = module_of(parts, cfg), data_of(parts, cfg)
     # The evaluation comes first and the checkpoint last, so that the checkpoint holds the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
+    answers = build(cfg.evaluation.get("answers"), task=parts.task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
     fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
@@ -270,13 +228,7 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 def show(folder: Path) -> None:
     """The run's evaluation before and after, as a table; without the validation split and single skills."""
     record = json.loads((folder / "evaluation.json").read_text())
-    table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
-    for name in headlines(record["end"]):
-        value = record["end"][name]
-        interval = record["intervals"]["end"].get(name, {})
-        before = record["start"].get(name)
-        table.add_row(name, "" if before is None else f"{before:.3f}", str(Estimate(value, **interval)))
-    Console().print(table)
+    Console().print(Results(folder.parent.name, record["history"], record["intervals"]))
 
 
 def quiet() -> None:
