@@ -16,7 +16,7 @@ PLACES = {
 }
 """The names for programs in Python, and their modules, which are imported when a name is first used."""
 
-__all__ = ["Distillation", "DistillationModule", "Example", "Results", "Verdict", "compose", "run"]  # noqa: F822
+__all__ = ["Distillation", "DistillationModule", "Example", "Results", "Verdict", "compose", "run"]
 
 
 def __getattr__(name: str) -> Any:

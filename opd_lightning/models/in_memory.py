@@ -33,11 +33,13 @@ class LanguageModel:
     def __post_init__(self) -> None:
         kind = type(self.model).__name__
         if not isinstance(self.model, PreTrainedModel):
-            base = " its base model (get_base_model() before the adapter is added, with adapter=), " if is_peft(self.model) else " "
-            raise ValueError(f"{self.argument}={kind} is no model of transformers; give{base}a causal language model, or a path.")
+            remedy = (
+                "its base model before PEFT wrapped it, with adapter=<LoraConfig>" if is_peft(self.model) else "one of them"
+            )
+            raise ValueError(f"{self.argument}={kind} is no model of transformers; give {remedy}, or a path.")
         if layers(self.model):
             raise ValueError(
-                f"{self.argument}={kind} has an adapter already; merge it (PEFT's merge_and_unload), or give the base model and "
+                f"{self.argument}={kind} has an adapter already; merge it (PEFT's merge_and_unload), or give its base and "
                 "adapter=<LoraConfig>."
             )
         class_of(self.model.config, f"{self.argument}={kind}")

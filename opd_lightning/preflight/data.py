@@ -36,7 +36,7 @@ def preflight(parts: Any) -> dict[str, Any]:
         part = "loss.policy_gradient learns from verdicts alone" if objective.rewarded else "the loss reads verdicts"
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and {part}; give it one "
-            "(e.g. task/verifier=numeric) or choose a method without rewards."
+            "(e.g. task/verifier=numeric, in Python verify=) or choose a method without rewards."
         )
     check_contexts(parts)
     check_objective(parts)
@@ -75,7 +75,7 @@ def check_contexts(parts: Any) -> None:
         if part.context.reads_attempts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
-                "(e.g. task/verifier=numeric) or choose context=demonstration."
+                "(e.g. task/verifier=numeric, in Python verify=) or choose context=demonstration."
             )
 
 

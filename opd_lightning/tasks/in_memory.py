@@ -54,7 +54,9 @@ def rows_of(data: Iterable[Any], argument: str) -> list[Row]:
         splits = ", ".join(map(str, data))
         raise ValueError(f"{argument} is a mapping of {splits or 'nothing'}; give one split or a list of rows.")
     if not isinstance(data, Iterable):
-        raise ValueError(f"{argument}={type(data).__name__} holds no rows; give a list, a datasets.Dataset, a path or a hub id.")
+        raise ValueError(
+            f"{argument}={type(data).__name__} holds no rows; give a list, a datasets.Dataset, a path or a hub id."
+        )
     values = list(data)
     if not values:
         raise ValueError(f"{argument} is empty; give at least one row.")

@@ -161,7 +161,7 @@ def has_reply(row: Row) -> bool:
     """Whether a row has a reference completion."""
     if row.get("completion") is not None:
         return True
-    turns = next((row[key] for key in ("prompt", "messages", "conversations") if isinstance(row.get(key), list)), [])
+    turns: list[Any] = next((row[key] for key in ("prompt", "messages", "conversations") if isinstance(row.get(key), list)), [])
     last = turns[-1] if turns and isinstance(turns[-1], Mapping) else {}
     return last.get("role", last.get("from")) in ("assistant", "gpt")
 

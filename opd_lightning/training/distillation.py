@@ -23,8 +23,8 @@ from opd_lightning.training.run import quiet
 class Distillation:
     """A method on models and data: `trainer.fit(d.module, d.data)`, then `d.results` and `d.model`.
 
-    Configuration, checks and training step are those of the command line; `conf/method` says what a method is. Models, tokenizers
-    and rows that are given are never changed: the student is a copy (of a path: loaded), a teacher shares its weights.
+    Configuration, checks and training step are those of the command line; `conf/method` says what a method is. What is given is
+    never changed: a student in memory is copied when training begins, a teacher in memory shares its weights.
 
     Args:
         method: an option of `conf/method`, such as "opd".
@@ -137,7 +137,7 @@ class Distillation:
         """
         connector = trainer._accelerator_connector
         samples = connector.use_distributed_sampler and trainer.world_size > 1
-        used = {"use_distributed_sampler": samples or False}
+        used: dict[str, Any] = {"use_distributed_sampler": samples or False}
         used |= {} if trainer.fast_dev_run else {"limit_train_batches": trainer.limit_train_batches}  # type: ignore[attr-defined]
         for name, value in used.items():
             if message := refusal(name, value):

@@ -52,7 +52,9 @@ class TrainerModule(DistillationModule):
         with torch.inference_mode(False), torch.no_grad():
             self.generator.update_weights(self.student, None)
             estimates = {
-                name: value for e in self.suite.values() for name, value in e(self.student, self.teachers, self.generator).items()
+                name: value
+                for e in self.suite.values()
+                for name, value in e(self.student, self.teachers, self.generator).items()
             }
         self.log_dict({name: estimate.value for name, estimate in estimates.items()}, batch_size=1)
 

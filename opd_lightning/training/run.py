@@ -147,7 +147,9 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
     module, data = module_of(parts, cfg), data_of(parts, cfg)
     # The evaluation comes first and the checkpoint last, so that the checkpoint holds the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=parts.task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
+    answers = build(
+        cfg.evaluation.get("answers"), task=parts.task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder
+    )
     fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
     chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))

@@ -33,7 +33,9 @@ def holder(path: str) -> Held:
     try:
         return HOLDERS[path]
     except KeyError as error:
-        raise ValueError(f"{path} names an object in the memory of another program; give a folder, a file or a hub id.") from error
+        raise ValueError(
+            f"{path} names an object in the memory of another program; give a folder, a file or a hub id."
+        ) from error
 
 
 def held(path: str, **_: Any) -> Any:
