@@ -139,9 +139,9 @@ def test_epochs_are_passes_through_the_data(tiny):
 @pytest.mark.slow
 def test_arguments_of_a_trainer_that_would_be_ignored(tiny):
     d = Distillation("sft", tiny, ROWS, overrides=SMALL)
-    with pytest.raises(ValueError, match="limit_train_batches=3 .* trainer.max_steps"):
+    with pytest.raises(ValueError, match=r"limit_train_batches=3 .* trainer\.max_steps"):
         trainer(limit_train_batches=3).fit(d.module, d.data)
-    with pytest.raises(ValueError, match="no argument of lightning.Trainer"):
+    with pytest.raises(ValueError, match="no argument of lightning"):
         d.trainer(steps=3)
     half = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     d = Distillation("sft", half, ROWS, overrides=SMALL)
@@ -193,12 +193,9 @@ def test_data_sets_heldout_rows_and_tasks(tiny):
     assert d.cfg.data.batch_size == 2 and "new/accuracy" in d.results.end
 
 
-def test_wrong_arguments(tiny, other):
+def test_wrong_arguments(tiny):
     student, tokenizer = load(tiny), AutoTokenizer.from_pretrained(tiny)
     cases = {
-        "method=odp is no option of method; did you mean opd": ("odp", tiny, ROWS, {"teacher": other}),
-        "teacher is missing: method=opd": ("opd", tiny, ROWS, {}),
-        "teacher is given, and method=sdft": ("sdft", tiny, ROWS, {"teacher": other}),
         "data is missing": ("sft", tiny, None, {}),
         "data is empty": ("sft", tiny, [], {}),
         "student is missing": ("sft", None, ROWS, {}),
@@ -206,9 +203,21 @@ def test_wrong_arguments(tiny, other):
         "a path with a tokenizer of its own": ("sft", tiny, ROWS, {"tokenizer": tokenizer}),
         "verify goes with rows": ("grpo", tiny, None, {"verify": right}),
         "overrides=.* is one text": ("sft", tiny, ROWS, {"overrides": "optim.lr=1"}),
-        "optim.rl=1 is no key; did you mean optim.lr": ("sft", tiny, ROWS, {"overrides": {"optim.rl": 1}}),
         "student=PeftModel is no model .* base model": ("sft", get_peft_model(load(tiny), LoraConfig()), ROWS, {}),
         "has an adapter already": ("sft", get_peft_model(student, LoraConfig()).get_base_model(), ROWS, {}),
+    }
+    for message, (method, model, data, more) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Distillation(method, model, data, **more)
+
+
+@pytest.mark.slow
+def test_wrong_overrides_and_teachers(tiny, other):
+    cases = {
+        "method=odp is no option of method; did you mean opd": ("odp", tiny, ROWS, {"teacher": other}),
+        "teacher is missing: method=opd": ("opd", tiny, ROWS, {}),
+        "teacher is given, and method=sdft": ("sdft", tiny, ROWS, {"teacher": other}),
+        "optim.rl=1 is no key; did you mean optim.lr": ("sft", tiny, ROWS, {"overrides": {"optim.rl": 1}}),
     }
     for message, (method, model, data, more) in cases.items():
         with pytest.raises(ValueError, match=message):

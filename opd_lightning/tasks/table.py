@@ -246,7 +246,7 @@ class TableTask:
             )
         completion = completion or chat_reply
         answer = text(parts.get("answer"), "answer", place)
-        reads_example = getattr(self.verifier, "reads_example", False)
+        reads_example = self.verifies and getattr(self.verifier, "reads_example", False)
         if self.verifies and not reads_example and answer is None:
             raise ValueError(
                 f"{place}: has no answer for task.verifier to compare with; map it (task.columns.answer=<column>)."
