@@ -8,7 +8,7 @@ import yaml
 
 from opd_lightning.reporting.compare import Compared
 from opd_lightning.reporting.runs import Run
-from opd_lightning.reporting.table import by_cell, labels, summarise
+from opd_lightning.reporting.table import labels, summarise
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Section:
 def sections(runs: list[Run], compared: Compared, left_out: list[str]) -> list[Section]:
     """All sections that are not empty."""
     prompts = answered(runs)
-    written = ["method", "step", "prompt", "completion"]
-    configs = {cell[0].cell: yaml.safe_dump(cell[0].config, sort_keys=False) for cell in by_cell(runs).values()}
+    written = ["method", "step", "prompt", "completion", "reward"]
+    configs = {label: yaml.safe_dump(cell[0].config, sort_keys=False) for label, cell in labels(runs).items()}
     notes = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in [*left_out, *compared.sentences]]
     all_sections = [
         all_differences(compared),
@@ -127,9 +127,11 @@ def answers(files: dict[str, Path]) -> list[list[str]]:
 def samples(runs: list[Run]) -> list[list[str]]:
     """The first and the last sample of the first seed of each method."""
     rows = []
-    for cell in by_cell(runs).values():
+    for label, cell in labels(runs).items():
         file = cell[0].folder / "samples.jsonl"
         kept = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         for line in [*kept[:1], *kept[-1:]]:
-            rows.append([cell[0].name, str(line["step"]), line["prompt"], line["completion"]])
+            reward = line.get("reward")
+            judged = "" if reward is None else " ".join(filter(None, [f"{reward:.3g}", line.get("verdict") or ""]))
+            rows.append([label, str(line["step"]), line["prompt"], line["completion"], judged])
     return rows

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from opd_lightning.config.labels import run_label
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.utils.atomic_files import read_object, replace_text
@@ -76,4 +77,4 @@ def record_failure(cfg: DictConfig, error: Exception) -> None:
     folder = run_folder(cfg)
     if read_status(folder).get("state") not in ("failed", "finished"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
+        write_status(folder, "failed", label=run_label(cfg), reason=f"{type(error).__name__}: {error}")

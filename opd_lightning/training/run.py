@@ -25,6 +25,7 @@ from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.labels import label_of, run_label
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
 from opd_lightning.data.prompts import PromptData
@@ -110,7 +111,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     except Exception as error:
         message = errors.sentence(error)
         with suppress(OSError):  # the disk may be what failed
-            write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
+            write_status(folder, "failed", label=run_label(cfg), reason=message or f"{type(error).__name__}: {error}")
         if message is not None and not isinstance(error, ValueError):
             raise ValueError(message) from error
         raise
@@ -141,7 +142,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     parts = assemble(cfg, folder)
     cfg = limited(cfg, parts.task.max_new_tokens)
     model, task, rollout = parts.model, parts.task, parts.rollout
-    write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
+    told = {"label": run_label(cfg), "start_model": model.lineage(), "started": str(parts.renderer.template.today)}
+    write_status(folder, "running", **told)
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
@@ -198,7 +200,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     )
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
-    log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    log.info(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -225,8 +227,9 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
     if cfg.logger is None:
         return files
-    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
+    names = {"name": run_label(cfg)[:128], "id": "-".join(folder.parts[-3:]).replace(".", "-")}
+    group = {"job_type": label_of(cfg)[:64]} if "job_type" in cfg.logger and cfg.logger.job_type is None else {}
+    chosen = build(OmegaConf.merge(cfg.logger, group), save_dir=str(folder), **names)
     chosen.log_hyperparams(redacted(plain(cfg)))
     return [*files, chosen]
 
@@ -270,7 +273,8 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 def show(folder: Path) -> None:
     """The run's evaluation before and after, as a table; without the validation split and single skills."""
     record = json.loads((folder / "evaluation.json").read_text())
-    table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
+    title = read_status(folder).get("label", folder.parent.name)
+    table = Table("evaluation", "start", "end [95 % over prompts]", title=title, title_justify="left")
     for name in headlines(record["end"]):
         value = record["end"][name]
         interval = record["intervals"]["end"].get(name, {})
