@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
+from rich.markup import escape
 
-from opd_lightning.evaluation import GreedyAnswers
+from opd_lightning.evaluation import GreedyAnswers, leading
 from opd_lightning.utils.atomic_files import read_object, replace_text
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Evaluation(L.Callback):
             )
         if not self.history:
             self.run(trainer, module, list(self.suite.values()))
+            self.say(trainer)
             for warnings in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
                 for warning in warnings:
                     log.warning(f"warning: {warning}")
@@ -53,6 +56,7 @@ class Evaluation(L.Callback):
         """Evaluate on schedule."""
         if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
             self.run(trainer, module, self.frequent)
+            self.say(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Evaluate the last step, unless that was just done; an interrupted run is evaluated when it ends."""
@@ -97,6 +101,13 @@ class Evaluation(L.Callback):
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
             replace_text(self.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
 
+    def say(self, trainer: L.Trainer) -> None:
+        """Print the main numbers of the last evaluation in a line."""
+        row = self.history[-1]
+        if trainer.is_global_zero and (names := leading(row)):
+            numbers = "  ".join(f"{name} {row[name]:.3f}" for name in names)
+            rich.get_console().print(f"  [dim]step {row['step']}, evaluation:[/] {escape(numbers)}", highlight=False)
+
     def save_answers(self, trainer: L.Trainer, module: Any, when: str) -> None:
         """Add the current answers to answers.json, under "start" or "end"."""
         if self.answers is None:
@@ -107,6 +118,10 @@ class Evaluation(L.Callback):
         if trainer.is_global_zero:
             earlier = read_object(path) if when == "end" else {}
             replace_text(path, json.dumps({"prompts": self.answers.prompts} | earlier | {when: texts}, indent=1) + "\n")
+        rows = [[prompt, text] for prompt, text in zip(self.answers.prompts, texts, strict=True)]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table(f"answers/{when}", ["prompt", "answer"], rows, step=trainer.global_step)
 
     def examples(self) -> dict[str, Any]:
         """The number of examples of each evaluation, and a digest of their ids: only equal ones can be compared."""

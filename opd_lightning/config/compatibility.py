@@ -280,11 +280,10 @@ def check_numbers(cfg: dict[str, Any]) -> None:
     check_type("data.max_prompt_tokens", cfg["data"]["max_prompt_tokens"], int | None)
     if cfg["data"]["overlong"] not in ("refuse", "drop"):
         raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
-    check_type("max_tokens_per_microbatch", cfg["max_tokens_per_microbatch"], int | None)
     for key, value in counts.items():
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1.")
-    if (most := cfg["max_tokens_per_microbatch"]) is not None and most < 1:
-        raise ValueError(f"max_tokens_per_microbatch={most} must be at least 1; null takes the whole batch at once.")
+    if (most := cfg["max_tokens_per_microbatch"]) not in (None, "auto") and not (type(most) is int and most >= 1):
+        raise ValueError(f"max_tokens_per_microbatch={most} must be at least 1, or auto, or null for the whole batch at once.")
     if cfg["evaluation"]["every"] < 1:
         raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")

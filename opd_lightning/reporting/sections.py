@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from opd_lightning.config.labels import short_value
+from opd_lightning.reporting.answer import joined
 from opd_lightning.reporting.compare import Compared
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels, summarise
@@ -73,7 +75,7 @@ def all_differences(compared: Compared) -> Section:
         "A single seed gets no verdict; its interval, where there is one, is a bootstrap over the prompts of this run only and "
         "does not cover other seeds.",
     ]
-    return Section(f"All differences from {compared.baseline}", header, rows, texts=texts if rows else [])
+    return Section(f"All differences from {compared.baseline}", header, rows, 7, texts=texts if rows else [])
 
 
 def all_numbers(runs: list[Run]) -> Section:
@@ -103,7 +105,8 @@ def protocol(runs: list[Run]) -> list[str]:
     most = max(run.config["trainer"]["max_steps"] for run in runs)
     ends = [*sorted(limits), *([f"{most} updates at most"] if most > 0 else [])]
     measured = ", ".join(f"{name} on {info['n']} held-out prompts" for name, info in runs[0].evaluation["examples"].items())
-    rates = ", ".join(f"{label} {cell[0].config['optim']['lr']:g}" for label, cell in labels(runs).items())
+    used = {name: sorted({run.config["optim"]["lr"] for run in runs if run.name == name}) for name in {r.name: 0 for r in runs}}
+    rates = ", ".join(f"{name} {joined([short_value(float(rate)) for rate in rates])}" for name, rates in used.items())
     return [
         f"{len(runs)} runs from one start model, {runs[0].status['start_model'][0]}. Measured: {measured or 'nothing'}.",
         f"What ended a run: {'; '.join(ends)}. Learning rates: {rates}.",

@@ -39,6 +39,7 @@ from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.token_budget import with_token_budget
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
@@ -147,6 +148,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
+    cfg = with_token_budget(parts, cfg, folder)
     texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
     for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
         log.warning(f"warning: {warning}")
@@ -178,7 +180,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         teachers=parts.teachers,
         optim=build(cfg.optim),
         seed=cfg.seed,
-        verify=task.verify,
+        verify=task.verify if task.verifies else None,
         max_tokens_per_microbatch=cfg.max_tokens_per_microbatch,
         logits_chunk_size=cfg.logits_chunk_size,
         adapter=build(cfg.adapter),
@@ -229,7 +231,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         return files
     names = {"name": run_label(cfg)[:128], "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     group = {"job_type": label_of(cfg)[:64]} if "job_type" in cfg.logger and cfg.logger.job_type is None else {}
-    chosen = build(OmegaConf.merge(cfg.logger, group), save_dir=str(folder), **names)
+    chosen = build(OmegaConf.create({**cfg.logger, **group}), save_dir=str(folder), **names)
     chosen.log_hyperparams(redacted(plain(cfg)))
     return [*files, chosen]
 
