@@ -147,7 +147,7 @@ def test_a_report_is_written_from_the_runs_alone(command, tmp_path):
     page = (study / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("<body>")[1].split("<pre>")[0]
     rows = (study / "results.csv").read_text().splitlines()
-    assert len(rows) == 7 and rows[0].startswith("cell,method,seed,lr,ended_by,new/accuracy")
+    assert len(rows) == 7 and rows[0].startswith("cell,label,method,seed,lr,ended_by,new/accuracy")
     code, output, _ = command(str(tmp_path), main=report, defaults=False)
     assert code == 1 and "no finished run" in output and "Traceback" not in output
 

@@ -51,6 +51,7 @@ class Samples(L.Callback):
                 "writer": sample.source,
                 "reward": None if sample.verdict is None else sample.verdict.content,
                 "verdict": None if sample.verdict is None else described(sample.verdict),
+                "feedback": None if sample.verdict is None else sample.verdict.feedback,
             }
             for sample, text in zip(samples, texts, strict=True)
         ]
@@ -69,7 +70,7 @@ class Samples(L.Callback):
 
 
 def described(verdict: Verdict) -> str:
-    """A verdict in words: right, wrong or partly right; whether it has the format; and the feedback."""
+    """A verdict in words: right, wrong or partly right, and whether it has the format."""
     content = "right" if verdict.content >= 1 else "wrong" if verdict.content <= 0 else "partly right"
     kept = "" if verdict.format is None else ", in the format" if verdict.format >= 1 else ", not in the format"
-    return content + kept + (f": {verdict.feedback}" if verdict.feedback else "")
+    return content + kept

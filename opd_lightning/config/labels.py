@@ -31,10 +31,10 @@ def described(name: str, settings: Mapping[str, Any]) -> str:
 def short_keys(places: Sequence[str]) -> dict[str, str]:
     """Each place such as "optim.lr" by its last part; by its last two where several have the same."""
     split = {place: [part for part in place.replace("/", ".").split(".") if part] for place in places}
-    split = {place: parts[:-1] if parts[-1] in GENERIC and len(parts) > 1 else parts for place, parts in split.items()}
-    ends = [parts[-1] for parts in split.values()]
-    shown = {place: parts[-1:] if ends.count(parts[-1]) == 1 else parts[-2:] for place, parts in split.items()}
-    return {place: " ".join(parts).replace("_", " ").strip() for place, parts in shown.items()}
+    shown = {place: parts[-2:-1] if parts[-1] in GENERIC and len(parts) > 1 else parts[-1:] for place, parts in split.items()}
+    ends = list(shown.values())
+    clear = {place: part if ends.count(part) == 1 else split[place][-2:] for place, part in shown.items()}
+    return {place: " ".join(parts).replace("_", " ").strip() for place, parts in clear.items()}
 
 
 def short_value(value: Any) -> str:

@@ -90,7 +90,7 @@ def compare(runs: list[Run], against: str | None = None) -> Compared:
     wanted = against or runs[0].config["study"].get("baseline")
     wanted = next((label for label, cell in cells.items() if wanted == cell[0].cell), wanted)
     if against is not None and wanted not in cells:
-        raise ValueError(f"--against {against!r} is no method of this study; there are {'; '.join(cells)}.")
+        raise ValueError(f"--against {against} is no method of this study; there are {'; '.join(cells)}.")
     base = wanted if wanted in cells else next(iter(cells))
     by_default = base != wanted and len(cells) > 1
     notes = [f"all are compared with {base}, the first by name; --against chooses another"] if by_default else []

@@ -231,7 +231,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         return files
     names = {"name": run_label(cfg)[:128], "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     group = {"job_type": label_of(cfg)[:64]} if "job_type" in cfg.logger and cfg.logger.job_type is None else {}
-    chosen = build(OmegaConf.create({**cfg.logger, **group}), save_dir=str(folder), **names)
+    chosen = build({**plain(cfg.logger), **group}, save_dir=str(folder), **names)
     chosen.log_hyperparams(redacted(plain(cfg)))
     return [*files, chosen]
 
