@@ -60,6 +60,7 @@ def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(c
     assert code != 0 and output.count("data.batch_size=0 must be at least 1") >= 4 and "Traceback" not in output
     found = states(tmp_path / "out" / "sweep")
     assert "4 failed, 4 finished" in output and output.count("is failed: ValueError: data.batch_size=0") == 4
+    assert "sft, batch size 4, seed 1 -> " in output and "opd, batch size 0, seed 0 (opd-" in output
     assert sorted(found.values()) == ["failed"] * 4 + ["finished"] * 4 and {name.split("/")[1] for name in found} == {
         "seed-0",
         "seed-1",

@@ -173,7 +173,7 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
     name, free = free_memory(cfg)
     fixed = sum(resident_bytes(parts, cfg, weights).values()) + logit_bytes(cfg, config)
     room = SHARES[name] * max(free - fixed, free / 10) / activation_bytes(parts, config)
-    return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name} are free"
+    return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name}'s memory are free"
 
 
 def disk_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:

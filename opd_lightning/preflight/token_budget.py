@@ -38,7 +38,7 @@ def chosen(parts: Components, cfg: DictConfig) -> int | None:
         return None
     if rows * window > tokens and (most := rows * batch_shape(parts, cfg)[1]) > tokens:
         log.info(
-            f"forward passes of {tokens:,} padded tokens, for {free} and an update may have {most:,}; {KEY}=<n> sets another "
-            "number, null none. Gradients do not depend on it."
+            f"forward passes take at most {tokens:,} padded tokens, since {free} and an update may have {most:,}; "
+            f"{KEY}=<n> sets another number, null none. Gradients do not depend on it."
         )
     return tokens
