@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from opd_lightning.utils.secrets import redacted
+
 AXES = "OPD_LIGHTNING_AXES"
 """The environment variable that tells the cells of a sweep which keys it sweeps, in whatever process they run."""
 NAMED = ("method", "experiment", "study", "seed", "name", "output_dir", "hydra")
@@ -118,7 +120,8 @@ def command_settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         place = override.key_or_group
         if override.is_delete() or place.split(".")[0].split("/")[0] in (NAMED if axes else (*NAMED, *RUN_ONLY)):
             continue
-        text = short_values([plain_value(override.value())])[0]
+        last = place.replace("/", ".").rpartition(".")[2]
+        text = short_values([redacted({last: plain_value(override.value())})[last]])[0]  # before a path is cut
         if (axes is None or place in axes.split(",")) and text not in str(cfg.name):
             yield place, text
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.resources import automatic_tokens, batch_shape
-from opd_lightning.runs.status import read_status, write_status
+from opd_lightning.runs.status import is_worker, read_status, write_status
 
 log = logging.getLogger(__name__)
 
@@ -17,12 +17,14 @@ KEY = "max_tokens_per_microbatch"
 def with_token_budget(parts: Components, cfg: DictConfig, folder: Path) -> DictConfig:
     """The configuration with a number for max_tokens_per_microbatch=auto; status.json keeps it.
 
-    A run that goes on takes the number that it began with, since another one would round its gradients otherwise.
+    A run that goes on takes the number that it began with, since another one would round its gradients otherwise; other
+    processes of a run take that of the first, if it is there already.
     """
     if cfg[KEY] == "auto":
-        resumed = (folder / "checkpoints" / "last.ckpt").exists()
+        earlier, resumed = read_status(folder), (folder / "checkpoints" / "last.ckpt").exists()
+        known = resumed or (is_worker() and KEY in earlier)
         cfg = cfg.copy()
-        cfg[KEY] = read_status(folder).get(KEY) if resumed else chosen(parts, cfg)
+        cfg[KEY] = earlier.get(KEY) if known else chosen(parts, cfg)
     write_status(folder, "running", **{KEY: cfg[KEY]})
     return cfg
 
