@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 POINTER = b"version https://git-lfs"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -189,6 +190,25 @@ def pickle_header(path: Path, name: str) -> dict[str, torch.Size]:
             "with save_pretrained."
         )
     return {key: value.shape for key, value in state.items()}
+
+
+def differ(files: list[Path], first: str, second: str, rows: int = 4096) -> bool:
+    """Whether two weights of these files have different values; of safetensors a few rows are read at a time."""
+    one, two = weight(files, first), weight(files, second)
+    n = len(one) if isinstance(one, torch.Tensor) else one.get_shape()[0]
+    return any(not torch.equal(one[at : at + rows], two[at : at + rows]) for at in range(0, n, rows))
+
+
+def weight(files: list[Path], key: str) -> Any:
+    """One weight of these files, which `headers` has read: a tensor, or a view of safetensors that reads what is sliced."""
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                if key in file.keys():  # noqa: SIM118, for it is no dict
+                    return file.get_slice(key)
+        elif key in (state := torch.load(path, map_location="cpu", weights_only=True)):
+            return state[key]
+    raise KeyError(key)
 
 
 def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
