@@ -131,6 +131,15 @@ def values(override: Override) -> list[Any]:
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
+NO_COLUMNS = {
+    **dict.fromkeys(
+        ("tools", "functions"), "chats are rendered without descriptions of tools; put them into the system prompt"
+    ),
+    "images": "models here read text alone; describe them in the prompt",
+}
+"""Columns that are no part of an example, with the reason and the remedy."""
+
+
 def key_error(override: Override, base: Any, beside: str) -> str | None:
     """The error if an override's key is not in the composed configuration."""
     node, path = base, list[str]()
@@ -151,6 +160,8 @@ def key_error(override: Override, base: Any, beside: str) -> str | None:
             }
             if sentence := unlisted(override, node, part):
                 return sentence
+            if path == ["task", "columns"] and part in NO_COLUMNS:
+                return f"{override.input_line}: {NO_COLUMNS[part]} (task.prepare), and leave this out."
             near = nearest(".".join([*path, part]), [*siblings, *groups], inside)
             return f"{override.input_line} is no key{beside}{near}"
         path.append(part)

@@ -27,10 +27,10 @@ from opd_lightning.models.student import Student
 log = logging.getLogger(__name__)
 
 
-def locate(path: str) -> str:
+def locate(path: str, field: str = "model.path") -> str:
     """The folder of `pkg://package/folder` (Hydra's syntax) or `stand-in://architecture`; other paths unchanged."""
     if path.startswith(stand_in.SCHEME):
-        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
+        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME), field)
     return packaged(path)
 
 
@@ -119,7 +119,7 @@ class Pretrained:
     def is_adapter(self) -> bool:
         """Whether the path holds an adapter by PEFT."""
         with self._loading_errors():
-            is_adapter = adapter_folder.is_adapter(locate(self.path))
+            is_adapter = adapter_folder.is_adapter(locate(self.path, self.field))
         if self.base is not None and not is_adapter and not is_run(self.path):
             option = self.field.replace("path", "base")
             raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
@@ -127,7 +127,7 @@ class Pretrained:
 
     def _place(self) -> str:
         """The folder or hub id, after a check of its configuration and tokenizer files."""
-        place = locate(self.path)
+        place = locate(self.path, self.field)
         if Path(place).is_dir():
             check_texts(place, self.name)
         return place

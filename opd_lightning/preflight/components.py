@@ -17,6 +17,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
+from opd_lightning.preflight.options import check_adapter, check_optimizer
 from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
 from opd_lightning.preflight.rendering import check_rows
 from opd_lightning.runs.status import started
@@ -89,7 +90,9 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
     """
     check_built(cfg)
+    check_optimizer(cfg)
     model: Pretrained = build(cfg.model)
+    check_adapter(cfg, model)
     renderer, task = model.renderer(started(folder)), build(cfg.task)
     tokenizer = renderer.tokenizer
     if task.max_new_tokens is None:
