@@ -20,7 +20,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.models import Student
-from opd_lightning.preflight.architecture import architecture, load
+from opd_lightning.preflight.architecture import architecture, load, logits
 from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.findings import Finding
@@ -94,6 +94,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
         yield from architecture(made, students[0])
 
     if not fast and attempt("architecture", student):
+        attempt("logits", lambda: logits(made, students[0]))
         attempt("teacher", lambda: probe(made, students[0]))
     return findings
 

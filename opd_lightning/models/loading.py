@@ -244,11 +244,13 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
     Raises:
         FolderError: a weight is not finite.
     """
-    zeros = set()
+    zeros, mask = set(), getattr(model.get_output_embeddings(), "bias", None)
     for key, value in model.named_parameters():
         if not value.is_floating_point() or not value.numel() or value.element_size() == 1:
             continue
-        low, high = (bound.item() for bound in value.detach().aminmax())
+        # A bias of -inf rules words out; losses take it so.
+        values = value.detach().clamp_min(torch.finfo(value.dtype).min) if value is mask else value.detach()
+        low, high = (bound.item() for bound in values.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise FolderError(
                 f"{name}: {key} has values that are not finite; download it again, or give an earlier checkpoint."

@@ -11,6 +11,7 @@ from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.rendering import as_played
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
@@ -116,8 +117,9 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     if near:
         first = counts["near_duplicates_first"][0]
         yield Finding("data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them.")
+    shown = as_played(parts.examples[:512], parts.environment)
     for name, (model, context) in parts.readers().items():
-        tokens = lengths(list(parts.examples), parts, context)
+        tokens = lengths(shown, parts, context)
         if not tokens:
             yield Finding(f"{name}'s prompts", "pass", "are made from attempts, so their length is known in training only")
             continue
@@ -178,7 +180,7 @@ def verifier(parts: Components, n: int = 64) -> Iterator[Finding]:
 
 def prompts(parts: Components) -> Iterator[Finding]:
     """Findings with the first example's prompt, as text, for student and teachers."""
-    example = parts.examples[0]
+    example = as_played(parts.examples[:1], parts.environment)[0]
     for name, (_, context) in parts.readers().items():
         chat = context(example)
         if chat is None:

@@ -90,7 +90,9 @@ def check_named(field: str, named: str | Iterable[str] | None, names: list[str],
         except re.error as error:
             raise ValueError(f"{field}={named!r} is no regular expression ({error}); give a list of names.") from error
         if not found:
-            raise ValueError(f"{field}={named!r} matches no module, as a regular expression of full names{nearest(named, ends)}")
+            raise ValueError(
+                f"{field}={named!r} matches no module, as a regular expression of full names{nearest(named, ends)}"
+            )
         return
     for entry in named:
         if not any(f".{name}".endswith(f".{entry}") for name in names):
