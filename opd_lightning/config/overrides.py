@@ -140,6 +140,13 @@ NO_COLUMNS = {
 """Columns that are no part of an example, with the reason and the remedy."""
 
 
+def no_column(override: Override) -> str | None:
+    """The error if a key would name a column that no example has a part for."""
+    place, _, column = override.key_or_group.rpartition(".")
+    reason = NO_COLUMNS.get(column) if place == "task.columns" else None
+    return f"{override.input_line}: {reason} (task.prepare), and leave this out." if reason else None
+
+
 def key_error(override: Override, base: Any, beside: str) -> str | None:
     """The error if an override's key is not in the composed configuration."""
     node, path = base, list[str]()
@@ -158,10 +165,8 @@ def key_error(override: Override, base: Any, beside: str) -> str | None:
             inside = {
                 ".".join([*path, leaf.rpartition(".")[2]]): ".".join([*path, leaf]) for leaf, _ in leaves(node) if "." in leaf
             }
-            if sentence := unlisted(override, node, part):
+            if sentence := unlisted(override, node, part) or no_column(override):
                 return sentence
-            if path == ["task", "columns"] and part in NO_COLUMNS:
-                return f"{override.input_line}: {NO_COLUMNS[part]} (task.prepare), and leave this out."
             near = nearest(".".join([*path, part]), [*siblings, *groups], inside)
             return f"{override.input_line} is no key{beside}{near}"
         path.append(part)

@@ -48,8 +48,8 @@ def base_of(place: str, configured: str | None, name: str, option: str) -> str:
     kind = str(config.get("peft_type"))
     if kind in PROMPTS:
         raise FolderError(
-            f"{name} is an adapter of the kind {kind}, which puts vectors before the prompt instead of changing weights; it cannot "
-            "be merged, so it is not supported: give an adapter of weights, such as LoRA, or the base itself."
+            f"{name} is an adapter of the kind {kind}, which puts vectors before the prompt instead of changing weights; it "
+            "cannot be merged, so it is not supported: give an adapter of weights, such as LoRA, or the base itself."
         )
     if configured is None and (model_file := next((file for file in WEIGHTS if (Path(place) / file).is_file()), None)):
         raise FolderError(

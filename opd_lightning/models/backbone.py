@@ -63,8 +63,8 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         ) from error
     if same and not causal:
         raise ValueError(
-            f"{name}: {kind} reads the tokens behind a position too, so it would see what it is to predict; choose a causal model "
-            "(config.json may set is_decoder or use_bidirectional_attention)."
+            f"{name}: {kind} reads the tokens behind a position too, so it would see what it is to predict; choose a causal "
+            "model (config.json may set is_decoder or use_bidirectional_attention)."
         )
     if not same:
         raise ValueError(

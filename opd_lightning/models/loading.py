@@ -83,8 +83,8 @@ def preview(place: str, name: str) -> list[str]:
         return []
     model, warnings = checked(lambda mapping: compared(config, shapes, mapping), name)
     for pair in model.all_tied_weights_keys.items():
-        stored = [next((key for key in shapes if f".{key}".endswith(ending(weight))), None) for weight in pair]
-        if None not in stored and differ(files, *map(str, stored)):
+        stored = [key for weight in pair for key in shapes if f".{key}".endswith(ending(weight))]
+        if len(stored) == 2 and differ(files, stored[0], stored[1]):
             return [*warnings, apart(name)]
     return warnings
 
@@ -108,8 +108,8 @@ def untie(model: PreTrainedModel) -> None:
 def apart(name: str) -> str:
     """The warning on a folder whose configuration ties two weights that differ."""
     return (
-        f"{name}: its config.json says tie_word_embeddings=true, and its output layer differs from its embedding; both are used "
-        "as they are, and trained apart. Where one matrix is meant, remove the other from the folder; else set "
+        f"{name}: its config.json says tie_word_embeddings=true, and its output layer differs from its embedding; both are "
+        "used as they are, and trained apart. Where one matrix is meant, remove the other from the folder; else set "
         "tie_word_embeddings=false there."
     )
 

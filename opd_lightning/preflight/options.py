@@ -26,8 +26,8 @@ def check_optimizer(cfg: DictConfig) -> None:
         optimizer.step()
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"optim.optimizer={node.get('_target_')} cannot take a step here ({' '.join(str(error).split())[:200]}); choose one "
-            "that needs gradients alone, such as torch.optim.AdamW."
+            f"optim.optimizer={node.get('_target_')} cannot take a step here ({' '.join(str(error).split())[:200]}); choose "
+            "one that needs gradients alone, such as torch.optim.AdamW."
         ) from error
     if "ModelParallel" not in str(cfg.trainer.strategy):
         return

@@ -192,8 +192,8 @@ def check_marks(message: Mapping[str, Any], part: str, place: str) -> None:
     """
     out = "leave such rows out (task.bad_rows=skip), or remove the key where the reply is to be learned (task.prepare)."
     if partial := next((key for key in PARTIAL if key in message), None):
-        value = str(message[partial])[:40]
-        raise ValueError(f"{place}: the {part} has {partial}={value}, which programs read in different ways; {out}")
+        shown = str(message[partial])[:40]
+        raise ValueError(f"{place}: the {part} has {partial}={shown}, which programs read in different ways; {out}")
     for key in TRAINED:
         value = message.get(key)
         if value is None or value in (True, "true", "True", "1"):  # 1 and 1.0 equal True
