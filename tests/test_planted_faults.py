@@ -198,7 +198,10 @@ FAULTS = {
         "fail parts: optim.optimizer=SGD has no fused=true on weights that trainer=fsdp2 shards; set .*fused=false",
     ),
     "C20, closure": (
-        lambda f: ["optim.optimizer={_target_: torch.optim.LBFGS, _partial_: true}"],
+        lambda f: [
+            "optim.optimizer._target_=torch.optim.LBFGS",
+            *(f"~optim.optimizer.{key}" for key in ("betas", "fused", "weight_decay")),
+        ],
         "fail parts: optim.optimizer=torch.optim.LBFGS cannot take a step here",
     ),
 }

@@ -47,9 +47,9 @@ def check_adapter(cfg: DictConfig, model: Pretrained) -> None:
     if cfg.adapter is None:
         return
     check_ranges(plain(cfg.adapter))
-    adapter = build(cfg.adapter)
+    adapter, config = build(cfg.adapter), model.config()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(model.config())
+        lm: Any = AutoModelForCausalLM.from_config(config)
     modules = [name for name, _ in lm.named_modules() if name]
     linear = [name for name, module in lm.named_modules() if hasattr(module, "weight") and module.weight.ndim == 2]
     for field in ("target_modules", "exclude_modules"):
@@ -57,7 +57,7 @@ def check_adapter(cfg: DictConfig, model: Pretrained) -> None:
         if named != "all-linear":
             check_named(f"adapter.{field}", named, modules, linear)
     check_named("adapter.target_parameters", getattr(adapter, "target_parameters", None), [n for n, _ in lm.named_parameters()])
-    layers, n = getattr(adapter, "layers_to_transform", None), model.config().num_hidden_layers
+    layers, n = getattr(adapter, "layers_to_transform", None), config.num_hidden_layers
     if wrong := [i for i in ([layers] if isinstance(layers, int) else layers or []) if not 0 <= i < n]:
         raise ValueError(f"adapter.layers_to_transform={wrong[0]} is no layer of {model.name}, which has 0 to {n - 1}.")
 

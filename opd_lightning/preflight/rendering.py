@@ -18,7 +18,7 @@ def as_played(
     """The examples with the messages with which an environment begins their episodes; None leaves them as they are.
 
     Args:
-        errors: takes a sentence by example id where an episode cannot begin; None leaves such examples out.
+        errors: takes a sentence by example id where an episode cannot begin; with None such examples stay as they are.
     """
     if environment is None:
         return list(examples)
@@ -30,7 +30,9 @@ def as_played(
                 raise ValueError("it gives no messages")
             played.append(replace(example, messages=messages))
         except Exception as error:  # an environment is a program of the user's
-            if errors is not None:
+            if errors is None:
+                played.append(example)
+            else:
                 text = f"{type(error).__name__}: {error}"
                 errors[example.id] = (
                     f"the environment cannot begin an episode of example {example.id} ({text}); mend its reset."
