@@ -21,7 +21,7 @@ from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.models import Student
 from opd_lightning.preflight.architecture import architecture, load, logits
-from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
+from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier, warmup
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.findings import Finding
 from opd_lightning.preflight.precision import precision
@@ -82,6 +82,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("replies", lambda: replies(made))
     attempt("references", lambda: references(made))
     attempt("updates", lambda: updates(made, cfg))
+    attempt("warm-up", lambda: warmup(made, cfg))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
     attempt("memory", lambda: memory(made, cfg))

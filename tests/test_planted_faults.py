@@ -96,6 +96,10 @@ FAULTS = {
         lambda f: sft(f, CHATML, {"prompt": "say <|start|>", "completion": "y"}),
         "warn special tokens: 1 of .*'<|start|>'",
     ),
+    "A6, alone": (
+        lambda f: sft(f, CHATML, {"prompt": "x", "completion": "<|end|>"}),
+        "fail replies: the reference of example .*jsonl:13 is an end token alone, which teaches to say nothing",
+    ),
     "A7": (
         lambda f: [*chats(f, turns("a", "b", "c", "d")[::2] + turns("", "e")[1:]), "model.chat_template=" + f.text(ALTERNATE)],
         "fail data: .*jsonl:13: .*roles must alternate.*task.bad_rows=skip",
@@ -154,6 +158,10 @@ FAULTS = {
     ),
     "B12": (lambda f: model(f, written("model.safetensors", POINTER)), "fail .*is a pointer of Git LFS"),
     "B12, cut": (lambda f: model(f, cut("model.safetensors")), "fail student's weights: .*is cut off"),
+    "B12, quantised": (
+        lambda f: model(f, weights(lambda w: {k: v.to(torch.int8) if "q_proj" in k else v for k, v in w.items()})),
+        "fail student's weights: .*q_proj.weight is stored as I8, quantised, and config.json has no quantization_config",
+    ),
     "B12, width": (lambda f: model(f, config(hidden_size=24)), "fail student's weights: .*of another shape"),
     "B12, no tokenizer": (
         lambda f: model(f, lambda folder: [file.unlink() for file in folder.glob("tokenizer*")]),
@@ -184,6 +192,10 @@ FAULTS = {
     "C19, bf16": (lambda f: ["method=sft", "trainer.precision=bf16-true"], "warn precision: weights are trained in bfloat16"),
     "C20": (lambda f: ["method=sft", "+trainer.accumulate_grad_batches=4"], "fail configuration: .*data.batch_size"),
     "C20, inf": (lambda f: ["method=sft", "optim.lr=inf"], "fail configuration: optim.lr=inf is no finite number"),
+    "C20, warm-up": (
+        lambda f: ["method=sft", "optim.warmup_steps=500"],
+        "warn warm-up: optim.warmup_steps=500 outlasts the run of 2 updates",
+    ),
     "C20, rank": (lambda f: settings("r=0"), "fail parts: adapter.r=0 must be a whole number of at least 1"),
     "C20, alpha": (lambda f: settings("lora_alpha=-4"), "fail parts: adapter.lora_alpha=-4 must be positive"),
     "C20, dropout": (lambda f: settings("lora_dropout=1.5"), r"fail parts: adapter.lora_dropout=1.5 must lie in \[0, 1\)"),

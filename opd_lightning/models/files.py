@@ -148,6 +148,27 @@ def headers(files: list[Path], name: str) -> dict[str, torch.Size]:
     return shapes
 
 
+NARROW = ("I8", "U8", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+"""Types of quantised weights in safetensors."""
+
+
+def check_floats(files: list[Path], name: str) -> None:
+    """Check that matrices are stored as floats of 16 bits or more, for a model whose configuration names no quantisation.
+
+    Raises:
+        FolderError: one is not; its integers would be taken for its values.
+    """
+    for path in (file for file in files if file.suffix == ".safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_slice(key)
+                if key.endswith(".weight") and len(part.get_shape()) > 1 and (kind := part.get_dtype()) in NARROW:
+                    raise FolderError(
+                        f"{name}: {key} is stored as {kind}, quantised, and config.json has no quantization_config to "
+                        "read it by; give the weights in float32 or bfloat16."
+                    )
+
+
 def safetensors_header(path: Path, name: str) -> dict[str, torch.Size]:
     """The names and shapes in a safetensors file; raises FolderError if its length does not fit its header."""
     size = path.stat().st_size

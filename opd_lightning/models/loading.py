@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from opd_lightning.models.files import FolderError, differ, headers, weight_files
+from opd_lightning.models.files import FolderError, check_floats, differ, headers, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def preview(place: str, name: str) -> list[str]:
     config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if not files or getattr(config, "quantization_config", None) is not None:
         return []
+    check_floats(files, name)
     model, warnings = checked(lambda mapping: compared(config, shapes, mapping), name)
     for pair in model.all_tied_weights_keys.items():
         stored = [key for weight in pair for key in shapes if f".{key}".endswith(ending(weight))]

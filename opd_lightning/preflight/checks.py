@@ -154,6 +154,14 @@ def updates(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         yield Finding("updates", "pass", f"trainer.max_epochs={epochs} ends the run at update {last}")
 
 
+def warmup(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    """Findings on the warm-up, which may outlast the run."""
+    steps, last = cfg.optim.warmup_steps, parts.bounded(cfg).trainer.max_steps
+    if 0 < last <= steps:
+        text = f"optim.warmup_steps={steps} outlasts the run of {last} updates, so the rate never"
+        yield Finding("warm-up", "warn", f"{text} reaches optim.lr={cfg.optim.lr:g}; lower it, or train longer.")
+
+
 def verifier(parts: Components, n: int = 64) -> Iterator[Finding]:
     """Findings on the verifier, on the first `n` examples: references must be right and empty completions wrong."""
     if not parts.task.verifies:
