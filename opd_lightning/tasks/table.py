@@ -55,6 +55,9 @@ class TableTask:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
     """
 
+    marked = 0
+    """Rows with turns before the last reply that are marked for training."""
+
     def __init__(
         self,
         path: str,
@@ -98,7 +101,6 @@ class TableTask:
         self.contexts = contexts or {}
         self.notes: dict[str, Any] = {"repeated_prompts": 0}
         self.unused: Counter[str] = Counter()
-        self.marked = 0
         self.splits = self._split(path, name, split, heldout, n_train, n_eval, max_rows)
         self._count_bad()
         warnings = [
