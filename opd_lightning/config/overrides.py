@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
-from opd_lightning.config.grammar import grammar_error, is_sweep, quote_override, shell, split_words
+from opd_lightning.config.grammar import grammar_error, is_sweep, parse, parses, quote_override, shell, split_words
 from opd_lightning.config.names import nearest
 from opd_lightning.config.schema import leaves, parameters_of
 from opd_lightning.config.trainer_arguments import refusal
@@ -71,6 +71,12 @@ def no_folder(flags: list[str]) -> str | None:
     if (flags or [""])[-1] in DIR:
         return f"{flags[-1]} has no folder behind it; write {flags[-1]}=<folder>."
     return next((f"--config-dir={path} is no folder." for path in config_dirs(flags) if not Path(path).is_dir()), None)
+
+
+def config_folders(arguments: list[str]) -> list[Path]:
+    """All configuration folders of a command line whose overrides need not be right."""
+    overrides = [parse(word) for word in split_words(arguments)[1] if parses(word)]
+    return [Path(CONF_DIR), *more_folders(arguments, overrides)]
 
 
 def more_folders(arguments: list[str], overrides: list[Override]) -> list[Path]:

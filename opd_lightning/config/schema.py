@@ -13,7 +13,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import CONF_DIR
+from opd_lightning.config.aliases import moved
 from opd_lightning.config.names import find, nearest
+from opd_lightning.config.signatures import signature
 
 EXTRAS = {
     "generator": {"task", "tokenizer", "renderer", "folder"},
@@ -142,6 +144,8 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 @cache
 def parameters_of(target: str) -> Mapping[str, inspect.Parameter]:
     """The parameters of the object at a dotted path."""
+    if (read := signature(moved(target))) is not None:
+        return read
     target_object = find(target)
     if not callable(target_object):  # a module; an empty path finds one too
         raise ValueError(f"{target!r} is no class or function")

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
@@ -65,6 +64,8 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     if is_worker():
         return
     path, earlier = folder / "status.json", read_status(folder)
+    import torch  # takes seconds, and only what writes a status needs it
+
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in earlier.items() if k != "reason"} | {"state": state, "machine": machine} | more
