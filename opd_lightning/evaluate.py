@@ -1,43 +1,60 @@
-"""python -m opd_lightning.evaluate run=<run folder> | [group=option] [key=value] ...: the evaluation suite, without training.
+"""python -m opd_lightning.evaluate run=FOLDER [key=value] ...
+python -m opd_lightning.evaluate [group=option] [key=value] ...
 
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0                 # a run, as it was configured
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 task.n_eval=1024   # on more prompts
-python -m opd_lightning.evaluate model.path=<folder or hub id> task=world             # any model
+The evaluation suite of a run or of any model, without training.
+
+A run as it was configured, and on more prompts:
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 \\
+      task.n_eval=1024
+
+Any model:
+  python -m opd_lightning.evaluate model.path=<folder or hub id> task=world
+
+Options
+  --config-dir DIR    options of your own, as of python -m opd_lightning
 """
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opd_lightning.config import build
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.compatibility import check
 from opd_lightning.config.grammar import grammar_error, parse, quote_override
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
-from opd_lightning.evaluation import Estimate
-from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.models.files import check_words
-from opd_lightning.preflight.references import limit_for
-from opd_lightning.preflight.rendering import check_rows
+from opd_lightning.config.values import check_values
+from opd_lightning.runs.identity import is_run
 from opd_lightning.runs.status import started
-from opd_lightning.teachers.contexts import NoContext
+
+if TYPE_CHECKING:
+    from opd_lightning.evaluation import Estimate
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
+def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """The numbers of the configured suite for the model at `model.path`.
 
     Raises:
         ValueError: something is wrong with the configuration or the model.
     """
+    import torch  # takes seconds, as what follows
+
+    from opd_lightning.config.compatibility import check
+    from opd_lightning.models import Student
+    from opd_lightning.models.files import check_words
+    from opd_lightning.preflight.references import limit_for
+    from opd_lightning.preflight.rendering import check_rows
+    from opd_lightning.teachers.contexts import NoContext
+
     check(cfg)
-    model: Pretrained = build(cfg.model)
+    model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
     if task.max_new_tokens is None:
@@ -91,7 +108,9 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        estimates = evaluate(configuration(sys.argv[1:]))
+        check_values(cfg := configuration(sys.argv[1:]))
+        print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
+        estimates = evaluate(cfg)
         numbers = {name: {k: v for k, v in asdict(x).items() if v is not None} for name, x in estimates.items()}
         print(json.dumps(numbers, indent=1))
     except (ValueError, HydraException, OmegaConfBaseException) as error:

@@ -1,7 +1,10 @@
-"""python -m opd_lightning.export run=<run folder> [to=<folder>]: the student as a plain Hugging Face folder.
+"""python -m opd_lightning.export run=FOLDER [to=FOLDER]
 
-The folder (by default the run's own model/) holds safetensors, the tokenizer with its chat template, and a model card;
+A run's student as a plain Hugging Face folder, by default the run's own model/:
+safetensors, the tokenizer with its chat template, and a model card.
 `from_pretrained`, vLLM and every other tool read it without this package.
+
+  python -m opd_lightning.export run=outputs/demo/sft-1a2b3c4d/seed-0 to=mine
 """
 
 import json
@@ -12,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from opd_lightning.config.aliases import read_run
-from opd_lightning.models import Pretrained, is_run
+from opd_lightning.runs.identity import is_run
 
 
 def export(run: Path, to: Path) -> Path:
@@ -25,6 +28,8 @@ def export(run: Path, to: Path) -> Path:
         raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
+    from opd_lightning.models import Pretrained  # takes seconds
+
     source = Pretrained(str(run), dtype=read_run(run)["model"]["dtype"])
     partial = to.with_name(f"{to.name}.partial")
     source.model().save_pretrained(partial)
@@ -69,6 +74,7 @@ def main() -> None:
         sys.exit(__doc__)
     run = Path(given["run"])
     try:
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
         print(f"exported: {export(run, Path(given.get('to', run / 'model')))}")
     except ValueError as error:
         sys.exit(f"error: {error}")

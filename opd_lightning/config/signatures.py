@@ -119,9 +119,9 @@ def of_class(found: Definition) -> Parameters | None:
     bases = [b for b in found.node.bases if ast.unparse(b).split("[")[0] not in ("object", "Protocol", "Generic", "ABC")]
     for base in bases:
         above = lookup(found.module, base.id) if isinstance(base, ast.Name) else None
-        read = of_class(above) if above is not None and isinstance(above.node, ast.ClassDef) else None
-        if read is None or read or base is bases[-1]:
-            return read
+        inherited = of_class(above) if above is not None and isinstance(above.node, ast.ClassDef) else None
+        if inherited is None or inherited or base is bases[-1]:
+            return inherited
     return {}
 
 

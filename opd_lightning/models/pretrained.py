@@ -23,6 +23,7 @@ from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
+from opd_lightning.runs.identity import is_run
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,6 @@ def locate(path: str) -> str:
     if path.startswith(stand_in.SCHEME):
         return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
     return packaged(path)
-
-
-def is_run(path: str) -> bool:
-    """Whether a path is the folder of a run with a checkpoint."""
-    return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()
 
 
 class Pretrained:

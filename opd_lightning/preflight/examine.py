@@ -1,0 +1,87 @@
+"""All checks of a run before training, in order."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from opd_lightning.config import build
+from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
+from opd_lightning.config.overrides import unwritable
+from opd_lightning.models import Student
+from opd_lightning.preflight.architecture import architecture, load
+from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
+from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.precision import precision
+from opd_lightning.preflight.references import references
+from opd_lightning.preflight.rendering import left_rows
+from opd_lightning.preflight.replies import replies
+from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.preflight.weights import weights
+from opd_lightning.runs.identity import run_folder
+
+
+def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
+    """The findings of all checks, in the order in which the errors would occur."""
+    findings: list[Finding] = []
+
+    def attempt(name: str, step: Callable[[], Iterator[Finding]]) -> bool:
+        try:
+            findings.extend(step())
+        except (ValueError, OmegaConfBaseException, OSError) as error:
+            findings.append(Finding(name, "fail", str(error)))
+            return False
+        return True
+
+    def configuration() -> Iterator[Finding]:
+        warnings = check(cfg)
+        yield from (Finding("configuration", "warn", warning) for warning in warnings)
+        yield Finding("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
+
+    def access() -> Iterator[Finding]:
+        problem = unwritable(str(cfg.output_dir))
+        yield Finding("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
+
+    def trainer() -> Iterator[Finding]:
+        build(cfg.trainer, logger=False)
+        settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
+        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
+
+    if not attempt("configuration", configuration):
+        return findings
+    attempt("trainer", trainer)
+    attempt("write access", access)
+    components: list[Components] = []
+
+    def parts() -> Iterator[Finding]:
+        components.append(assemble(cfg, None))
+        yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
+
+    if not attempt("parts", parts):
+        return findings
+    made = components[0]
+    cfg = limited(cfg, made.task.max_new_tokens)
+    attempt("models", lambda: models(made))
+    attempt("weights", lambda: weights(made))
+    attempt("data", lambda: data(made, cfg))
+    attempt("data", lambda: left_rows(made))
+    attempt("replies", lambda: replies(made))
+    attempt("references", lambda: references(made))
+    attempt("updates", lambda: updates(made, cfg))
+    attempt("verifier", lambda: verifier(made))
+    attempt("prompts", lambda: prompts(made))
+    attempt("memory", lambda: memory(made, cfg))
+    attempt("disk", lambda: disk(made, cfg))
+    attempt("precision", lambda: precision(made, cfg, fast))
+    students: list[Student] = []
+
+    def student() -> Iterator[Finding]:
+        students.append(load(made, cfg))
+        yield from architecture(made, students[0])
+
+    if not fast and attempt("architecture", student):
+        attempt("teacher", lambda: probe(made, students[0]))
+    return findings
