@@ -15,7 +15,7 @@ def nearest(name: object, valid: Iterable[object], deeper: Mapping[str, str] | N
     Args:
         deeper: nested names with their places, suggested only if one is near.
     """
-    names = [str(k) for k in valid]
+    names = list(dict.fromkeys(str(k) for k in valid))
     close = get_close_matches(str(name), names, n=1) or [
         (deeper or {})[match] for match in get_close_matches(str(name), deeper or {}, n=1)
     ]
