@@ -16,9 +16,9 @@ from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
 from opd_lightning.config.help import page
 from opd_lightning.config.overrides import explain
-from opd_lightning.config.values import check_values
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.reporting.overview import Overview, overview
-from opd_lightning.runs.status import is_worker, record_failure
+from opd_lightning.runs.status import record_failure, say
 from opd_lightning.utils.secrets import redacted
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ def main(cfg: DictConfig) -> None:
                 "per cell, or a Hydra launcher that starts one job per cell."
             )
         check_values(cfg)
-        if "torch" not in sys.modules and not is_worker():
-            log.info("loading torch, lightning and transformers ...")
+        check_made(cfg)
+        if "torch" not in sys.modules:
+            say("loading torch, lightning and transformers ...")
         from opd_lightning.training.run import run  # takes seconds, so after what can be wrong without it
 
         run(cfg)

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from opd_lightning.config.overrides import configured
-from opd_lightning.config.values import check_values
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.preflight.findings import Finding
 from opd_lightning.utils.secrets import redacted
 
@@ -64,6 +64,7 @@ def refusal(cfg: DictConfig) -> list[Finding]:
     """The finding on a wrong value that is known without importing torch; empty without one."""
     try:
         check_values(cfg)
+        check_made(cfg)
     except (ValueError, OmegaConfBaseException) as error:
         return [Finding("configuration", "fail", str(error))]
     return []

@@ -30,7 +30,7 @@ from opd_lightning.config.aliases import read_run
 from opd_lightning.config.grammar import grammar_error, parse, quote_override
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
-from opd_lightning.config.values import check_values
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.runs.identity import is_run
 from opd_lightning.runs.status import started
 
@@ -109,6 +109,7 @@ def main() -> None:
         return
     try:
         check_values(cfg := configuration(sys.argv[1:]))
+        check_made(cfg)
         print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
         estimates = evaluate(cfg)
         numbers = {name: {k: v for k, v in asdict(x).items() if v is not None} for name, x in estimates.items()}

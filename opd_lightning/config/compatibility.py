@@ -1,13 +1,14 @@
 """Checks of a configuration that need no model: its values, and whether its choices fit together."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import build
-from opd_lightning.config.schema import parameters_of, shipped
+from opd_lightning.config.schema import leaves, parameters_of, shipped
 from opd_lightning.config.trainer_arguments import epochs_of
 from opd_lightning.config.values import check_values
 
@@ -21,7 +22,9 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: the field, its value and the remedy.
     """
-    return check_choices(check_values(cfg))
+    resolved = check_values(cfg)
+    check_start(cfg, chosen := Choices.of(resolved))
+    return check_choices(resolved, chosen)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,8 @@ class Choices:
         )
 
 
-def check_choices(cfg: dict[str, Any]) -> list[str]:
+def check_choices(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     """Raises ValueError for choices that contradict each other; returns warnings."""
-    chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
     if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
@@ -131,6 +133,22 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
             "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
         )
 
+
+def check_start(cfg: DictConfig, chosen: Choices) -> None:
+    """Raises ValueError if the embedded world's teacher would teach another model because nobody chose a teacher."""
+    tree: Any = OmegaConf.to_container(cfg)
+    follows = any(value == "${model.teacher}" for _, value in leaves(tree["teacher"] or {}))
+    own = not str(cfg.model.path).startswith(EMBEDDED) and not Path(str(cfg.model.path), "config.yaml").is_file()
+    reads = tree["loss"]["divergence"] is not None or "teacher" in chosen.rollout.teachers
+    if follows and own and reads and str(cfg.model.get("teacher")).startswith(EMBEDDED):
+        raise ValueError(
+            f"teacher.path is still that of the embedded model, and model.path={cfg.model.path} is another model; give "
+            "teacher.path=<folder, hub id or run>, or choose a method without another model (method=sdft, sft or grpo)."
+        )
+
+
+EMBEDDED = "pkg://opd_lightning/"
+"""The beginning of the embedded models' paths."""
 
 PROVIDED = {
     "full": "its whole vocabulary",

@@ -3,6 +3,7 @@
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -38,6 +39,16 @@ def find(path: str) -> Any:
     if target is None:
         raise ValueError(f"there is no {path}")
     return target
+
+
+MADE = {"models/smollm2-135m-instruct": "make smollm2"}
+"""Folders that a command of the repository makes."""
+
+
+def not_made(path: str) -> str | None:
+    """The command that makes a folder which is not there; None for other paths. A hub has no such model to ask for."""
+    command = MADE.get(path.rstrip("/"))
+    return command if command is not None and not Path(path).is_dir() else None
 
 
 def packaged(path: str) -> str:

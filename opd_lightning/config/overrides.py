@@ -30,6 +30,8 @@ def explain(arguments: list[str]) -> str | None:
     if any(a.split("=")[0] in ("--config-path", "-cp", "--config-name", "-cn") for a in flags):
         return None  # another configuration, which Hydra checks itself
     words = [quote_override(word, sweep) for word in words]
+    if sweep and not words:
+        return "-m makes a sweep, and nothing has several values; write some, -m method=sft,opd, or leave -m out for one run."
     if problem := grammar_error(words, sweep) or no_folder(flags):
         return problem
     overrides = OverridesParser.create().parse_overrides(words)

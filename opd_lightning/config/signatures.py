@@ -213,6 +213,9 @@ class Names(dict):
         direct = names(self.module).get(name)
         if direct is None:
             return getattr(builtins, name)
+        if isinstance(direct.node, ast.Import):
+            alias = next(alias for alias in direct.node.names if name == (alias.asname or alias.name))
+            return TYPES.get(alias.name) or Library()
         if isinstance(direct.node, ast.ImportFrom) and (module := direct.node.module or "") in TYPES:
             alias = next(alias for alias in direct.node.names if name == (alias.asname or alias.name))
             return getattr(TYPES[module], alias.name)
@@ -222,6 +225,13 @@ class Names(dict):
         if found is not None and isinstance(found.node, ast.ClassDef):
             return type(name, (Other,), {})
         raise KeyError(name)
+
+
+class Library:
+    """The stand-in for an imported module, such as torch in torch.dtype."""
+
+    def __getattr__(self, name: str) -> type:
+        return type(name, (Other,), {})
 
 
 class Other:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.limits import LEAST, limited
-from opd_lightning.config.names import nearest
+from opd_lightning.config.names import nearest, not_made
 from opd_lightning.config.schema import check_binding, check_finite, check_names, check_shape, check_type, targets
 from opd_lightning.config.signatures import signature
 from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
@@ -42,6 +42,13 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
     check_numbers(resolved)
     check_precision(resolved)
     return resolved
+
+
+def check_made(cfg: DictConfig) -> None:
+    """Raises ValueError if the start model is a folder that a command makes, and is not there yet."""
+    path = OmegaConf.select(cfg, "model.path")
+    if command := not_made(str(path)):
+        raise ValueError(f"model.path={path} is not there; `{command}` makes it.")
 
 
 def check_precision(cfg: dict[str, Any]) -> None:

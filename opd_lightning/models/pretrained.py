@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.names import find, packaged
+from opd_lightning.config.names import find, not_made, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
@@ -115,7 +115,7 @@ class Pretrained:
     def is_adapter(self) -> bool:
         """Whether the path holds an adapter by PEFT."""
         with self._loading_errors():
-            is_adapter = adapter_folder.is_adapter(locate(self.path))
+            is_adapter = adapter_folder.is_adapter(self._located())
         if self.base is not None and not is_adapter and not is_run(self.path):
             option = self.field.replace("path", "base")
             raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
@@ -123,10 +123,16 @@ class Pretrained:
 
     def _place(self) -> str:
         """The folder or hub id, after a check of its configuration and tokenizer files."""
-        place = locate(self.path)
+        place = self._located()
         if Path(place).is_dir():
             check_texts(place, self.name)
         return place
+
+    def _located(self) -> str:
+        """The folder or hub id; raises FolderError for a folder that a command makes first, before a hub is asked."""
+        if command := not_made(self.path):
+            raise FolderError(f"{self.name} is not there; `{command}` makes it.")
+        return locate(self.path)
 
     def _with_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, with activation checkpointing if `checkpointing` is set."""

@@ -14,6 +14,7 @@ from opd_lightning.models import Student
 from opd_lightning.preflight.architecture import architecture, load
 from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.devices import devices
 from opd_lightning.preflight.findings import Finding
 from opd_lightning.preflight.precision import precision
 from opd_lightning.preflight.references import references
@@ -53,6 +54,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     if not attempt("configuration", configuration):
         return findings
     attempt("trainer", trainer)
+    attempt("devices", lambda: devices(cfg))
     attempt("write access", access)
     components: list[Components] = []
 

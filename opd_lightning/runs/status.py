@@ -1,6 +1,7 @@
 """Status: reads and writes status.json, the state of a run."""
 
 import json
+import logging
 import os
 import platform
 from datetime import datetime
@@ -14,6 +15,8 @@ from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.utils.atomic_files import read_object, replace_text
 from opd_lightning.utils.secrets import redacted
+
+log = logging.getLogger(__name__)
 
 
 def is_finished(folder: Path, max_steps: int) -> bool:
@@ -57,6 +60,12 @@ def started(folder: Path | None) -> datetime:
 def is_worker() -> bool:
     """Is this a process other than the first of a run on several devices? Works before a Trainer exists."""
     return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def say(sentence: str) -> None:
+    """Log what takes time now, once for all devices."""
+    if not is_worker():
+        log.info(sentence)
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:

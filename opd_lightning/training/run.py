@@ -33,6 +33,7 @@ from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.devices import devices
 from opd_lightning.preflight.findings import raise_on_failures
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
@@ -41,7 +42,7 @@ from opd_lightning.preflight.resources import memory
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
-from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, say, steps_of, write_status
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -103,6 +104,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     try:
         if cfg.start_from is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
+        say("reading the data, and rendering its prompts ...")
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
@@ -145,7 +147,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
-    texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
+    texts = chain(devices(cfg), left_rows(parts), models(parts), replies(parts), references(parts))
     for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
         log.warning(f"warning: {warning}")
     raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
@@ -199,6 +201,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    say("loading the weights" + ("; an evaluation comes before the first update ..." if parts.suite else " ..."))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
     except pickle.UnpicklingError as error:
