@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -40,8 +39,8 @@ from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
-from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.training.loggers import check_logger, close_loggers, loggers
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -210,38 +209,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         raise KeyboardInterrupt from stop
     finally:
         parts.generator.close()
-        try:
-            for logger in trainer.loggers:
-                logger.finalize("finished")
-        finally:
-            finish_wandb()
+        close_loggers(trainer)
     return trainer
-
-
-def loggers(cfg: DictConfig, folder: Path) -> list:
-    """The metrics.csv logger, and the chosen one."""
-    files: list = [MetricsFile(folder / "metrics.csv")]
-    if not (folder / "checkpoints" / "last.ckpt").exists():
-        files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
-    if cfg.logger is None:
-        return files
-    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(redacted(plain(cfg)))
-    return [*files, chosen]
-
-
-def finish_wandb() -> None:
-    """Close the W&B run, so that the next cell of a sweep opens its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    try:
-        wandb.finish()
-    except OSError:
-        with suppress(Exception):  # its service is gone; this avoids a second error at exit
-            wandb.teardown()
-        raise
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
