@@ -26,9 +26,10 @@ class RunFailed(CompactHydraException):
 
 
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Make one run; in a sweep, Hydra calls this once per cell."""
+def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Make one run; in a sweep, Hydra calls this once per cell. Returns the value of `optimize`, for Hydra's sweepers."""
     from opd_lightning.runs.status import record_failure  # imported late, so that --help and errors are fast
+    from opd_lightning.training.result import result
     from opd_lightning.training.run import run
 
     try:
@@ -40,7 +41,7 @@ def main(cfg: DictConfig) -> None:
                 f"trainer.devices={cfg.trainer.devices} with -m: each process would repeat the whole sweep; run one command "
                 "per cell, or a Hydra launcher that starts one job per cell."
             )
-        run(cfg)
+        return result(cfg, run(cfg))
     except KeyboardInterrupt as stop:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(getattr(stop, "code", 130))  # ends a sweep; an error in one cell does not

@@ -25,8 +25,15 @@ def is_finished(folder: Path, max_steps: int) -> bool:
 
 
 def horizon(cfg: DictConfig, folder: Path) -> int:
-    """The update that ends a run; -1 where a budget does, or the number of its examples is not known yet."""
-    known = read_status(folder).get("data", {}).get("train", 0)
+    """The update that ends a run; -1 where a budget does, or the number of its examples is not known yet.
+
+    A run that a callback has ended, such as early stopping, is at its end while the configuration has that callback.
+    """
+    status = read_status(folder)
+    known, (place, _, stopper) = status.get("data", {}).get("train", 0), status.get("ended_by", "").partition(".")
+    chosen = {str(node["_target_"]).rpartition(".")[2] for node in cfg.callbacks.values() if node is not None}
+    if place == "callbacks" and (stopper in chosen or not stopper):
+        return steps_of(folder)
     if epochs_of(cfg.trainer) is None or known:
         return last_update(cfg.trainer, known, cfg.data.batch_size, cfg.rollout.num_iterations)
     return -1

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,7 @@ from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
 from opd_lightning.training.loggers import check_logger, close_loggers, loggers
+from opd_lightning.training.result import Result, result_names
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redacted
@@ -61,6 +63,8 @@ def run(cfg: DictConfig) -> Path:
     """
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
+    check_logger(cfg)
+    result_names(cfg)
     folder = run_folder(cfg)
     if is_finished(folder, horizon(cfg, folder)):
         more = 0 < horizon(cfg, folder) < steps_of(folder)
@@ -119,11 +123,23 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     if interrupted(trainer) and trainer.global_step != trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", stop_signal)
-    write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
+    ended_by = budget or stopper(trainer) or "trainer.max_steps"
+    write_status(folder, "finished", step=trainer.global_step, ended_by=ended_by)
+    if ended_by != "trainer.max_steps":
+        log.info(f"ended at update {trainer.global_step} by {ended_by}")
     show(folder)
     if stop_signal is not None:  # it came during the last evaluation: a sweep ends here
         raise Stopped(f"stopped, after finishing {folder}", stop_signal)
     return folder
+
+
+def stopper(trainer: L.Trainer) -> str | None:
+    """What ended training before its last update, such as "callbacks.EarlyStopping"; None if nothing did."""
+    if not trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return None
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    name = next((name for c in callbacks if (name := getattr(c, "stopped_by", None))), None)
+    return f"callbacks.{name}" if name else "callbacks"
 
 
 class Stopped(KeyboardInterrupt):
@@ -190,10 +206,15 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     # The evaluation comes first and the checkpoint last, so that the checkpoint holds the evaluation's history.
     answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
     fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
-    chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    nodes = [node for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    chosen = [build(node, dirpath=str(folder / "best")) for node in nodes]
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
     trainer: L.Trainer = build(
-        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*fixed, *chosen], default_root_dir=str(folder)
+        # Lightning wants to be told of its own ModelCheckpoint; without one it would add one.
+        OmegaConf.merge(cfg.trainer, {"enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}),
+        logger=loggers(cfg, folder),
+        callbacks=[*fixed, Result(result_names(cfg)), *chosen],
+        default_root_dir=str(folder),
     )
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
