@@ -125,7 +125,7 @@ def composition_error(message: str, folders: list[Path]) -> str:
 
 
 def values(override: Override) -> list[Any]:
-    """The values of an override: one, or those of a sweep; none for a glob or an interval, which Hydra or a sweeper fills in."""
+    """The values of an override: one, or those of a sweep; none for a glob or an interval, which others fill in."""
     if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
         return []
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]

@@ -42,12 +42,18 @@ def result(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     for name in names:
         if name not in last:
             raise missing(name, last)
-    return tuple(last[name] for name in names) if isinstance(cfg.get("optimize"), ListConfig) else last[names[0]] if names else None
+    return (
+        tuple(last[name] for name in names)
+        if isinstance(cfg.get("optimize"), ListConfig)
+        else last[names[0]]
+        if names
+        else None
+    )
 
 
 def missing(name: str, available: Sequence[str] | dict[str, Any]) -> ValueError:
     """The error for a number that a run does not log."""
-    kind = name.split("/")[0] + "/"
+    kind = name.split("/", maxsplit=1)[0] + "/"
     known = sorted(other for other in available if other.startswith(kind))
     return ValueError(f"optimize={name} is not logged by this run, which has {', '.join(known) or f'no {kind}'}.")
 
