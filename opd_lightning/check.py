@@ -31,6 +31,7 @@ from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
+from opd_lightning.training.loggers import check_logger
 from opd_lightning.training.run import quiet
 from opd_lightning.utils.secrets import redacted
 
@@ -68,6 +69,7 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     components: list[Components] = []
 
     def parts() -> Iterator[Finding]:
+        check_logger(cfg)
         components.append(assemble(cfg, None))
         yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
 

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from opd_lightning import commands, evaluate
 from opd_lightning.evaluation import Estimate
@@ -57,13 +58,23 @@ def test_numbers_are_shown_and_written(tmp_path, capsys):
     assert rows[1]["low"] == ""
 
 
-def test_evaluate_writes_where_it_is_told(command, tmp_path):
+@pytest.mark.slow
+def test_a_run_is_evaluated_into_a_file(command, tmp_path):
     code, output, _ = command("method=sft", "trainer.max_steps=1", "task.n_train=16", "task.n_eval=4")
     assert code == 0, output
     folder = next((tmp_path / "out").rglob("status.json")).parent
     for to in ("numbers.json", "numbers.csv"):
         code, output, _ = command(f"run={folder}", f"to={tmp_path / to}", main=evaluate.main, defaults=False)
         assert code == 0 and "new/accuracy" in output and (tmp_path / to).is_file(), output
+
+
+def test_evaluate_writes_where_it_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(evaluate, "evaluate", lambda cfg: {"new/accuracy": Estimate(0.5)})
+    monkeypatch.setattr(evaluate, "configuration", lambda words: OmegaConf.create({"model": {"path": words[0]}}))
+    monkeypatch.setattr(sys, "argv", ["evaluate", "method=sft", f"to={tmp_path / 'x.json'}"])
+    evaluate.main()
+    output = capsys.readouterr().out
+    assert "0.500" in output and "method=sft" in output and json.loads((tmp_path / "x.json").read_text())["new/accuracy"]
 
 
 def test_a_wrong_file_is_refused_before_anything_is_loaded(tmp_path):

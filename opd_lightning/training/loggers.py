@@ -80,7 +80,8 @@ class TensorBoard(TensorBoardLogger):
     needs = "tensorboard"
 
     def __init__(self, save_dir: str, version: str = "tensorboard", **options: Any):
-        super().__init__(save_dir, **{"name": "", "version": version, "default_hp_metric": False} | options)
+        settings: dict[str, Any] = {"name": "", "version": version, "default_hp_metric": False} | options
+        super().__init__(save_dir, **settings)
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:

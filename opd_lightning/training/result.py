@@ -42,13 +42,9 @@ def result(cfg: DictConfig, folder: Path) -> float | tuple[float, ...] | None:
     for name in names:
         if name not in last:
             raise missing(name, last)
-    return (
-        tuple(last[name] for name in names)
-        if isinstance(cfg.get("optimize"), ListConfig)
-        else last[names[0]]
-        if names
-        else None
-    )
+    if not names:
+        return None
+    return tuple(last[name] for name in names) if isinstance(cfg.optimize, ListConfig) else last[names[0]]
 
 
 def missing(name: str, available: Sequence[str] | dict[str, Any]) -> ValueError:

@@ -209,9 +209,10 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     nodes = [node for node in cfg.callbacks.values() if node is not None]  # null switches one off
     chosen = [build(node, dirpath=str(folder / "best")) for node in nodes]
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    # Lightning refuses its own ModelCheckpoint without this, and adds one with this.
+    settings = {**cfg.trainer, "enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}
     trainer: L.Trainer = build(
-        # Lightning wants to be told of its own ModelCheckpoint; without one it would add one.
-        OmegaConf.merge(cfg.trainer, {"enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}),
+        OmegaConf.create(settings),
         logger=loggers(cfg, folder),
         callbacks=[*fixed, Result(result_names(cfg)), *chosen],
         default_root_dir=str(folder),
