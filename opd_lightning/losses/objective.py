@@ -88,14 +88,15 @@ class Objective:
 
     @property
     def teachers(self) -> frozenset[str]:
-        """Names of the teachers that the terms read."""
+        """Names of the teachers that the terms read, and a gate whose function names them in `reads_teachers`."""
         read = {"teacher": self.divergence, "reference": self.reference}
-        return frozenset(name for name, term in read.items() if term is not None)
+        of_gate = getattr(getattr(self.gate, "func", self.gate), "reads_teachers", ())
+        return frozenset(name for name, term in read.items() if term is not None or name in of_gate)
 
     @property
     def requires(self) -> dict[str, Provides]:
         """The kind of targets that each of these teachers has to provide."""
-        needs: dict[str, Provides] = {} if self.reference is None else {"reference": "full"}
+        needs: dict[str, Provides] = {"reference": "full"} if "reference" in self.teachers else {}
         return needs if self.divergence is None else needs | {"teacher": self.divergence.support.requires}
 
     @property

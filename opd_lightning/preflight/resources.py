@@ -84,7 +84,7 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         return
     for part_name, part in all_parts(parts.teachers):
         source = part.source
-        source_bytes = 0 if source is None else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
+        source_bytes = 0 if source is None or part.shares_weights else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
         sizes[part_name] = source_bytes + part.footprint(weights)
     sizes |= transient_bytes(parts, cfg, config, width)
     total = sum(sizes.values())

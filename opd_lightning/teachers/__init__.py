@@ -1,6 +1,6 @@
 """Teachers: scorers of the student's tokens, each a `contracts.Teacher`."""
 
-from opd_lightning.teachers.base import BaseTeacher, Composite
+from opd_lightning.teachers.base import BaseTeacher, Composite, SharedWeights
 from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region
 from opd_lightning.teachers.mixed import MixedTeacher
 from opd_lightning.teachers.routed import RoutedTeacher
@@ -12,6 +12,7 @@ __all__ = [
     "LocalTeacher",
     "MixedTeacher",
     "RoutedTeacher",
+    "SharedWeights",
     "TopKTeacher",
     "average",
     "external",
