@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd_lightning.config import compose, plain
+from opd_lightning.config import plain
 from opd_lightning.config.compatibility import Choices, check
+from opd_lightning.config.overrides import configured, explain
 from opd_lightning.data.batching import pack
 from opd_lightning.losses import Objective
 from opd_lightning.losses.divergences import forward_kl, reverse_kl
@@ -122,14 +123,21 @@ START = "context@teacher.teachers.start.context"
         ([*SELF, "teacher=routed", "teacher@teacher.teachers.prior=topk", "teacher@teacher.teachers.new=ema"], [True, True]),
         (["method=opsd", "teacher=mixed", "teacher@teacher.teachers.strong=ema"], [True, True]),
         (["method=opsd", "teacher=mixed", "context=none", f"+{START}=solution"], [False, True]),
-        (["method=opsd", "teacher=mixed", f"+{START}=none"], [True, False]),
+        pytest.param(["method=opsd", "teacher=mixed", f"+{START}=none"], [True, False], marks=pytest.mark.slow),
     ],
 )
 def test_a_self_teacher_is_combined_from_the_command_line(overrides, informed):
     """`context=` is of all its teachers; one may have its own."""
-    cfg = compose(overrides)
+    cfg = configured(overrides)
     assert check(cfg) == []
     assert [part.context.informs for part in Choices.of(plain(cfg)).teacher.parts] == informed
+
+
+def test_a_part_that_is_not_there_is_refused():
+    line = ["teacher=routed", "teacher@teacher.teachers.prior=topk"]
+    assert explain([*line, "teacher.teachers.prior.k=8"]) is None
+    assert "teacher.teachers.prior.rate" in (explain([*line, "teacher.teachers.prior.rate=8"]) or "")
+    assert "no option of teacher" in (explain([*line[:1], "teacher@teacher.teachers.prior=topp"]) or "")
 
 
 def test_a_run_of_routed_self_teachers_of_few_tokens(small):
