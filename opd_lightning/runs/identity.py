@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -25,13 +26,16 @@ HASHED = (
     "data",
     "budget",
 )
-"""Configuration keys in the hash. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
+"""Configuration keys in the hash, without nodes named as in `TRANSPORT`. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
+
+TRANSPORT = ("servers",)
+"""Names of nodes that say where a model is served, which does not change the result."""
 
 
 def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
-    identity = {key: resolved[key] for key in HASHED if key in resolved}
+    identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
     if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
         del task["max_rows"]  # runs from before it was an option are found again
     if cfg.start_from is not None:
@@ -44,6 +48,11 @@ def run_hash(cfg: DictConfig) -> str:
         if epochs := epochs_of(resolved["trainer"]):
             identity["max_epochs"] = epochs
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def without(value: Any, names: tuple[str, ...]) -> Any:
+    """A copy without the keys of these names, at any depth of nested dictionaries."""
+    return {k: without(v, names) for k, v in value.items() if k not in names} if isinstance(value, dict) else value
 
 
 def run_folder(cfg: DictConfig) -> Path:

@@ -3,6 +3,7 @@
 from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region
 from opd_lightning.teachers.mixed import MixedTeacher
+from opd_lightning.teachers.remote import RemoteTeacher
 from opd_lightning.teachers.routed import RoutedTeacher
 from opd_lightning.teachers.topk import TopKTeacher
 
@@ -11,6 +12,7 @@ __all__ = [
     "Composite",
     "LocalTeacher",
     "MixedTeacher",
+    "RemoteTeacher",
     "RoutedTeacher",
     "TopKTeacher",
     "average",
