@@ -42,6 +42,8 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
         "teacher=topk": ["method=opd_topk"],
+        "teacher=remote": ["method=opd_topk"],
+        "teacher=remote_sglang": ["method=opd_topk"],
         **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],

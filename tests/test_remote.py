@@ -81,7 +81,7 @@ def test_another_tokenizer_is_refused(served, tokenizer, tiny, tmp_path):
 
 def test_answers_that_change_and_other_weights_are_refused(served, tokenizer, tiny, other):
     RemoteTeacher(servers(served.url), local=other, tolerance=1e-4).check_tokenizer(tokenizer)
-    with pytest.raises(ValueError, match="serves other weights than teacher.local="):
+    with pytest.raises(ValueError, match="serves other weights than teacher"):
         RemoteTeacher(servers(served.url), local=tiny).check_tokenizer(tokenizer)
     served.noise = 0.5
     with pytest.raises(ValueError, match=r"differ by up to 1 nats"):
@@ -127,7 +127,7 @@ def test_a_server_that_dies_in_training_loses_nothing(small, served, other):
 def test_the_servers_own_refusal_is_shown(served, tokenizer):
     with pytest.raises(ValueError, match="answers 400: Requested prompt logprobs of 30, more than 20"):
         RemoteTeacher(servers(served.url), k=30).check_tokenizer(tokenizer)
-    with pytest.raises(ValueError, match="has no model 'mine'; set teacher.model to one of teacher"):
+    with pytest.raises(ValueError, match="has no model 'mine'"):
         RemoteTeacher(servers(served.url), model="mine").check_tokenizer(tokenizer)
 
 

@@ -26,10 +26,10 @@ HASHED = (
     "data",
     "budget",
 )
-"""Configuration keys in the hash, without nodes named as in `TRANSPORT`. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
+"""Configuration keys in the hash. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
 
 TRANSPORT = ("servers",)
-"""Names of nodes that say where a model is served, which does not change the result."""
+"""Nodes in them that are not in the hash: where a model is served does not change the result."""
 
 
 def run_hash(cfg: DictConfig) -> str:
