@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -18,6 +20,7 @@ class Served:
         fail: called with the number of the request; an HTTP status to answer instead, or None.
         headers: of the last request.
         max_logprobs: most tokens per position; more are refused.
+        states: a folder for the hidden states before the final norm, which vLLM's connector writes; None writes none.
         noise: nats added to the log-probabilities, times the number of the request.
     """
 
@@ -27,6 +30,7 @@ class Served:
         self.max_logprobs, self.noise, self.requests, self.lock = max_logprobs, 0.0, 0, Lock()
         self.fail: Callable[[int], int | None] = lambda n: None
         self.headers: dict[str, str] = {}
+        self.states: Path | None = None
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,7 +84,20 @@ class Served:
             }
             return 200, {"meta_info": meta}
         entries = [{str(i): {"logprob": v} for i, v in [(t, o), *row]} for t, o, row in zip(ids[1:], own, rows, strict=True)]
-        return 200, {"choices": [{"prompt_logprobs": [None, *entries]}]}
+        answer = {"choices": [{"prompt_logprobs": [None, *entries]}]}
+        return 200, answer | ({} if self.states is None else {"kv_transfer_params": {"hidden_states_path": self.write(ids)}})
+
+    def write(self, ids: list[int]) -> str:
+        """Write the hidden states of a row of token ids."""
+        states: list[torch.Tensor] = []
+        handle = self.lm.model.norm.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        with torch.no_grad():
+            self.lm(input_ids=torch.tensor([ids]))
+        handle.remove()
+        path = f"{self.states}/{self.requests}.safetensors"
+        save_file({"hidden_states": states[0].transpose(0, 1).contiguous(), "token_ids": torch.tensor(ids)}, path)
+        Path(f"{path}.lock").touch()
+        return path
 
     def close(self) -> None:
         """Stop serving."""

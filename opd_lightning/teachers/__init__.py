@@ -1,6 +1,7 @@
 """Teachers: scorers of the student's tokens, each a `contracts.Teacher`."""
 
 from opd_lightning.teachers.base import BaseTeacher, Composite
+from opd_lightning.teachers.hidden import RemoteHiddenTeacher
 from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region
 from opd_lightning.teachers.mixed import MixedTeacher
 from opd_lightning.teachers.remote import RemoteTeacher
@@ -12,6 +13,7 @@ __all__ = [
     "Composite",
     "LocalTeacher",
     "MixedTeacher",
+    "RemoteHiddenTeacher",
     "RemoteTeacher",
     "RoutedTeacher",
     "TopKTeacher",

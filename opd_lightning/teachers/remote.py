@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data.batching import packed_index
-from opd_lightning.losses.targets import SampledLogProbs, TopKLogProbs, TopKScores
+from opd_lightning.losses.targets import HiddenScores, SampledLogProbs, TopKLogProbs, TopKScores
 from opd_lightning.models import Pretrained
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
@@ -75,16 +75,17 @@ class RemoteTeacher(BaseTeacher):
         if self.tested:
             return
         self.model, self.window = served_model(self.servers, self.model)
+        ids = Words.of(tokenizer.get_vocab())
         if self.tokenizer_path is None:
             check_vocabulary(self.servers, self.model, tokenizer)
         else:
             External(self.tokenizer_path, field="teacher.tokenizer").check_tokenizer(tokenizer)
-        logprobs = check_repeats(self, Words.of(tokenizer.get_vocab()))
+        logprobs = check_repeats(self, ids)
         if self.local is not None:
-            check_local(self, Pretrained(self.local, field="teacher.local"), Words.of(tokenizer.get_vocab()), logprobs)
+            check_local(self, Pretrained(self.local, field="teacher.local"), ids, logprobs)
         self.tested = True
 
-    def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKScores:
+    def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKScores | HiddenScores:
         """The log-probabilities of the samples' trainable tokens; see `reading.read` for those without a target."""
         device = self.student.lm.device
         window = min(self.student.window, self.window or self.student.window)
@@ -97,6 +98,7 @@ class RemoteTeacher(BaseTeacher):
         for row, (row_ids, row_logprobs, row_sampled) in zip(reading.rows, positions, strict=True):
             index, column = packed_index([row], counts), columns(reading, row)
             ids[index], logprobs[index], sampled[index] = row_ids[column], row_logprobs[column], row_sampled[column]
+        ids, logprobs = of_tokens(ids, logprobs, self.student.head.known)
         logprobs, sampled = logprobs.to(device), sampled.to(device)
         target = (
             TopKLogProbs(ids.to(device), logprobs, sampled, reading.valid)
@@ -120,6 +122,24 @@ class RemoteTeacher(BaseTeacher):
                 f"{self.servers.field}.urls={self.servers.urls[0]}: {error}; the server must give log-probabilities of "
                 f"prompts, {self.k} per token. Choose another teacher.api, or another teacher.k."
             ) from error
+
+
+def of_tokens(ids: Tensor, logprobs: Tensor, known: Words) -> tuple[Tensor, Tensor]:
+    """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
+
+    Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.
+    """
+    foreign = ~known.contains(ids)
+    if not foreign.any():
+        return ids, logprobs
+    k = ids.shape[1]
+    candidates = [i for i in range(min(known.size, 2 * k + len(known.absent))) if i not in set(known.absent)]
+    ids, logprobs = ids.clone(), logprobs.masked_fill(foreign, -torch.inf)
+    for row in foreign.any(1).nonzero().flatten().tolist():
+        used = set(ids[row].tolist())
+        unused = [i for i in candidates if i not in used]
+        ids[row, foreign[row]] = torch.tensor(unused[: int(foreign[row].sum())])
+    return ids, logprobs
 
 
 def ids_of(reading: Reading, row: int) -> list[int]:
