@@ -103,7 +103,7 @@ def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(m
 
 def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
     cfg = compose(["method=sdft", "teacher=live"])
-    assert cfg.teacher._target_ == "opd_lightning.teachers.live" and cfg.context._target_.endswith("Quote")
+    assert cfg.teacher._target_ == "opd_lightning.teachers.live" and cfg.context._target_.endswith("PrivilegedContext")
     assert cfg.loss.divergence._target_.endswith("forward_kl")
     assert compose(["teacher=live", "method=sdft"]) == cfg
     assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3

@@ -27,7 +27,7 @@ from opd_lightning.module import DistillationModule
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.teachers import LocalTeacher
-from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers.contexts import NoContext, PrivilegedContext
 from opd_lightning.teachers.weights import External, FrozenStart, Live
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
@@ -334,7 +334,7 @@ def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     tokenizer = Pretrained(tiny).tokenizer()
     renderer, examples = ChatRenderer(tokenizer), WorldTask().examples("train")[:2]
     samples = Ragged()(PromptData(examples, renderer, 2, 0).collate([0, 1, 0, 1, 0, 1]), 0).samples
-    teacher = LocalTeacher(FrozenStart(), Quote("demonstration", "{prompt} [ {demonstration} ]"))
+    teacher = LocalTeacher(FrozenStart(), PrivilegedContext("demonstration", "{prompt} [ {demonstration} ]"))
     teacher.setup(Student(Pretrained(tiny).model()), renderer)
     ids = teacher.prompts_of(samples)
     shown = tokenizer.decode(ids[0])

@@ -3,18 +3,16 @@
 They are accepted for one release, on the command line, in users' own files and in saved runs.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-log = logging.getLogger(__name__)
+from opd_lightning.utils.deprecation import warn, warn_once
 
 OBJECTS = {
     "opd_lightning.teacher.External": "opd_lightning.teachers.external",
@@ -24,6 +22,10 @@ OBJECTS = {
     "opd_lightning.teacher.Live": "opd_lightning.teachers.live",
     "opd_lightning.callbacks.Bookkeeping": "opd_lightning.callbacks.CostLedger",
     "opd_lightning.callbacks.Guards": "opd_lightning.callbacks.HealthChecks",
+    "opd_lightning.context.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.teachers.contexts.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.teachers.contexts.builders.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.context.builders.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
 }
 MODULES = {
     "opd_lightning.context.builders": "opd_lightning.teachers.contexts.builders",
@@ -98,17 +100,6 @@ SINCE: dict[str, Any] = {
     "environment": None,
 }
 """New keys that saved runs lack, with the values that keep their behaviour."""
-
-
-@cache
-def warn_once(sentence: str) -> None:
-    """A warning, once per process."""
-    log.warning(f"warning: {sentence}")
-
-
-def warn(old: str, new: str) -> None:
-    """Warn once that a name has moved."""
-    warn_once(f"{old} is now {new}; the old name is read for one release.")
 
 
 def moved(target: str, warning: bool = True) -> str:

@@ -191,7 +191,7 @@ def prompts(parts: Components) -> Iterator[Finding]:
 def probe(parts: Components, student: Student, n: int = 10) -> Iterator[Finding]:
     """Findings on the accuracy of the teacher, with its context, and of the student on `n` held-out prompts."""
     teacher = parts.teachers.get("teacher")
-    if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.reads_attempts:
+    if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.needs_rollouts:
         yield Finding("teacher", "pass", "not probed: no teacher can write and be judged before training")
         return
     parts.generator.update_weights(student, 0)

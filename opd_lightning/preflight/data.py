@@ -72,7 +72,7 @@ def check_contexts(parts: Any) -> None:
                 f"rollout.num_generations=1 leaves a completion without siblings for the {name} to read; choose "
                 "rollout=student_group, or context=feedback."
             )
-        if part.context.reads_attempts and not parts.task.verifies:
+        if part.context.needs_rollouts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
                 "(e.g. task/verifier=numeric) or choose context=demonstration."

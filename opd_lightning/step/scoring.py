@@ -38,7 +38,7 @@ class Scoring:
     def needs_verdicts(self) -> bool:
         """Does the objective or a teacher's context read verdicts?"""
         contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
-        return self.objective.reads_verdicts or any(context.reads_attempts for context in contexts)
+        return self.objective.reads_verdicts or any(context.needs_rollouts for context in contexts)
 
     def pack(self, samples: list[Sample], metrics: StepMetrics, module: Any) -> tuple[list[Sample], Tokens]:
         """The samples with verdicts, if these are needed, and their tokens with rewards and advantages.

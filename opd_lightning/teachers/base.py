@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.contracts import Generator, Provides, Renderer
 from opd_lightning.models import Pretrained
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.contexts.builders import check_members
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingParams
 from opd_lightning.utils.vocabulary import Words, words_of
@@ -39,6 +40,7 @@ class BaseTeacher:
 
     def __init__(self, context: NoContext | None = None):
         self.context = NoContext() if context is None else context
+        check_members(self.context)
 
     @property
     def parts(self) -> Sequence[Any]:

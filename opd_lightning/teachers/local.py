@@ -60,7 +60,7 @@ class LocalTeacher(BaseTeacher):
         window = self.student.window if self.source is None else self.source.window()
         limit = self.context.max_prompt_tokens or window
         # Prompts without attempts were checked before training; those from attempts may be too long for the teacher.
-        from_attempts = self.context.reads_attempts
+        from_attempts = self.context.needs_rollouts
         fits = [
             p is not None and (not from_attempts or len(p) <= min(window - n, limit))
             for p, n in zip(prompts, completion_lengths, strict=True)
@@ -94,7 +94,7 @@ class LocalTeacher(BaseTeacher):
 
     def prompts_of(self, samples: Sequence[Sample]) -> list[list[int] | None]:
         """The teacher's prompt for each sample; None where the context returns None."""
-        attempts = self.attempts(samples) if self.context.reads_attempts else [None] * len(samples)
+        attempts = self.attempts(samples) if self.context.needs_rollouts else [None] * len(samples)
         cache: dict[str, list[int]] = {}
         ids: list[list[int] | None] = []
         for b, sample in enumerate(samples):
