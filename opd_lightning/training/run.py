@@ -33,11 +33,11 @@ from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
-from opd_lightning.preflight.findings import raise_on_failures
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.results import raise_on_failures
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.metrics_file import MetricsFile
