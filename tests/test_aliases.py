@@ -103,3 +103,13 @@ def test_old_names_in_a_users_own_file_are_read(tmp_path, caplog):
     sampled = cfg.evaluation.suite.sampled
     assert sampled.sampling.n == 9 and sampled.renderer.template_options.enable_thinking
     assert caplog.text.count("the old name is read for one release") >= 5
+
+
+def test_the_old_name_of_the_first_stage_is_read_with_one_warning(tmp_path, caplog):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nstart_from: [method=sft]\n")
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        own, spelled = compose(["experiment=mine"], [tmp_path]), compose(["start_from=[method=sft]"])
+    assert own.init_from_run == spelled.init_from_run == ["method=sft"] and "start_from" not in own
+    assert caplog.text.count("start_from is now init_from_run") == 1

@@ -65,6 +65,7 @@ PARTS = {
 }
 KEYS = (
     {
+        "start_from": "init_from_run",
         "micro_tokens": "max_tokens_per_microbatch",
         "chunk": "logits_chunk_size",
         "loss.support": "loss.vocab_support",

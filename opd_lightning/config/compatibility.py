@@ -159,7 +159,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         raise ValueError(f"loss.temperature={loss['temperature']} needs a teacher of the whole vocabulary; use 1.")
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
     informed = other_signal or any(part.context.privileged for part in teacher.parts)
-    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed:
+    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["init_from_run"] and not informed:
         raise ValueError(
             f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "
             "construction; choose another teacher.path, or context=demonstration."

@@ -101,7 +101,7 @@ def follows_data(key: str, now: Mapping[str, Any]) -> bool:
 def make(cfg: DictConfig, folder: Path) -> Path:
     """Train, and write to status.json how it ended; see `run`."""
     try:
-        if cfg.start_from is not None:
+        if cfg.init_from_run is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
@@ -252,7 +252,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
     """
     stage = first_stage(cfg)
     if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
-        command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
+        command = " ".join([*cfg.init_from_run, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
             f"python -m opd_lightning {command}"
