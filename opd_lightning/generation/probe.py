@@ -6,20 +6,20 @@ from typing import Any
 import torch
 
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class Probe:
     """Rows of random tokens, the same at every comparison; improbable tokens make a small difference of weights visible.
 
     Args:
-        words: the student's.
+        valid_ids: the student's.
         rows, length: the number and the length of the rows.
     """
 
-    def __init__(self, words: Words, rows: int = 2, length: int = 16):
+    def __init__(self, valid_ids: ValidIds, rows: int = 2, length: int = 16):
         draw = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        ids = torch.tensor([i for i in range(words.size) if i not in set(words.absent)])
+        ids = torch.tensor([i for i in range(valid_ids.size) if i not in set(valid_ids.absent)])
         self.rows = ids[torch.randint(0, len(ids), (rows, length), generator=draw)].tolist()
 
     def compare(self, student: Any, logprobs: Callable[[Sequence[Sequence[int]]], list[list[float]]], bound: float) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Cost
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
@@ -36,7 +36,7 @@ class FullLogits:
 
     logits: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "FullLogits":
         """The rows at an index."""
@@ -59,7 +59,7 @@ class FullLogProbs:
 
     log_p: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def of(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of one token each, ids [n]."""
@@ -92,7 +92,7 @@ class TopKLogProbs:
     logprobs: Tensor
     sampled: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "TopKLogProbs":
         """The rows at an index."""
@@ -155,7 +155,7 @@ class SampledLogProbs:
 
     sampled: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "SampledLogProbs":
         """The rows at an index."""
@@ -187,7 +187,7 @@ class HiddenScores:
         hidden [N, H]: the hidden state that predicts each token; no gradient flows into it.
         project: maps hidden rows [n, H] to logits [n, V], into a buffer of that size if one is given.
         vocabulary: V.
-        absent: ids below V that the model has no word for; their logits are -inf.
+        absent: ids below V that the model has no token for; their logits are -inf.
         valid [N], cost, metrics: see `TeacherScores`.
     """
 

@@ -23,7 +23,7 @@ def load(parts: Components, cfg: DictConfig) -> Student:
     adapter = build(cfg.adapter)
     if adapter is not None:
         adapters.add(lm, adapter)
-    student = Student(lm, cfg.logits_chunk_size, parts.renderer.words).to(device)
+    student = Student(lm, cfg.logits_chunk_size, parts.renderer.valid_ids).to(device)
     student.verify_head(f"model.path={parts.model.path}")
     for teacher in parts.teachers.values():
         teacher.setup(student, parts.renderer)

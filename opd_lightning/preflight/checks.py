@@ -14,13 +14,13 @@ from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
-from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
+from opd_lightning.utils.vocabulary import Overlap, ValidIds, differences, overlap
 
 
 def models(parts: Components) -> Iterator[CheckResult]:
     """Check results on the tokenizers of student and teachers: vocabulary, EOS, special tokens and chat template."""
     model, tokenizer = parts.model, parts.tokenizer
-    state, text = rows(parts.renderer.words, model.words())
+    state, text = rows(parts.renderer.valid_ids, model.vocab_size())
     yield CheckResult("tokenizer", state, f"{model.path}: {text}; EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}")
     for name, teacher in all_parts(parts.teachers):
         source = teacher.source
@@ -43,8 +43,8 @@ def models(parts: Components) -> Iterator[CheckResult]:
             )
             if not same
         ]
-        fatal = bool(comparison.conflicts) or source.words() < comparison.shared.size
-        text = f"{source.path}: {source.words()} logits"
+        fatal = bool(comparison.conflicts) or source.vocab_size() < comparison.shared.size
+        text = f"{source.path}: {source.vocab_size()} logits"
         if "EOS" in differing:
             text += (
                 "; another EOS: completions may never end as the teacher would end them, choose its instruction-tuned sibling"
@@ -55,32 +55,32 @@ def models(parts: Components) -> Iterator[CheckResult]:
             else "; the same vocabulary, EOS, special tokens and chat template"
         )
         if excluded := comparison.describe("the student", name):
-            text += f"; compared on {comparison.shared.count} words, left out: {excluded}"
+            text += f"; compared on {comparison.shared.count} tokens, left out: {excluded}"
         if fatal:
             text += f"; {differences(comparison)}" if comparison.conflicts else ""
-            text += f"; choose a teacher that has the student's {comparison.shared.count} words"
+            text += f"; choose a teacher that has the student's {comparison.shared.count} tokens"
         yield CheckResult(f"{name}'s tokenizer", "fail" if fatal else "warn" if differing else "pass", text)
         if comparison.student_only and not fatal:
-            yield from missing_words(name, teacher.context, comparison, parts)
+            yield from missing_tokens(name, teacher.context, comparison, parts)
 
 
-def rows(words: Words, size: int) -> tuple[str, str]:
-    """The state and text of a result on the rows of an output layer against the words of a tokenizer."""
-    text = f"{words.count} words"
-    if size < words.size:
-        last_id = f", the last with the id {words.size - 1}" if words.absent else ""
-        text += f"{last_id}, and the model has {size}; give the model's own tokenizer, or a model for all of its words"
+def rows(valid_ids: ValidIds, size: int) -> tuple[str, str]:
+    """The state and text of a result on the rows of an output layer against the tokens of a tokenizer."""
+    text = f"{valid_ids.count} tokens"
+    if size < valid_ids.size:
+        last_id = f", the last with the id {valid_ids.size - 1}" if valid_ids.absent else ""
+        text += f"{last_id}, and the model has {size}; give the model's own tokenizer, or a model for all of its tokens"
         return "fail", text
-    if size > words.size:
-        text += f", padded to {size}: rows from {words.size} on are neither sampled nor compared"
-    if not words.absent:
+    if size > valid_ids.size:
+        text += f", padded to {size}: rows from {valid_ids.size} on are neither sampled nor compared"
+    if not valid_ids.absent:
         return "pass", text
-    first = ", ".join(map(str, words.absent[:3]))
-    return "warn", f"{text}; {len(words.absent)} ids in between have no word ({first} first) and are left out as well"
+    first = ", ".join(map(str, valid_ids.absent[:3]))
+    return "warn", f"{text}; {len(valid_ids.absent)} ids in between have no token ({first} first) and are left out as well"
 
 
-def missing_words(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[CheckResult]:
-    """Check results on the words of a teacher's prompt and the end token, for a teacher without some of the student's words."""
+def missing_tokens(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[CheckResult]:
+    """Check results on a teacher's prompts and end token, where it lacks some of the student's tokens."""
     chat = context(parts.examples[0])
     ids = [] if chat is None else parts.renderer.with_options(context.template_options).render(chat).token_ids
     missing = [
@@ -91,12 +91,12 @@ def missing_words(name: str, context: NoContext, comparison: Overlap, parts: Com
     if missing:
         tokens = ", ".join(sorted({repr(parts.tokenizer.convert_ids_to_tokens(i)) for i in missing}))
         text = f"they hold {tokens}, which {name} lacks, so it has no target there; choose another teacher or chat template"
-        yield CheckResult(f"{name}'s words", "fail", text)
+        yield CheckResult(f"{name}'s tokens", "fail", text)
     elif not comparison.shared.contains(torch.tensor([parts.tokenizer.eos_token_id])).all():
         text = (
             f"{name} lacks the end token {parts.tokenizer.eos_token!r}: it cannot teach where to end; choose its chat sibling"
         )
-        yield CheckResult(f"{name}'s words", "warn", text)
+        yield CheckResult(f"{name}'s tokens", "warn", text)
 
 
 def lengths(examples: list[Example], parts: Components, context: NoContext) -> list[int]:

@@ -92,8 +92,8 @@ def check_objective(parts: Any) -> None:
         ValueError: a part does not.
     """
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
-    logits = torch.zeros(1, parts.model.words())
-    k = torch.arange(min(parts.model.words(), 1024))[None]
+    logits = torch.zeros(1, parts.model.vocab_size())
+    k = torch.arange(min(parts.model.vocab_size(), 1024))[None]
     kinds = {
         "full": FullLogits(logits),
         "topk": TopKLogProbs(k, torch.full(k.shape, -10.0), -one),

@@ -50,10 +50,10 @@ class LocalTeacher(BaseTeacher):
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
         """Score the samples; tokens are not valid where the context returns None or the prompt is too long.
 
-        Nor are tokens behind a word that the teacher lacks; the metric `unreadable` is the share of samples with one.
+        Nor are those behind a token that the teacher lacks; the metric `unreadable` is the share of samples with one.
         """
         prompts = self.prompts_of(samples)
-        readable_part = None if self.weights.words is None else readable(samples, prompts, self.weights.words)
+        readable_part = None if self.weights.valid_ids is None else readable(samples, prompts, self.weights.valid_ids)
         if readable_part is not None:
             samples, prompts = readable_part.samples, readable_part.prompts
         completion_lengths = [len(sample.token_ids) - sample.prompt_length for sample in samples]
@@ -128,12 +128,16 @@ class LocalTeacher(BaseTeacher):
         """Completions of the teacher's prompts, and their cost."""
         if not self.writes:
             return super().write(prompts, sampling, seed, generator)
-        words = self.weights.words
-        missing = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
+        valid_ids = self.weights.valid_ids
+        missing = (
+            []
+            if valid_ids is None
+            else [i for p in prompts for i in p.token_ids if i >= valid_ids.size or i in valid_ids.absent]
+        )
         if missing:
             token = self.renderer.tokenizer.convert_ids_to_tokens(missing[0])  # type: ignore[attr-defined]
             raise ValueError(
-                f"a prompt holds {token!r}, a word of the student's tokenizer that the teacher lacks, so it cannot write "
+                f"a prompt holds {token!r}, a token of the student's tokenizer that the teacher lacks, so it cannot write "
                 "behind it; choose another teacher, or take such prompts out of the data."
             )
         completions = generator.generate(prompts, sampling, seed, model=self.weights.language_model)
