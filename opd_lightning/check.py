@@ -32,7 +32,7 @@ from opd_lightning.preflight.results import CheckResult
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import quiet
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 
 def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
@@ -108,7 +108,7 @@ def show(results: list[CheckResult]) -> None:
     table = Table("", "what", "result", title_justify="left")
     for result in results:
         colour = COLOURS[result.state]
-        table.add_row(f"[{colour}]{result.state}[/]", result.name, escape(redacted(result.text)))
+        table.add_row(f"[{colour}]{result.state}[/]", result.name, escape(redact_secrets(result.text)))
     Console().print(table)
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     try:
         results = examine(configured(arguments), fast)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {redacted(str(error))}")
+        sys.exit(f"error: {redact_secrets(str(error))}")
     show(results)
     sys.exit(any(result.state == "fail" for result in results))
 

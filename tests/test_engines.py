@@ -71,7 +71,7 @@ def prompts(renderer, n: int = 4) -> list[Rendered]:
 def expected(student, prompt: Rendered, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities of a completion by one forward pass without a cache."""
     row = torch.tensor([[*prompt.token_ids, *ids]])
-    with student.evaluating() as lm:
+    with student.eval_mode() as lm:
         logits = lm(input_ids=row).logits[0, len(prompt.token_ids) - 1 : -1].float()
     logits[:, student.valid_ids.size :] = -torch.inf
     return (logits / temperature).log_softmax(-1).gather(-1, row[0, len(prompt.token_ids) :, None]).squeeze(-1)
@@ -151,7 +151,7 @@ def test_new_weights_write_after_an_update(engine, student, start, renderer, ada
 def test_another_model_can_write_and_the_student_again_afterwards(engine, student, start, renderer):
     other = new_student(start, renderer, 0.05)
     before = engine.generate(prompts(renderer), SamplingParams(8), 7)
-    theirs = engine.generate(prompts(renderer), SamplingParams(8), 7, other.evaluating)
+    theirs = engine.generate(prompts(renderer), SamplingParams(8), 7, other.eval_mode)
     assert theirs != before and all(completion.policy_version is None for completion in theirs)
     known = expected(other, prompts(renderer)[0], theirs[0].token_ids)
     torch.testing.assert_close(torch.tensor(theirs[0].logprobs), known, rtol=0, atol=1e-4)

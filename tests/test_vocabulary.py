@@ -105,7 +105,7 @@ def test_only_words_are_sampled(tmp_path, tiny, temperature, hole):
     assert max(ids) < WORLD and not set(ids) & set(holes)
     if temperature:
         prompt, completion = prompts[0].token_ids, done[0]
-        with student.evaluating() as lm:
+        with student.eval_mode() as lm:
             rows = lm(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1 : -1, :WORLD]
         log_p = rows.index_fill(1, torch.tensor(holes, dtype=torch.long), -torch.inf).log_softmax(-1)
         expected = log_p.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)

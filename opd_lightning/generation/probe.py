@@ -34,7 +34,7 @@ class Probe:
             ValueError: the difference exceeds the bound.
         """
         engine_logprobs = torch.tensor(logprobs(self.rows))
-        with student.evaluating() as lm:
+        with student.eval_mode() as lm:
             rows = torch.tensor(self.rows, device=lm.device)
             logits = lm(input_ids=rows).logits.float()[:, :-1]
         student_logprobs = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()

@@ -41,7 +41,7 @@ class TransformersGenerator:
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
-        with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
+        with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
             completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.valid_ids)
         return (
             completions

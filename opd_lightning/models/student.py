@@ -13,7 +13,7 @@ from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models.backbone import backbone, scale, soft_cap, verify_head
-from opd_lightning.models.sharding import align, gathered
+from opd_lightning.models.sharding import align, unsharded
 from opd_lightning.types import Sequences, Tokens
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -51,7 +51,7 @@ class Student(nn.Module):
         return head_loss(self.hidden(sequences), self.head, tokens, scores, loss, self.chunk)
 
     @contextmanager
-    def evaluating(self) -> Iterator[PreTrainedModel]:
+    def eval_mode(self) -> Iterator[PreTrainedModel]:
         """A context with the language model in eval mode, unsharded and without gradients; the mode is restored."""
         if self.in_eval_mode:
             yield self.lm
@@ -59,7 +59,7 @@ class Student(nn.Module):
         was_training, self.in_eval_mode = self.training, True
         self.eval()
         try:
-            with torch.no_grad(), gathered(self):
+            with torch.no_grad(), unsharded(self):
                 yield self.lm
                 align(self, self.lm)
         finally:
@@ -68,7 +68,7 @@ class Student(nn.Module):
 
     def verify_head(self, name: str) -> None:
         """Check that backbone and head give the model's logits; see `backbone.verify_head`."""
-        with self.evaluating() as lm:
+        with self.eval_mode() as lm:
             verify_head(lm, replace(self.head, valid_ids=None).project, name)
 
     def hidden(self, sequences: Sequences) -> Tensor:
@@ -82,7 +82,7 @@ class Student(nn.Module):
         Args:
             snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
         """
-        with self.evaluating():
+        with self.eval_mode():
             hidden = torch.cat([self.hidden(sequences) for sequences in batches])
             # The dtype is fixed here, for autocast is off where chunks are projected later.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))

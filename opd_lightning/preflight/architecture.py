@@ -35,7 +35,7 @@ def architecture(parts: Components, student: Student) -> Iterator[CheckResult]:
     kind, adapted = type(student.lm).__name__, len(adapters.layers(student.lm))
     adapter_note = f"; the adapter changes {adapted} layers" if adapted else ""
     yield CheckResult("architecture", "pass", f"{kind}: backbone and output layer together are the model{adapter_note}")
-    with student.evaluating() as lm:
+    with student.eval_mode() as lm:
         batch = batch_support(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
     if batch != "any":
         yield CheckResult("architecture", "warn", f"{kind}'s completions depend on the batch; generated for {GROUPING[batch]}.")

@@ -44,7 +44,7 @@ from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 from opd_lightning.utils.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
     if not (folder / "config.yaml").is_file():
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
-    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
+    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redact_secrets(plain(cfg))))
     if other := [key for key in {**before, **now} if before.get(key) != now.get(key) and not follows_data(key, now)]:
         first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
         yield (
@@ -197,7 +197,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         cfg.trainer, logger=loggers(cfg, folder), callbacks=[*fixed, *chosen], default_root_dir=str(folder)
     )
     if not is_worker():
-        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
+        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
@@ -227,7 +227,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(redacted(plain(cfg)))
+    chosen.log_hyperparams(redact_secrets(plain(cfg)))
     return [*files, chosen]
 
 

@@ -84,4 +84,4 @@ class External(Weights):
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
         """The other model."""
-        return self.model.evaluating()
+        return self.model.eval_mode()
