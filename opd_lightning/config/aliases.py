@@ -71,6 +71,7 @@ KEYS = (
         "loss.support": "loss.vocab_support",
         "loss/support": "loss/vocab_support",
         "loss.vocab_support.sampler_cap": "loss.vocab_support.importance_sampling_cap",
+        "loss.vocab_support.rest": "loss.vocab_support.tail_bucket",
         "loss.policy_gradient.sampler_cap": "loss.policy_gradient.importance_sampling_cap",
         "callbacks.guards": "callbacks.health_checks",
         "callbacks.health_checks.dead_groups": "callbacks.health_checks.frac_reward_zero_std",
@@ -92,8 +93,8 @@ KEYS = (
     }
 )
 """Configuration keys and groups: "old.key" or "old/group" to the new one, in the order in which they are applied."""
-VALUES = {"keep": False, "mask": True}
-"""Values of `truncated` as those of `mask_truncated_completions`."""
+VALUES = {"truncated": {"keep": False, "mask": True}, "rest": {"tail": True, "renormalise": False}}
+"""Values of old keys as those of the new ones, by the key's last part."""
 
 
 SINCE: dict[str, Any] = {
@@ -190,8 +191,8 @@ def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> bo
     if not isinstance(node, dict) or old[-1] not in node:
         return False
     value = node.pop(old[-1])
-    if old[-1] == "truncated":
-        value = VALUES.get(value, value)
+    if isinstance(value, str):
+        value = VALUES.get(old[-1], {}).get(value, value)
     for key in new[:-1]:
         config = config.setdefault(key, {})
     existing = config.get(new[-1])
@@ -209,6 +210,7 @@ def renamed(override: str) -> str:
         if key == old or key.startswith((f"{old}.", f"{old}@")):
             warn(old, new)
             key = new + key[len(old) :]
-            if old.endswith("truncated") and re.fullmatch(r"=(keep|mask)(,(keep|mask))*", rest):
-                rest = rest.replace("keep", "false").replace("mask", "true")
+            values = VALUES.get(old.split(".")[-1], {})
+            if rest.startswith("=") and set(words := rest[1:].split(",")) <= values.keys():
+                rest = f"={','.join(str(values[word]).lower() for word in words)}"
     return f"{sign}{key}{rest}"

@@ -20,13 +20,13 @@ def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
 
 
-def log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
+def log_tail(log_p: Tensor, ids: Tensor) -> Tensor:
     """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
     others = log_p.scatter(-1, ids, -torch.inf)
     empty = others.detach().amax(-1, keepdim=True) == -torch.inf
     if not empty.any():
         return others.logsumexp(-1, keepdim=True)
-    # The gradient of logsumexp over nothing is NaN, even where nobody reads its value.
+    # The gradient of logsumexp over nothing is NaN, even where its value is not read.
     return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
 
 
@@ -74,9 +74,9 @@ class FullLogProbs:
         """Log-probabilities [n, k] of the tokens ids [n, k]."""
         return self.log_p.gather(-1, ids)
 
-    def rest(self, ids: Tensor) -> Tensor:
+    def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the tokens ids [n, k]."""
-        return log_rest(self.log_p, ids)
+        return log_tail(self.log_p, ids)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class TopKLogProbs:
             raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
-    def rest(self, ids: Tensor) -> Tensor:
+    def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the first k tokens, ids [n, k]."""
         inside = self.logprobs[:, : ids.shape[1]].exp().sum(-1, keepdim=True)
         return torch.log1p(-inside.clamp(max=1.0 - torch.finfo(inside.dtype).eps))
