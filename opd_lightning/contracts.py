@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 Provides = Literal["full", "topk", "sampled"]
 """Kinds of targets: the full vocabulary, the k most probable tokens, or the written token's log-probability."""
@@ -94,8 +94,8 @@ class Renderer(Protocol):
     def end_ids(self) -> Sequence[int]: ...
 
     @property
-    def words(self) -> Words | None:
-        """The ids that are words of the tokenizer; None takes every row of the model's output layer for one."""
+    def valid_ids(self) -> ValidIds | None:
+        """The ids that are tokens of the tokenizer; None takes every row of the model's output layer for one."""
         ...
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
@@ -148,7 +148,7 @@ class Target(Protocol):
     """
 
     valid: Tensor | None
-    shared: Words | None
+    shared: ValidIds | None
 
     def take(self, index: Tensor | slice) -> Self:
         """The rows at an index."""

@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     cfg = limited(cfg, task.max_new_tokens)
     check_rows(task, renderer, {"student": NoContext(model.template_options)})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = Student(model.model(), cfg.logits_chunk_size, renderer.words).to(device)
+    student = Student(model.model(), cfg.logits_chunk_size, renderer.valid_ids).to(device)
     check_words(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
     student.verify_head(f"model.path={model.path}")
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
@@ -56,7 +56,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
         if teacher.frozen:
             teacher.check_tokenizer(tokenizer)
             # A teacher with the student's start weights has those of the run's start, not of its result.
-            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.words).to(device), renderer)
+            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(device), renderer)
             teachers["teacher"] = teacher
     arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
     suite = [build(node, **arguments) for node in cfg.evaluation.suite.values() if node is not None]

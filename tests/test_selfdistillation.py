@@ -23,7 +23,7 @@ from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.teachers import LocalTeacher
-from opd_lightning.teachers.contexts import Feedback, FirstOf, Quote, Rule, Sibling
+from opd_lightning.teachers.contexts import Feedback, FirstOf, PrivilegedContext, Rule, Sibling
 from opd_lightning.teachers.reading import prompts_of
 from opd_lightning.teachers.weights import Average, FrozenStart, Live, TrustRegion
 from opd_lightning.toy.world import WorldTask
@@ -476,7 +476,7 @@ def test_the_teacher_scores_the_very_ids_that_the_student_wrote(reader, family, 
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
     written = torch.randint(0, len(tokenizer), (len(rows), max(lengths)), generator=draw)
     samples = samples_of(tokenizer, examples, lengths=lengths, ids=written)
-    context = Quote("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
+    context = PrivilegedContext("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
     max_tokens_per_microbatch = data.draw(st.sampled_from([None, 1, 64]))
     found = ready(Live(), reader, tokenizer, context).score(samples, max_tokens_per_microbatch)
     expected = []

@@ -12,7 +12,7 @@ from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.trainer_arguments import epochs_of
 
 HASHED = (
-    "start_from",
+    "init_from_run",
     "model",
     "adapter",
     "task",
@@ -38,10 +38,10 @@ def run_hash(cfg: DictConfig) -> str:
     identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
     if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
         del task["max_rows"]  # runs from before it was an option are found again
-    if cfg.start_from is not None:
+    if cfg.init_from_run is not None:
         # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)
-        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
+        identity["init_from_run"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
     identity["precision"] = resolved["trainer"]["precision"]
     if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
         identity["max_steps"] = resolved["trainer"]["max_steps"]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.utils.atomic_files import read_object, replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 
 def is_finished(folder: Path, max_steps: int) -> bool:
@@ -68,7 +68,7 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in earlier.items() if k != "reason"} | {"state": state, "machine": machine} | more
-    replace_text(path, json.dumps(redacted(status), indent=1) + "\n")
+    replace_text(path, json.dumps(redact_secrets(status), indent=1) + "\n")
 
 
 def record_failure(cfg: DictConfig, error: Exception) -> None:

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.contracts import Generator, Provides, Renderer
 from opd_lightning.models import Pretrained
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.contexts.builders import check_members
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingParams
-from opd_lightning.utils.vocabulary import Words, words_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 class BaseTeacher:
@@ -39,6 +40,7 @@ class BaseTeacher:
 
     def __init__(self, context: NoContext | None = None):
         self.context = NoContext() if context is None else context
+        check_members(self.context)
 
     @property
     def parts(self) -> Sequence[Any]:
@@ -170,14 +172,14 @@ class CombinedScores:
     @property
     def vocabulary(self) -> int:
         """The size of the shared vocabulary."""
-        return self.words.size
+        return self.valid_ids.size
 
     @property
     def absent(self) -> tuple[int, ...]:
         """The ids below it that a part lacks."""
-        return self.words.absent
+        return self.valid_ids.absent
 
     @property
-    def words(self) -> Words:
+    def valid_ids(self) -> ValidIds:
         """The ids that all parts have."""
-        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
+        return valid_ids_of(self.parts[0]).intersection(valid_ids_of(part) for part in self.parts[1:])

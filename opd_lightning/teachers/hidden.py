@@ -29,7 +29,7 @@ from opd_lightning.teachers.weights.external import External
 from opd_lightning.teachers.wire import Positions
 from opd_lightning.types import Cost, Sample
 from opd_lightning.utils.http import Servers
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class RemoteHiddenTeacher(RemoteTeacher):
@@ -77,7 +77,7 @@ class RemoteHiddenTeacher(RemoteTeacher):
         source: Pretrained = self.weights.source
         lm = without_blocks(source).to(student.lm.device)
         self.norm = final_norm(lm, source.name)
-        shared = student.head.known.intersection([Words(source.words())])
+        shared = student.head.known.intersection([ValidIds(source.vocab_size())])
         self.output = Student(lm, student.chunk, shared)
         rows = Probe(shared).rows
         answers = self.answers(rows)
@@ -97,7 +97,7 @@ class RemoteHiddenTeacher(RemoteTeacher):
         """The distributions on the samples' trainable tokens; see `reading.read` for those without a target."""
         device, head = self.student.lm.device, self.output.head
         window = min(self.student.window, self.window or self.student.window)
-        reading = read(self, samples, window, self.weights.words, device)
+        reading = read(self, samples, window, self.weights.valid_ids, device)
         rows = [ids_of(reading, row) for row in reading.rows]
         counts = [sample.trainable for sample in samples]
         hidden = torch.zeros(sum(counts), head.weight.shape[1], dtype=head.weight.dtype, device=device)

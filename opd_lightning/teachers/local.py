@@ -47,7 +47,7 @@ class LocalTeacher(BaseTeacher):
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
         """The distributions on the samples' trainable tokens; see `reading.read` for those without a target."""
         window = self.student.window if self.source is None else self.source.window()
-        reading = read(self, samples, window, self.weights.words, self.student.lm.device)
+        reading = read(self, samples, window, self.weights.valid_ids, self.student.lm.device)
         rows, lengths = reading.rows, [reading.length(row) for row in reading.rows]
         plan = [[rows[i] for i in part] for part in plan_micro_batches(lengths, max_tokens)]
         pad, device = self.renderer.tokenizer.pad_token_id, self.student.lm.device  # type: ignore[attr-defined]
@@ -66,12 +66,16 @@ class LocalTeacher(BaseTeacher):
         """Completions of the teacher's prompts, and their cost."""
         if not self.writes:
             return super().write(prompts, sampling, seed, generator)
-        words = self.weights.words
-        missing = [] if words is None else [i for p in prompts for i in p.token_ids if i >= words.size or i in words.absent]
+        valid_ids = self.weights.valid_ids
+        missing = (
+            []
+            if valid_ids is None
+            else [i for p in prompts for i in p.token_ids if i >= valid_ids.size or i in valid_ids.absent]
+        )
         if missing:
             token = self.renderer.tokenizer.convert_ids_to_tokens(missing[0])  # type: ignore[attr-defined]
             raise ValueError(
-                f"a prompt holds {token!r}, a word of the student's tokenizer that the teacher lacks, so it cannot write "
+                f"a prompt holds {token!r}, a token of the student's tokenizer that the teacher lacks, so it cannot write "
                 "behind it; choose another teacher, or take such prompts out of the data."
             )
         completions = generator.generate(prompts, sampling, seed, model=self.weights.language_model)

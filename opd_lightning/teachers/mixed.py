@@ -11,7 +11,7 @@ from opd_lightning.losses.head import fitted
 from opd_lightning.losses.targets import FullLogits
 from opd_lightning.teachers.base import CombinedScores, Composite
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class MixedScores(CombinedScores):
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
         """The mixture's log-probabilities [n, V], as logits."""
         mixed: Tensor | None = None
-        valid, words = self.valid, self.words
+        valid, valid_ids = self.valid, self.valid_ids
         for part, weight in zip(self.parts, self.weights, strict=True):
             target = part.chunk(rows)
-            if words_of(part) != words:  # renormalised before mixing
-                target = fitted(target, words_of(part), words, target.logits.dtype)
+            if valid_ids_of(part) != valid_ids:  # renormalised before mixing
+                target = fitted(target, valid_ids_of(part), valid_ids, target.logits.dtype)
             log_p = target.log_probs(1.0).log_p
             if self.space == "log":
                 mixed = weight * log_p if mixed is None else mixed.add_(log_p, alpha=weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opd_lightning.teachers.readable import readable
 from opd_lightning.types import Attempt, Sample
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +46,26 @@ class Reading:
         return sum(self.length(row) for row in self.prompts)
 
 
-def read(teacher: Any, samples: Sequence[Sample], window: int, words: Words | None, device: torch.device) -> Reading:
+def read(teacher: Any, samples: Sequence[Sample], window: int, valid_ids: ValidIds | None, device: torch.device) -> Reading:
     """The samples behind the prompts of a teacher's context.
 
-    Tokens are not valid where the context returns None, where a prompt made of attempts is too long, and behind a word that
+    Tokens are not valid where the context returns None, where a prompt made of attempts is too long, and behind a token that
     the teacher lacks; the metrics `valid`, `overlong` and `unreadable` count such samples.
 
     Args:
         teacher: has `context`, `renderer` and `rendering`; see `BaseTeacher`.
         window: most tokens that the teacher reads.
-        words: the ids that it has, where the student has more; None where it has all.
+        valid_ids: the ids that it has, where the student has more; None where it has all.
     """
     prompts, valid, metrics = prompts_of(teacher, samples), None, {}
-    if words is not None:
-        part = readable(samples, prompts, words)
+    if valid_ids is not None:
+        part = readable(samples, prompts, valid_ids)
         samples, prompts, valid = part.samples, part.prompts, part.valid.to(device)
         metrics["unreadable"] = part.cut.float().to(device)
     completion_lengths = [len(sample.token_ids) - sample.prompt_length for sample in samples]
     limit = teacher.context.max_prompt_tokens or window
     # Prompts without attempts were checked before training; those from attempts may be too long for the teacher.
-    from_attempts = teacher.context.reads_attempts
+    from_attempts = teacher.context.needs_rollouts
     fits = [
         p is not None and (not from_attempts or len(p) <= min(window - n, limit))
         for p, n in zip(prompts, completion_lengths, strict=True)
@@ -89,7 +89,7 @@ def read(teacher: Any, samples: Sequence[Sample], window: int, words: Words | No
 
 def prompts_of(teacher: Any, samples: Sequence[Sample]) -> list[list[int] | None]:
     """The teacher's prompt for each sample; None where the context returns None."""
-    attempts = attempts_of(teacher, samples) if teacher.context.reads_attempts else [None] * len(samples)
+    attempts = attempts_of(teacher, samples) if teacher.context.needs_rollouts else [None] * len(samples)
     cache: dict[str, list[int]] = {}
     ids: list[list[int] | None] = []
     for b, sample in enumerate(samples):

@@ -18,7 +18,7 @@ from opd_lightning.teachers.weights.external import External
 from opd_lightning.teachers.wire import VLLM
 from opd_lightning.types import Cost, Sample
 from opd_lightning.utils.http import Servers
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class RemoteTeacher(BaseTeacher):
@@ -75,7 +75,7 @@ class RemoteTeacher(BaseTeacher):
         if self.tested:
             return
         self.model, self.window = served_model(self.servers, self.model)
-        ids = Words.of(tokenizer.get_vocab())
+        ids = ValidIds.of(tokenizer.get_vocab())
         if self.tokenizer_path is None:
             check_vocabulary(self.servers, self.model, tokenizer)
         else:
@@ -124,7 +124,7 @@ class RemoteTeacher(BaseTeacher):
             ) from error
 
 
-def of_tokens(ids: Tensor, logprobs: Tensor, known: Words) -> tuple[Tensor, Tensor]:
+def of_tokens(ids: Tensor, logprobs: Tensor, known: ValidIds) -> tuple[Tensor, Tensor]:
     """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
 
     Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.

@@ -45,15 +45,15 @@ class RoutedScores(CombinedScores):
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
         """Logits [n, V] of the rows, each from its teacher."""
-        part, row, valid, words = self.part[rows], self.row[rows], self.valid, self.words
+        part, row, valid, valid_ids = self.part[rows], self.row[rows], self.valid, self.valid_ids
         logits: Tensor | None = None
         for i, scores in enumerate(self.parts):
             selected = part == i
             if not bool(selected.any()):
                 continue
-            part_logits = words.cut(scores.take(row[selected]).chunk(slice(None)).logits)
+            part_logits = valid_ids.cut(scores.take(row[selected]).chunk(slice(None)).logits)
             if logits is None:
-                logits = part_logits.new_empty(len(part), words.size)
+                logits = part_logits.new_empty(len(part), valid_ids.size)
             logits[selected] = part_logits
         assert logits is not None
         return FullLogits(logits, None if valid is None else valid[rows])

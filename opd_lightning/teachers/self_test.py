@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.generation.probe import Probe
 from opd_lightning.models import Pretrained
 from opd_lightning.utils.http import ServerError, Servers
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 BLOCK = 2048
 """Token ids per request for their text."""
@@ -74,13 +74,13 @@ def first_difference(servers: Servers, model: str, tokenizer: PreTrainedTokenize
     return ids[0]
 
 
-def check_repeats(teacher: Any, words: Words) -> Tensor:
+def check_repeats(teacher: Any, valid_ids: ValidIds) -> Tensor:
     """The server's log-probabilities of a probe [rows, tokens - 1], asked for twice.
 
     Raises:
         ValueError: the answers differ.
     """
-    rows = Probe(words).rows
+    rows = Probe(valid_ids).rows
     first, second = (torch.stack([sampled for _, _, sampled in teacher.ask(rows)]) for _ in range(2))
     difference = float((first - second).abs().max())
     if not difference <= teacher.tolerance:
@@ -92,13 +92,13 @@ def check_repeats(teacher: Any, words: Words) -> Tensor:
     return first
 
 
-def check_local(teacher: Any, model: Pretrained, words: Words, served: Tensor) -> None:
+def check_local(teacher: Any, model: Pretrained, valid_ids: ValidIds, served: Tensor) -> None:
     """Compare the server's log-probabilities of the probe with those of a local copy of the model.
 
     Raises:
         ValueError: they differ.
     """
-    rows = torch.tensor(Probe(words).rows)
+    rows = torch.tensor(Probe(valid_ids).rows)
     with torch.no_grad():
         logits = model.model().eval()(input_ids=rows).logits.float()[:, :-1]
     local = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.base import Composite
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TopKView:
     @property
     def absent(self) -> tuple[int, ...]:
         """The other teacher's absent ids."""
-        return words_of(self.inner).absent
+        return valid_ids_of(self.inner).absent
 
     @property
     def valid(self) -> Tensor | None:
@@ -61,7 +61,7 @@ class TopKView:
         full = self.inner.chunk(rows, out).log_probs(1.0)
         ids, logprobs = full.top(self.k)
         sampled = self.ids[rows]
-        covered = words_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
+        covered = valid_ids_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
         return TopKLogProbs(ids, logprobs, full.of(torch.where(covered, sampled, 0)), full.valid)
 
 
