@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from opd_lightning.config import CONF_DIR, compose, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.data.score_files import Index
 from opd_lightning.runs.identity import run_folder, run_hash
 from opd_lightning.training.run import run
 
@@ -24,8 +25,9 @@ OPTIONS = sorted(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_every_group_composes_and_binds(option):
+def test_every_option_of_every_group_composes_and_binds(option, tmp_path):
     """Beside the default choices, or refused with a remedy."""
+    Index("topk", 20, 32, [], "", None, {}, num_generations=1, source="", complete=True).write(tmp_path)
     mine = ["task=table", "task.path=mine.jsonl"]
     companions = {
         "task=table": mine,
@@ -42,7 +44,10 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
         "teacher=topk": ["method=opd_topk"],
+        "teacher=cached": ["method=opd_topk", f"teacher.path={tmp_path}"],
+        "rollout=recorded": [f"rollout.path={tmp_path}"],
         "teacher=remote": ["method=opd_topk"],
+        "teacher=remote_hidden": ["teacher.path=another"],
         "teacher=remote_sglang": ["method=opd_topk"],
         **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
         "loss/divergence=none": ["method=grpo"],

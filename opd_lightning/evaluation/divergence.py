@@ -46,7 +46,9 @@ class TeacherDivergence:
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; none where the teacher has no full vocabulary."""
         teacher = teachers.get("teacher")
-        if teacher is None or "full" not in teacher.provides or any(part.context.needs_rollouts for part in teacher.parts):
+        if teacher is None or "full" not in teacher.provides or not teacher.scores_any_text:
+            return {}
+        if any(part.context.needs_rollouts for part in teacher.parts):
             return {}
         return self.measure(student, teacher, generator, "heldout")
 

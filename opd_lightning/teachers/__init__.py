@@ -1,6 +1,7 @@
 """Teachers: scorers of the student's tokens, each a `contracts.Teacher`."""
 
 from opd_lightning.teachers.base import BaseTeacher, Composite
+from opd_lightning.teachers.cached import CachedTeacher
 from opd_lightning.teachers.hidden import RemoteHiddenTeacher
 from opd_lightning.teachers.local import LocalTeacher, average, external, frozen, live, trust_region
 from opd_lightning.teachers.mixed import MixedTeacher
@@ -10,6 +11,7 @@ from opd_lightning.teachers.topk import TopKTeacher
 
 __all__ = [
     "BaseTeacher",
+    "CachedTeacher",
     "Composite",
     "LocalTeacher",
     "MixedTeacher",

@@ -24,6 +24,9 @@ class BaseTeacher:
         frozen: whether it never changes.
         writes: whether it can generate completions.
         reads_context: whether `score` builds its prompts from the context.
+        scores_any_text: whether `score` takes samples that it has not seen before.
+        gives_hidden_states: whether its scores are `HiddenScores` of one model.
+        output_layer: the model that maps these to logits; None for the student's start model.
         source: its `Pretrained`; None for the student, or no local model.
         warning: a sentence for the user, or None.
     """
@@ -35,6 +38,9 @@ class BaseTeacher:
     frozen = True
     writes = False
     reads_context = False
+    scores_any_text = True
+    gives_hidden_states = False
+    output_layer: Pretrained | None = None
     source: Pretrained | None = None
     warning: str | None = None
 
@@ -108,6 +114,7 @@ class Composite(BaseTeacher):
         provided = [teacher.provides for teacher in self.teachers.values()]
         self.provides = frozenset.intersection(*provided)
         self.top_k = min((t.top_k for t in self.teachers.values() if t.top_k is not None), default=None)
+        self.scores_any_text = all(teacher.scores_any_text for teacher in self.teachers.values())
         self.self_teacher = all(teacher.self_teacher for teacher in self.teachers.values())
         self.frozen = all(teacher.frozen for teacher in self.teachers.values())
         self.warning = next((t.warning for t in self.teachers.values() if t.warning), None)

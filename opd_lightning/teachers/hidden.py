@@ -47,6 +47,8 @@ class RemoteHiddenTeacher(RemoteTeacher):
         ValueError: no path is given.
     """
 
+    gives_hidden_states = True
+
     def __init__(
         self,
         servers: Servers,
@@ -60,6 +62,7 @@ class RemoteHiddenTeacher(RemoteTeacher):
         if path is None:
             raise ValueError("teacher.path=null: give the folder or hub id of the served model, whose output layer is read.")
         self.weights = External(path, dtype)
+        self.output_layer = self.weights.source
         self.provides, self.top_k = frozenset({"full", "topk", "sampled"}), None
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

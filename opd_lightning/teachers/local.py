@@ -26,12 +26,14 @@ class LocalTeacher(BaseTeacher):
     """
 
     reads_context = True
+    gives_hidden_states = True
 
     def __init__(self, weights: Weights, context: NoContext | None = None):
         super().__init__(context)
         self.weights = weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
         self.source, self.warning = weights.source, weights.warning
+        self.output_layer = weights.source
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the tokenizer of external weights."""
