@@ -113,6 +113,7 @@ def show(results: list[CheckResult]) -> None:
 
 
 def main() -> None:
+    """The command of checks; exits with 1 if one fails."""
     arguments = sys.argv[1:]
     fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
     if any(a in ("-h", "--help") for a in arguments):

@@ -65,7 +65,7 @@ class TeacherAccuracy:
 
 
 def can_be_shown(teacher: Any, example: Example) -> bool:
-    """Has the example what the context quotes? Held-out rows often lack it."""
+    """Whether an example has the part that the context quotes; held-out rows often lack it."""
     try:
         return teacher.context(example) is not None
     except ValueError:

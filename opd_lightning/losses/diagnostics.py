@@ -28,7 +28,7 @@ def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = Non
 
 @torch.no_grad()
 def diagnose_views(log_s: Tensor, views: Mapping[str, View], tokens: Tokens) -> dict[str, Tensor]:
-    """The same of targets that may cover a part of the student's tokens each, and the student's mass outside of these."""
+    """Statistics for targets that may each cover a part of the student's tokens, and the student's mass outside of these."""
     if all(seen.log_mass is None for seen in views.values()):
         return diagnose(log_s, {name: seen.target for name, seen in views.items()}, tokens.ids)
     stats: dict[str, Tensor] = {}

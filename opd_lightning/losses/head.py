@@ -105,7 +105,7 @@ class Head:
 
 
 def widen(logits: Tensor) -> Tensor:
-    """To at least float32; float64 stays."""
+    """A tensor in at least float32; float64 stays."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -43,7 +43,7 @@ class FullLogits:
         return replace(self, logits=self.logits[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "FullLogits":
-        """On the first ids of the vocabulary alone, in a dtype."""
+        """The logits of the first ids of the vocabulary, in a dtype."""
         logits = self.logits.to(dtype)[:, :vocabulary]
         return replace(self, logits=logits if self.valid is None else torch.where(self.valid[:, None], logits, 0.0))
 
@@ -100,7 +100,7 @@ class TopKLogProbs:
         return replace(self, ids=ids, logprobs=logprobs, sampled=sampled, valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
-        """In a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
+        """The log-probabilities in a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
 
         Raises:
             ValueError: a token id is outside of the student's vocabulary.
@@ -162,7 +162,7 @@ class SampledLogProbs:
         return replace(self, sampled=self.sampled[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
-        """In a dtype, with a finite number at invalid rows."""
+        """The log-probabilities in a dtype, with a finite number at invalid rows."""
         sampled = self.sampled.to(dtype)
         return replace(self, sampled=sampled if self.valid is None else torch.where(self.valid, sampled, -1.0))
 
@@ -219,7 +219,7 @@ class TopKScores:
 
     @property
     def valid(self) -> Tensor | None:
-        """[N], or None."""
+        """Whether each token [N] has a target, or None."""
         return self.target.valid
 
     def take(self, index: Tensor | slice) -> "TopKScores":

@@ -191,7 +191,7 @@ def pickle_header(path: Path, name: str) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items()}
 
 
-def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
+def check_vocabulary(vocabulary: dict[str, int], rows: int, name: str) -> None:
     """Check that every token of a tokenizer has a row in its model's embedding.
 
     Raises:

@@ -36,7 +36,7 @@ class Scoring:
 
     @property
     def needs_verdicts(self) -> bool:
-        """Does the objective or a teacher's context read verdicts?"""
+        """Whether the objective or a teacher's context reads verdicts."""
         contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
         return self.objective.reads_verdicts or any(context.needs_rollouts for context in contexts)
 

@@ -94,7 +94,7 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
 
 
 def follows_data(key: str, now: Mapping[str, Any]) -> bool:
-    """Is a number that was made of the data recorded for it?"""
+    """Whether a recorded evaluation key is null in the configuration, and follows the data."""
     return key.endswith("max_new_tokens") and now.get(key, 0) is None
 
 
@@ -108,7 +108,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
     except Exception as error:
-        message = errors.sentence(error)
+        message = errors.explain(error)
         with suppress(OSError):  # the disk may be what failed
             write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
         if message is not None and not isinstance(error, ValueError):

@@ -14,7 +14,7 @@ MASK = "(secret)"
 
 
 def is_secret(name: str) -> bool:
-    """Is this the name of a secret? Of a dotted name the last part counts."""
+    """Whether a name is that of a secret; of a dotted name the last part counts."""
     return SECRET.search(name.rsplit(".", maxsplit=1)[-1]) is not None
 
 

@@ -37,7 +37,7 @@ class External(Weights):
         self.source, self.field = Pretrained(path, dtype, attention, field=field, base=base), field
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Before anything is loaded: find the ids that both tokenizers have.
+        """Find, before anything is loaded, the ids that both tokenizers have.
 
         A token that only the teacher has is dropped from its distribution, which is renormalised. For tokens that only the
         student has there is no target, see `losses.shared`.
