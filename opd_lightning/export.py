@@ -61,6 +61,7 @@ def card(run: Path, lineage: list[str]) -> str:
 
 
 def main() -> None:
+    """The command of the export."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return

@@ -27,7 +27,7 @@ from opd_lightning.teachers import (
     frozen,
 )
 from opd_lightning.teachers.base import linked
-from opd_lightning.teachers.contexts import Quote
+from opd_lightning.teachers.contexts import PrivilegedContext
 from opd_lightning.training.run import run
 from tests.test_contracts import by_autograd, by_package, close, log_probs, renderer, samples, student  # noqa: F401
 
@@ -130,7 +130,7 @@ def test_a_self_teacher_is_combined_from_the_command_line(overrides, informed):
     """`context=` is of all its teachers; one may have its own."""
     cfg = configured(overrides)
     assert check(cfg) == []
-    assert [part.context.informs for part in Choices.of(plain(cfg)).teacher.parts] == informed
+    assert [part.context.privileged for part in Choices.of(plain(cfg)).teacher.parts] == informed
 
 
 def test_a_part_that_is_not_there_is_refused():
@@ -158,7 +158,7 @@ def loads(monkeypatch) -> list[str]:
     return found
 
 
-QUOTE = Quote("solution", "{prompt} [ {solution} ]")
+QUOTE = PrivilegedContext("solution", "{prompt} [ {solution} ]")
 
 
 def solved(renderer):  # noqa: F811

@@ -70,6 +70,7 @@ class CostLedger(L.Callback):
         return f"{self.folder.parent.name.rsplit('-', maxsplit=1)[-1]}/{self.folder.name}"
 
     def state_dict(self) -> dict[str, Any]:
+        """The run's identity and peak memory, for the checkpoint."""
         return {"peak": self.overall_peak_memory(), "run": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -60,4 +60,4 @@ def first_stage(cfg: DictConfig) -> DictConfig:
     )
     shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]
     shared += [f"trainer.strategy={json.dumps(plain(cfg)['trainer']['strategy'])}", f"study.name={cfg.study.name}.stages"]
-    return compose([*cfg.start_from, *shared, *(["logger=none"] if cfg.logger is None else [])])
+    return compose([*cfg.init_from_run, *shared, *(["logger=none"] if cfg.logger is None else [])])

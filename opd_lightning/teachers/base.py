@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.contracts import Generator, Provides, Renderer
 from opd_lightning.models import Pretrained
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.contexts.builders import check_members
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingParams
-from opd_lightning.utils.vocabulary import Words, words_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 class BaseTeacher:
@@ -24,6 +25,9 @@ class BaseTeacher:
         writes: whether it can generate completions.
         reads_context: whether `score` builds its prompts from the context.
         shares_weights: whether its weights are another teacher's.
+        scores_any_text: whether `score` takes samples that it has not seen before.
+        gives_hidden_states: whether its scores are `HiddenScores` of one model.
+        output_layer: the model that maps these to logits; None for the student's start model.
         source: its `Pretrained`; None for the student, or no local model.
         warning: a sentence for the user, or None.
     """
@@ -36,11 +40,15 @@ class BaseTeacher:
     writes = False
     reads_context = False
     shares_weights = False
+    scores_any_text = True
+    gives_hidden_states = False
+    output_layer: Pretrained | None = None
     source: Pretrained | None = None
     warning: str | None = None
 
     def __init__(self, context: NoContext | None = None):
         self.context = NoContext() if context is None else context
+        check_members(self.context)
 
     @property
     def parts(self) -> Sequence[Any]:
@@ -48,7 +56,7 @@ class BaseTeacher:
         return [self]
 
     @property
-    def words(self) -> Words | None:
+    def valid_ids(self) -> ValidIds | None:
         """The ids that it has, where the student has more; None where it has all, or they are not known before it scores."""
         return None
 
@@ -160,6 +168,7 @@ class Composite(BaseTeacher):
         provided = [teacher.provides for teacher in self.teachers.values()]
         self.provides = frozenset.intersection(*provided)
         self.top_k = min((t.top_k for t in self.teachers.values() if t.top_k is not None), default=None)
+        self.scores_any_text = all(teacher.scores_any_text for teacher in self.teachers.values())
         self.self_teacher = all(teacher.self_teacher for teacher in self.teachers.values())
         self.frozen = all(teacher.frozen for teacher in self.teachers.values())
         self.warning = next((t.warning for t in self.teachers.values() if t.warning), None)
@@ -174,9 +183,9 @@ class Composite(BaseTeacher):
         return self.parts[0].behind(context) if len(self.parts) == 1 else super().behind(context)
 
     @property
-    def words(self) -> Words | None:
+    def valid_ids(self) -> ValidIds | None:
         """The ids that all teachers have."""
-        known = [words for teacher in self.teachers.values() if (words := teacher.words) is not None]
+        known = [ids for teacher in self.teachers.values() if (ids := teacher.valid_ids) is not None]
         return known[0].intersection(known[1:]) if known else None
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -184,7 +193,7 @@ class Composite(BaseTeacher):
         for teacher in self.teachers.values():
             teacher.check_tokenizer(tokenizer)
         if "full" not in self.provides:
-            check_same_words([teacher.words for teacher in self.teachers.values()])
+            check_same_ids([teacher.valid_ids for teacher in self.teachers.values()])
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Check all examples for each teacher."""
@@ -220,15 +229,15 @@ class Composite(BaseTeacher):
             teacher.load_state_dict(state[name])
 
 
-def check_same_words(words: Sequence[Words | None]) -> None:
-    """Check that teachers that tell of a few tokens only have the same ids: their targets cannot be renormalised to others.
+def check_same_ids(ids: Sequence[ValidIds | None]) -> None:
+    """Check that teachers of a few tokens have the same ids: their targets cannot be renormalised to others.
 
     Raises:
         ValueError: they do not.
     """
-    if len(set(words)) > 1:
+    if len(set(ids)) > 1:
         raise ValueError(
-            "teacher.teachers differ in the tokens that they have, and what is not told of the whole vocabulary cannot be "
+            "teacher.teachers differ in the tokens that they have, and log-probabilities of a few tokens cannot be "
             "renormalised to those that all have; choose teachers of one tokenizer, or of the whole vocabulary."
         )
 
@@ -249,14 +258,14 @@ class CombinedScores:
     @property
     def vocabulary(self) -> int:
         """The size of the shared vocabulary."""
-        return self.words.size
+        return self.valid_ids.size
 
     @property
     def absent(self) -> tuple[int, ...]:
         """The ids below it that a part lacks."""
-        return self.words.absent
+        return self.valid_ids.absent
 
     @property
-    def words(self) -> Words:
+    def valid_ids(self) -> ValidIds:
         """The ids that all parts have."""
-        return words_of(self.parts[0]).intersection(words_of(part) for part in self.parts[1:])
+        return valid_ids_of(self.parts[0]).intersection(valid_ids_of(part) for part in self.parts[1:])

@@ -10,10 +10,10 @@ from torch import Tensor
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.head import fitted
 from opd_lightning.losses.targets import FullLogits, SampledLogProbs
-from opd_lightning.teachers.base import CombinedScores, Composite, check_same_words
+from opd_lightning.teachers.base import CombinedScores, Composite, check_same_ids
 from opd_lightning.teachers.reduced import reduced, written_ids
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class MixedScores(CombinedScores):
 
     def log_probs(self, part: Any, rows: slice) -> Tensor:
         """A part's log-probabilities of the rows: [n, V], or of the written tokens."""
-        target, words = part.chunk(rows), self.words
+        target, valid_ids = part.chunk(rows), self.valid_ids
         if self.kind == "sampled":
             ids = self.ids[rows]
-            return reduced(target, "sampled", torch.where(words.contains(ids), ids, 0), None).sampled
-        if words_of(part) != words:  # renormalised before mixing
-            target = fitted(target, words_of(part), words, target.logits.dtype)
+            return reduced(target, "sampled", torch.where(valid_ids.contains(ids), ids, 0), None).sampled
+        if valid_ids_of(part) != valid_ids:  # renormalised before mixing
+            target = fitted(target, valid_ids_of(part), valid_ids, target.logits.dtype)
         return target.log_probs(1.0).log_p
 
 
@@ -116,5 +116,5 @@ class MixedTeacher(Composite):
         ids, found = written_ids(samples, self.student.lm.device), list(parts.values())
         if self.kind != "full":
             known = self.student.head.known
-            check_same_words([known.intersection([words_of(scores)]) for scores in found])
+            check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in found])
         return MixedScores(found, list(self.weights.values()), self.space, ids, self.kind, metrics)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.data.batching import packed_index
-from opd_lightning.teachers.base import CombinedScores, Composite, check_same_words
+from opd_lightning.teachers.base import CombinedScores, Composite, check_same_ids
 from opd_lightning.teachers.reduced import joined, reduced, richest, written_ids
 from opd_lightning.types import Cost, Example, Sample
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class RoutedScores(CombinedScores):
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> Any:
         """The targets of the rows, each from its teacher."""
-        part, row, ids, valid, words = self.part[rows], self.row[rows], self.ids[rows], self.valid, self.words
-        ids = torch.where(words.contains(ids), ids, 0)  # tokens that a teacher lacks are not valid
+        part, row, ids, valid, valid_ids = self.part[rows], self.row[rows], self.ids[rows], self.valid, self.valid_ids
+        ids = torch.where(valid_ids.contains(ids), ids, 0)  # tokens that a teacher lacks are not valid
         targets = []
         for i, scores in enumerate(self.parts):
             selected = part == i
             if bool(selected.any()):
                 target = reduced(scores.take(row[selected]).chunk(slice(None)), self.kind, ids[selected], self.k)
                 if self.kind == "full":
-                    target = replace(target, logits=words.cut(target.logits))
+                    target = replace(target, logits=valid_ids.cut(target.logits))
                 targets.append((selected, target))
         return joined(targets, self.kind, len(part), None if valid is None else valid[rows])
 
@@ -130,7 +130,7 @@ class RoutedTeacher(Composite):
                 cost += scores.cost
         if self.kind != "full":
             known = self.student.head.known
-            check_same_words([known.intersection([words_of(scores)]) for scores in parts])
+            check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in parts])
         return RoutedScores(parts, part, row, written_ids(samples, device), self.kind, self.top_k, cost, metrics)
 
     def logit_flops(self, positions: int) -> int:

@@ -11,7 +11,7 @@ from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.base import Composite
 from opd_lightning.teachers.reduced import reduced, written_ids
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TopKView:
     @property
     def absent(self) -> tuple[int, ...]:
         """The other teacher's absent ids."""
-        return words_of(self.inner).absent
+        return valid_ids_of(self.inner).absent
 
     @property
     def valid(self) -> Tensor | None:
@@ -60,7 +60,7 @@ class TopKView:
     def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs:
         """The k most probable tokens of the rows."""
         sampled = self.ids[rows]
-        covered = words_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
+        covered = valid_ids_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
         return reduced(self.inner.chunk(rows, out), "topk", torch.where(covered, sampled, 0), self.k)
 
 
