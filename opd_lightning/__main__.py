@@ -16,7 +16,7 @@ from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
 from opd_lightning.config.overrides import explain
 from opd_lightning.reporting.overview import Overview, overview
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(getattr(stop, "code", 130))  # ends a sweep; an error in one cell does not
     except (ValueError, OmegaConfBaseException) as error:
-        sentence = redacted(explained(error))
+        sentence = redact_secrets(explained(error))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error(f"error: {sentence}")  # the sweep goes on
             try:
@@ -68,7 +68,7 @@ def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
     sys.argv[1:] = quote_arguments(sys.argv[1:])
     if problem := explain(sys.argv[1:]):
-        sys.exit(f"error: {redacted(problem)}")
+        sys.exit(f"error: {redact_secrets(problem)}")
     try:
         main()
     finally:

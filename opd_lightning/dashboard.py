@@ -64,6 +64,7 @@ def workspace(entity: str, project: str, study: str) -> Any:
 
 
 def main() -> None:
+    """The command of the dashboard."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", help="ENTITY/PROJECT, such as my-team/opd-lightning")
     parser.add_argument("study", help="the study's name, such as demo")

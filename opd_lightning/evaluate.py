@@ -29,13 +29,13 @@ from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
 from opd_lightning.evaluation import Estimate
 from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.models.files import check_words
+from opd_lightning.models.files import check_vocabulary
 from opd_lightning.preflight.references import limit_for
 from opd_lightning.preflight.rendering import check_rows
 from opd_lightning.runs.status import started
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.utils.atomic_files import replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
@@ -53,8 +53,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
     cfg = limited(cfg, task.max_new_tokens)
     check_rows(task, renderer, {"student": NoContext(model.template_options)})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = Student(model.model(), cfg.logits_chunk_size, renderer.words).to(device)
-    check_words(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
+    student = Student(model.model(), cfg.logits_chunk_size, renderer.valid_ids).to(device)
+    check_vocabulary(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
     student.verify_head(f"model.path={model.path}")
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
         if teacher.frozen:
             teacher.check_tokenizer(tokenizer)
             # A teacher with the student's start weights has those of the run's start, not of its result.
-            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.words).to(device), renderer)
+            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(device), renderer)
             teachers["teacher"] = teacher
     arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
     suite = [build(node, **arguments) for node in cfg.evaluation.suite.values() if node is not None]
@@ -133,6 +133,7 @@ def show(estimates: dict[str, Estimate], title: str) -> None:
 
 
 def main() -> None:
+    """The command of the evaluation suite."""
     if len(sys.argv) == 1:
         sys.exit(__doc__)
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -147,7 +148,7 @@ def main() -> None:
             write(estimates, path)
             print(f"written: {path}")
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {redacted(str(error))}")
+        sys.exit(f"error: {redact_secrets(str(error))}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from opd_lightning.config.aliases import read_run
 from opd_lightning.models import Pretrained, adapters, is_run
 from opd_lightning.models.pretrained import locate
 from opd_lightning.reporting.card import card
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 OPTIONS = {"run", "to", "adapter", "base", "push", "private"}
 
@@ -148,6 +148,7 @@ def switch(given: dict[str, str], name: str, default: bool) -> bool:
 
 
 def main() -> None:
+    """The command of the export."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
@@ -164,7 +165,7 @@ def main() -> None:
         if repository is not None:
             print(f"pushed: {push(to, repository, private)}")
     except ValueError as error:
-        sys.exit(f"error: {redacted(str(error))}")
+        sys.exit(f"error: {redact_secrets(str(error))}")
 
 
 if __name__ == "__main__":

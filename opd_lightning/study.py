@@ -50,6 +50,7 @@ def rates(folder: Path) -> str:
 
 
 def main() -> None:
+    """The command of the report on a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of a study, such as outputs/demo")
     parser.add_argument("--against", help="the method that the others are compared with")

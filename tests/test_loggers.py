@@ -112,7 +112,7 @@ def test_a_logger_that_is_not_installed_is_a_sentence(small, monkeypatch, option
 
 
 def test_a_first_stage_has_the_logger_of_its_run(small):
-    cfg = small("start_from=[method=sft]", "study.name=mine", "logger=mlflow")
+    cfg = small("init_from_run=[method=sft]", "study.name=mine", "logger=mlflow")
     assert first_stage(cfg).logger.experiment_name == "mine.stages"
     cfg.logger = None
     assert first_stage(cfg).logger is None

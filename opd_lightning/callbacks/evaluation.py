@@ -142,9 +142,11 @@ class Evaluation(L.Callback):
         return {name: {"n": len(x), "digest": digest[name]} for name, x in ids.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        """The evaluations so far, for the checkpoint."""
         return {"history": self.history, "costs": self.costs, "intervals": self.intervals, "measured": self.examples()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the evaluations from a checkpoint."""
         self.history, self.costs = state["history"], state["costs"]
         self.intervals, self.measured = state["intervals"], state["measured"]
 
@@ -174,6 +176,6 @@ def check_monitors(trainer: L.Trainer) -> None:
 
 
 def interrupted(trainer: L.Trainer) -> bool:
-    """Does training end because of a signal, and not because a budget was reached?"""
+    """Whether training ends because of a signal, and not because a budget was reached."""
     stopped = any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return stopped and not any(getattr(callback, "reached", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]

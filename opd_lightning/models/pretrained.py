@@ -201,7 +201,7 @@ class Pretrained:
         """The model's context length in tokens, prompt and completion together."""
         return int(getattr(self.config(), "max_position_embeddings", 0) or sys.maxsize)
 
-    def words(self) -> int:
+    def vocab_size(self) -> int:
         """The size of the vocabulary, with padding."""
         return int(self.config().vocab_size)
 

@@ -17,7 +17,7 @@ from opd_lightning.config.names import find
 from opd_lightning.config.schema import leaves
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.utils.atomic_files import replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 
 def check_logger(cfg: DictConfig) -> None:
@@ -42,7 +42,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         return files
     names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(redacted(plain(cfg)))
+    chosen.log_hyperparams(redact_secrets(plain(cfg)))
     return [*files, chosen]
 
 

@@ -33,11 +33,11 @@ from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
-from opd_lightning.preflight.findings import raise_on_failures
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.results import raise_on_failures
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
@@ -45,7 +45,7 @@ from opd_lightning.training.loggers import check_logger, close_loggers, loggers
 from opd_lightning.training.result import Result, result_names
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 from opd_lightning.utils.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
     if not (folder / "config.yaml").is_file():
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
-    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
+    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redact_secrets(plain(cfg))))
     if other := [key for key in {**before, **now} if before.get(key) != now.get(key) and not follows_data(key, now)]:
         first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
         yield (
@@ -97,21 +97,21 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
 
 
 def follows_data(key: str, now: Mapping[str, Any]) -> bool:
-    """Is a number that was made of the data recorded for it?"""
+    """Whether a recorded evaluation key is null in the configuration, and follows the data."""
     return key.endswith("max_new_tokens") and now.get(key, 0) is None
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:
     """Train, and write to status.json how it ended; see `run`."""
     try:
-        if cfg.start_from is not None:
+        if cfg.init_from_run is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
     except Exception as error:
-        message = errors.sentence(error)
+        message = errors.explain(error)
         with suppress(OSError):  # the disk may be what failed
             write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
         if message is not None and not isinstance(error, ValueError):
@@ -212,13 +212,13 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     # Lightning refuses its own ModelCheckpoint without this, and adds one with this.
     settings = {**cfg.trainer, "enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}
     trainer: L.Trainer = build(
-        OmegaConf.create(settings),
+        OmegaConf.create({"trainer": settings}).trainer,  # for the place in errors
         logger=loggers(cfg, folder),
         callbacks=[*fixed, Result(result_names(cfg)), *chosen],
         default_root_dir=str(folder),
     )
     if not is_worker():
-        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
+        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
     log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
@@ -243,7 +243,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
     """
     stage = first_stage(cfg)
     if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
-        command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
+        command = " ".join([*cfg.init_from_run, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
             f"python -m opd_lightning {command}"
