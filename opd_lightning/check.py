@@ -22,12 +22,12 @@ from rich.table import Table
 
 from opd_lightning.config.overrides import configured
 from opd_lightning.config.values import check_made, check_values
-from opd_lightning.preflight.findings import Finding
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.preflight.results import CheckResult
+from opd_lightning.utils.secrets import redact_secrets
 
 
-def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
-    """The findings of all checks, in the order in which the errors would occur."""
+def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
+    """The results of all checks, in the order in which the errors would occur."""
     from opd_lightning.preflight.examine import examine as checks  # takes seconds
 
     return checks(cfg, fast)
@@ -36,16 +36,17 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def show(findings: list[Finding]) -> None:
+def show(results: list[CheckResult]) -> None:
     """Print the table."""
-    table = Table("", "what", "finding", title_justify="left")
-    for finding in findings:
-        colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(redacted(finding.text)))
+    table = Table("", "what", "result", title_justify="left")
+    for result in results:
+        colour = COLOURS[result.state]
+        table.add_row(f"[{colour}]{result.state}[/]", result.name, escape(redact_secrets(result.text)))
     Console().print(table)
 
 
 def main() -> None:
+    """The command of checks; exits with 1 if one fails."""
     arguments = sys.argv[1:]
     fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
     if any(a in ("-h", "--help") for a in arguments):
@@ -54,24 +55,24 @@ def main() -> None:
     try:
         cfg = configured(arguments)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {redacted(str(error))}")
-    findings = refusal(cfg) or examined(cfg, fast)
-    show(findings)
-    sys.exit(any(finding.state == "fail" for finding in findings))
+        sys.exit(f"error: {redact_secrets(str(error))}")
+    results = refusal(cfg) or examined(cfg, fast)
+    show(results)
+    sys.exit(any(result.state == "fail" for result in results))
 
 
-def refusal(cfg: DictConfig) -> list[Finding]:
-    """The finding on a wrong value that is known without importing torch; empty without one."""
+def refusal(cfg: DictConfig) -> list[CheckResult]:
+    """The result on a wrong value that is known without importing torch; empty without one."""
     try:
         check_values(cfg)
         check_made(cfg)
     except (ValueError, OmegaConfBaseException) as error:
-        return [Finding("configuration", "fail", str(error))]
+        return [CheckResult("configuration", "fail", str(error))]
     return []
 
 
-def examined(cfg: DictConfig, fast: bool) -> list[Finding]:
-    """The findings of all checks, after saying that they begin."""
+def examined(cfg: DictConfig, fast: bool) -> list[CheckResult]:
+    """The results of all checks, after saying that they begin."""
     print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
     from opd_lightning.training.run import quiet  # takes seconds
 

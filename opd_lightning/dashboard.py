@@ -65,6 +65,7 @@ def workspace(entity: str, project: str, study: str) -> Any:
 
 
 def main() -> None:
+    """The command of the dashboard."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m opd_lightning.dashboard", description=__doc__, formatter_class=layout)
     parser.add_argument("project", help="ENTITY/PROJECT, such as my-team/opd-lightning")

@@ -53,6 +53,7 @@ def rates(folder: Path) -> str:
 
 
 def main() -> None:
+    """The command of the report on a study."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m opd_lightning.study", description=__doc__, formatter_class=layout)
     parser.add_argument("folder", type=Path, help="the folder of a study, such as outputs/demo")

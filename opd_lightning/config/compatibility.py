@@ -101,7 +101,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if writes and not teacher.writes:
         kind = type(getattr(teacher, "weights", teacher)).__name__
         raise ValueError(f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external.")
-    if writes and teacher.context.reads_attempts:
+    if writes and teacher.context.needs_rollouts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
             "or context=demonstration."
@@ -113,7 +113,7 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
             "teacher=none, but loss.divergence reads a teacher; choose teacher=external, or teacher=frozen with a context."
         )
     check_provides(teacher, chosen.support)
-    if unread := next((part for part in teacher.parts if part.context.informs and not part.reads_context), None):
+    if unread := next((part for part in teacher.parts if part.context.privileged and not part.reads_context), None):
         raise ValueError(
             f"teacher={type(unread).__name__} scores without reading its context; choose context=none, or set "
             "reads_context = True in the class if it does."
@@ -121,8 +121,8 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if loss["temperature"] != 1 and "full" not in teacher.provides:
         raise ValueError(f"loss.temperature={loss['temperature']} needs a teacher of the whole vocabulary; use 1.")
     other_signal = any(loss[name] and loss["coefficients"].get(name) != 0 for name in ("policy_gradient", "cross_entropy"))
-    informed = other_signal or any(part.context.informs for part in teacher.parts)
-    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["start_from"] and not informed:
+    informed = other_signal or any(part.context.privileged for part in teacher.parts)
+    if cfg["teacher"].get("path") == cfg["model"]["path"] and not cfg["init_from_run"] and not informed:
         raise ValueError(
             f"teacher.path={cfg['teacher']['path']} is the student's own start model, so the gradient is zero by "
             "construction; choose another teacher.path, or context=demonstration."
@@ -165,9 +165,11 @@ def check_provides(teacher: Any, support: Any) -> None:
     """
     if support.requires not in teacher.provides:
         provided = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
+        smaller = " or ".join(kind for kind in ("topk", "sampled") if kind in teacher.provides)
+        supports = f"loss/vocab_support={smaller}, " if smaller else ""
         raise ValueError(
             f"loss/vocab_support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher "
-            f"gives {provided}; choose loss/vocab_support=topk or sampled, or another teacher."
+            f"gives {provided}; choose {supports}or another teacher."
         )
     k = getattr(support, "k", None)
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:

@@ -105,7 +105,7 @@ def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path
     adding = [o for o in overrides if o.is_add() or o.is_force_add() or o.is_delete()]
     keys = [o for o in overrides if o not in chosen and o not in adding and re.split("[./]", o.key_or_group)[0] != "hydra"]
     # In a sweep over options, each option is checked once beside the first of the others.
-    named = {o.key_or_group: values(o) for o in chosen if values(o)}
+    named = {group_of(o): values(o) for o in chosen if o not in adding and values(o)}
     first = {group: options[0] for group, options in named.items()}
     cells = [first, *({**first, group: option} for group, options in named.items() if keys for option in options[1:])]
     for cell in cells:
@@ -124,6 +124,11 @@ def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path
     return None
 
 
+def group_of(override: Override) -> str:
+    """The group of a choice, with its package where it has one: an option may be chosen in several places."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+
+
 def composition_error(message: str, folders: list[Path]) -> str:
     """Hydra's error on composing, as one sentence with the nearest name."""
     if match := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message):
@@ -134,8 +139,8 @@ def composition_error(message: str, folders: list[Path]) -> str:
 
 
 def values(override: Override) -> list[Any]:
-    """The values of an override: one, or those of a sweep; none for a glob, which Hydra fills in."""
-    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+    """The values of an override: one, or those of a sweep; none for a glob or an interval, which others fill in."""
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
         return []
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 

@@ -79,9 +79,11 @@ def check_shape(cfg: DictConfig) -> None:
             raise ValueError(
                 f"{place} has options and no _target_ to take them; choose an option ({place.replace('.', '/')}=...)."
             )
-    stage = tree["start_from"]
+    stage = tree["init_from_run"]
     if stage is not None and not (isinstance(stage, list) and all(isinstance(word, str) for word in stage)):
-        raise ValueError(f"start_from={stage!r} is no list of overrides; give one (start_from=['experiment=...']), or null.")
+        raise ValueError(
+            f"init_from_run={stage!r} is no list of overrides; give one (init_from_run=['experiment=...']), or null."
+        )
 
 
 def leaves(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

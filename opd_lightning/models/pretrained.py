@@ -203,7 +203,7 @@ class Pretrained:
         """The model's context length in tokens, prompt and completion together."""
         return int(getattr(self.config(), "max_position_embeddings", 0) or sys.maxsize)
 
-    def words(self) -> int:
+    def vocab_size(self) -> int:
         """The size of the vocabulary, with padding."""
         return int(self.config().vocab_size)
 
@@ -252,6 +252,11 @@ class Pretrained:
 
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into its base model."""
+        lm = self.adapted()
+        return self._with_checkpointing(adapters.merged(lm)) if adapters.layers(lm) else lm
+
+    def adapted(self) -> PreTrainedModel:
+        """The weights of the run at `path`, with its adapter, if it has one, beside the others."""
         student = Student(self._base().model())
         adapter = read_run(self.path).get("adapter")
         if adapter is not None:
@@ -262,7 +267,7 @@ class Pretrained:
         missing, unexpected = student.load_state_dict(state, strict=False)
         trained = {name for name, p in student.named_parameters() if p.requires_grad}
         assert not unexpected and not trained & set(missing), "the checkpoint is of another model than its configuration"
-        return student.lm if adapter is None else self._with_checkpointing(adapters.merged(student.lm))
+        return student.lm
 
     def _loading_errors(self):
         return _LoadingErrors(f"{self.name} could not be loaded; give a folder, a hub id or the folder of a run")

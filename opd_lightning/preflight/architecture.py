@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from opd_lightning.config import build
 from opd_lightning.generation.batches import GROUPING, batch_support
 from opd_lightning.models import Student, adapters
-from opd_lightning.preflight.checks import Finding
+from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.preflight.components import Components
 
 
@@ -23,19 +23,19 @@ def load(parts: Components, cfg: DictConfig) -> Student:
     adapter = build(cfg.adapter)
     if adapter is not None:
         adapters.add(lm, adapter)
-    student = Student(lm, cfg.logits_chunk_size, parts.renderer.words).to(device)
+    student = Student(lm, cfg.logits_chunk_size, parts.renderer.valid_ids).to(device)
     student.verify_head(f"model.path={parts.model.path}")
     for teacher in parts.teachers.values():
         teacher.setup(student, parts.renderer)
     return student
 
 
-def architecture(parts: Components, student: Student) -> Iterator[Finding]:
-    """Findings on the architecture of a student that `load` accepts."""
+def architecture(parts: Components, student: Student) -> Iterator[CheckResult]:
+    """Check results on the architecture of a student that `load` accepts."""
     kind, adapted = type(student.lm).__name__, len(adapters.layers(student.lm))
     adapter_note = f"; the adapter changes {adapted} layers" if adapted else ""
-    yield Finding("architecture", "pass", f"{kind}: backbone and output layer together are the model{adapter_note}")
-    with student.evaluating() as lm:
+    yield CheckResult("architecture", "pass", f"{kind}: backbone and output layer together are the model{adapter_note}")
+    with student.eval_mode() as lm:
         batch = batch_support(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
     if batch != "any":
-        yield Finding("architecture", "warn", f"{kind}'s completions depend on the batch; generated for {GROUPING[batch]}.")
+        yield CheckResult("architecture", "warn", f"{kind}'s completions depend on the batch; generated for {GROUPING[batch]}.")

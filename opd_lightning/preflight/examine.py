@@ -15,55 +15,59 @@ from opd_lightning.preflight.architecture import architecture, load
 from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.devices import devices
-from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.logger import check_logger
 from opd_lightning.preflight.precision import precision
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.preflight.results import CheckResult
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 
 
-def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
-    """The findings of all checks, in the order in which the errors would occur."""
-    findings: list[Finding] = []
+def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
+    """The results of all checks, in the order in which the errors would occur."""
+    results: list[CheckResult] = []
 
-    def attempt(name: str, step: Callable[[], Iterator[Finding]]) -> bool:
+    def attempt(name: str, step: Callable[[], Iterator[CheckResult]]) -> bool:
         try:
-            findings.extend(step())
+            results.extend(step())
         except (ValueError, OmegaConfBaseException, OSError) as error:
-            findings.append(Finding(name, "fail", str(error)))
+            results.append(CheckResult(name, "fail", str(error)))
             return False
         return True
 
-    def configuration() -> Iterator[Finding]:
+    def configuration() -> Iterator[CheckResult]:
         warnings = check(cfg)
-        yield from (Finding("configuration", "warn", warning) for warning in warnings)
-        yield Finding("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
+        yield from (CheckResult("configuration", "warn", warning) for warning in warnings)
+        yield CheckResult("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
 
-    def access() -> Iterator[Finding]:
+    def access() -> Iterator[CheckResult]:
         problem = unwritable(str(cfg.output_dir))
-        yield Finding("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
+        yield CheckResult("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
 
-    def trainer() -> Iterator[Finding]:
+    def trainer() -> Iterator[CheckResult]:
         build(cfg.trainer, logger=False)
         settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
-        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
+        yield CheckResult("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
 
     if not attempt("configuration", configuration):
-        return findings
+        return results
     attempt("trainer", trainer)
     attempt("devices", lambda: devices(cfg))
     attempt("write access", access)
     components: list[Components] = []
 
-    def parts() -> Iterator[Finding]:
+    def parts() -> Iterator[CheckResult]:
+        check_logger(cfg)
         components.append(assemble(cfg, None))
-        yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
+        yield CheckResult(
+            "parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there"
+        )
 
     if not attempt("parts", parts):
-        return findings
+        return results
     made = components[0]
     cfg = limited(cfg, made.task.max_new_tokens)
     attempt("models", lambda: models(made))
@@ -80,10 +84,10 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
     attempt("precision", lambda: precision(made, cfg, fast))
     students: list[Student] = []
 
-    def student() -> Iterator[Finding]:
+    def student() -> Iterator[CheckResult]:
         students.append(load(made, cfg))
         yield from architecture(made, students[0])
 
     if not fast and attempt("architecture", student):
         attempt("teacher", lambda: probe(made, students[0]))
-    return findings
+    return results
