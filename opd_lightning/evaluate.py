@@ -1,7 +1,7 @@
 """python -m opd_lightning.evaluate run=FOLDER [key=value] ...
 python -m opd_lightning.evaluate [group=option] [key=value] ...
 
-The evaluation suite of a run or of any model, without training: a table in the terminal.
+The evaluation suite of a run or of any model, without training, as a table.
 
 A run as it was configured, and on more prompts:
   python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0

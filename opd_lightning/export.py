@@ -1,15 +1,15 @@
 """python -m opd_lightning.export run=FOLDER [to=FOLDER] [adapter=true] [push=ID]
 
-A run's model as a folder: safetensors, the tokenizer with its chat template, and a
-model card. `from_pretrained`, vLLM and other tools read it without this package.
+A run's model as a folder: safetensors, the tokenizer with its chat template,
+and a model card. from_pretrained, vLLM and others read it without this package.
 
   run=FOLDER      the run
-  to=FOLDER       where to write; by default model/ in the run's folder, or adapter/
+  to=FOLDER       where to write; by default the run's model/, or adapter/
   adapter=true    the adapter alone, as PEFT saves it; by default it is merged
-  base=ID         the base that the adapter names, a folder or hub id, if the run's
-                  start model is not to be loaded from where the run found it
-  push=ID         also upload the folder to a repository of the Hugging Face hub; the
-                  token comes from HF_TOKEN or `hf auth login`
+  base=ID         the base that the adapter names, a folder or hub id, if the
+                  run's start model is not where the run found it
+  push=ID         also upload the folder to a repository of the hub; the token
+                  comes from HF_TOKEN or `hf auth login`
   private=false   make a new repository public; by default it is private
 """
 

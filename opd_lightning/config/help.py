@@ -38,6 +38,7 @@ Other commands, each with --help
   python -m opd_lightning.check      checks of a run, without training
   python -m opd_lightning.study      the table and report of a sweep
   python -m opd_lightning.evaluate   the evaluations of a model
+  python -m opd_lightning.score      a teacher's scores, written to files once
   python -m opd_lightning.export     a run's model as a Hugging Face folder
   python -m opd_lightning.dashboard  a W&B workspace of a study
 
