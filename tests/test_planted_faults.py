@@ -233,21 +233,21 @@ LOADED = {
     "B15, sdpa": (lambda f: ["method=sft", "model.path=stand-in://gpt_oss"], "pass architecture: GptOss"),
     "B16": (
         lambda f: ["method=opd", f"model.path={masked(f, [])}", f"teacher.path={masked(f, [7, 9])}"],
-        r"fail logits: teacher rules out 2 words \(logits of -inf\); .*loss/divergence=jsd",
+        r"fail logits: teacher rules out 2 tokens \(logits of -inf\); .*loss/divergence=jsd",
     ),
     "B16, remedy": (
         lambda f: ["loss/divergence=jsd", f"model.path={masked(f, [])}", f"teacher.path={masked(f, [7, 9])}"],
-        "warn logits: teacher rules out 2 words .*take such a word's probability as 0, and stay finite",
+        "warn logits: teacher rules out 2 tokens .*take such a token's probability as 0, and stay finite",
     ),
     "B16, student": (
         lambda f: ["method=opd", f"model.path={masked(f, [7])}", f"teacher.path={masked(f, [])}"],
-        "warn logits: the student rules out 1 word ",
+        "warn logits: the student rules out 1 token ",
     ),
     "B16, references": (
         lambda f: ["method=sft", f"model.path={masked(f, list(range(4, 24)))}"],
-        "fail logits: the student rules out 20 words .*references have one, .*whose loss is infinite",
+        "fail logits: the student rules out 20 tokens .*references have one, .*whose loss is infinite",
     ),
-    "B16, none": (lambda f: ["method=opd"], "pass logits: no word is ruled out"),
+    "B16, none": (lambda f: ["method=opd"], "pass logits: no token is ruled out"),
 }
 
 
@@ -284,7 +284,7 @@ def test_columns_that_no_example_has_a_part_for_are_named_with_the_reason():
         "compltion=x": "is no key; did you mean task.columns.completion",
     }.items():
         (override,) = OverridesParser.create().parse_overrides([f"task.columns.{word}"])
-        told = str(key_error(override, base, ""))
+        told = str(key_error(override, base, "", []))
         assert told.startswith(f"task.columns.{word}") and sentence in told
 
 

@@ -53,7 +53,8 @@ class Progress(L.Callback):
 
     def note(self, trainer: L.Trainer, module: Any) -> str:
         """Loss, KLs, reward and tokens per second as text."""
-        metrics = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
+        logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "rollout/"))}
+        metrics = {k.split("/")[-1]: v for k, v in logged.items()}
         rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
         names = {"loss": "loss", "forward_kl": "KL fwd", "reverse_kl": "rev", "reward": "reward"}
         shown = [f"{short} {metrics[name]:.3g}" for name, short in names.items() if name in metrics]

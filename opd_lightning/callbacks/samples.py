@@ -1,4 +1,4 @@
-"""Samples: shows completions during training on the screen, in samples.jsonl, and as a W&B table."""
+"""Samples: shows completions during training on the screen, in samples.jsonl, and as a table of the logger."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import rich
-from lightning.pytorch.loggers import WandbLogger
 from rich.markup import escape
 
 from opd_lightning.callbacks.diagnostics import text_of
@@ -59,5 +58,5 @@ class Samples(L.Callback):
             f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}", highlight=False
         )
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if hasattr(logger, "log_table"):
                 logger.log_table("samples", list(first), [list(row.values()) for row in rows], step=trainer.global_step)

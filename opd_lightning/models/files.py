@@ -232,8 +232,8 @@ def weight(files: list[Path], key: str) -> Any:
     raise KeyError(key)
 
 
-def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
-    """Check that every word of a tokenizer has a row in its model's embedding.
+def check_vocabulary(vocabulary: dict[str, int], rows: int, name: str) -> None:
+    """Check that every token of a tokenizer has a row in its model's embedding.
 
     Raises:
         FolderError: one has none.
@@ -241,6 +241,6 @@ def check_words(vocabulary: dict[str, int], rows: int, name: str) -> None:
     outside = [word for word, i in vocabulary.items() if i >= rows]
     if outside:
         raise FolderError(
-            f"{name}: its tokenizer has {len(vocabulary)} words and the model has {rows}, {outside[0]!r} has no row; "
-            "give the tokenizer of the model's own version, or a model for all of its words."
+            f"{name}: its tokenizer has {len(vocabulary)} tokens and the model has {rows}, {outside[0]!r} has no row; "
+            "give the tokenizer of the model's own version, or a model for all of its tokens."
         )

@@ -164,7 +164,7 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
     other_parts = {key for key in info["unexpected_keys"] if OTHER_PARTS.match(key)}
     if other_parts:
         warnings.append(f"{name}: {first_names(other_parts)}: no part of {type(model).__name__}, left out.")
-    if problems := faults(info, info["unexpected_keys"] - other_parts):
+    if problems := loading_problems(info, info["unexpected_keys"] - other_parts):
         raise FolderError(
             f"{name} does not hold the {type(model).__name__} that its config.json describes: {'; '.join(problems)}; "
             f"{remedy(info)}"
@@ -172,7 +172,7 @@ def checked(read: Reader, name: str) -> tuple[PreTrainedModel, list[str]]:
     return model, warnings
 
 
-def faults(info: dict[str, Any], unexpected: set[str]) -> list[str]:
+def loading_problems(info: dict[str, Any], unexpected: set[str]) -> list[str]:
     """The weights that are missing, of another shape, or unexpected, as phrases."""
     phrases = []
     if info["missing_keys"]:

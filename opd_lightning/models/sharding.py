@@ -36,7 +36,7 @@ def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Object
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """A context with unsharded weights, in which no device waits for another."""
     parts = [m for m in module.modules() if isinstance(m, FSDPModule)]
     for part in parts:

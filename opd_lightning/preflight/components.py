@@ -21,7 +21,7 @@ from opd_lightning.preflight.options import check_adapter, check_optimizer
 from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
 from opd_lightning.preflight.rendering import as_played, check_rows
 from opd_lightning.runs.status import started
-from opd_lightning.teachers.base import all_parts
+from opd_lightning.teachers.base import all_parts, linked
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
 
@@ -145,4 +145,4 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
     """The teachers of these names; others are not built."""
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
-    return {name: build(cfg[name], context=contexts[name]) for name in sorted(names)}
+    return linked({name: build(cfg[name], context=contexts[name]) for name in sorted(names)})

@@ -72,7 +72,7 @@ def check_contexts(parts: Any) -> None:
                 f"rollout.num_generations=1 leaves a completion without siblings for the {name} to read; choose "
                 "rollout=student_group, or context=feedback."
             )
-        if part.context.reads_attempts and not parts.task.verifies:
+        if part.context.needs_rollouts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
                 "(e.g. task/verifier=numeric) or choose context=demonstration."
@@ -92,8 +92,8 @@ def check_objective(parts: Any) -> None:
         ValueError: a part does not.
     """
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1)
-    logits = torch.zeros(1, parts.model.words())
-    k = torch.arange(min(parts.model.words(), 1024))[None]
+    logits = torch.zeros(1, parts.model.vocab_size())
+    k = torch.arange(min(parts.model.vocab_size(), 1024))[None]
     kinds = {
         "full": FullLogits(logits),
         "topk": TopKLogProbs(k, torch.full(k.shape, -10.0), -one),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from opd_lightning.contracts import Environment, Renderer, Task
-from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Messages
 
@@ -141,8 +141,8 @@ def omission(renderer: Renderer, chat: Messages, text: str, system_checked: bool
     return None
 
 
-def left_rows(parts: Any) -> Iterator[Finding]:
-    """Findings on the task's rows: malformed ones that are left out, and unread columns.
+def left_rows(parts: Any) -> Iterator[CheckResult]:
+    """Check results on the task's rows: malformed ones that are left out, and unread columns.
 
     Args:
         parts: the run's `Components`.
@@ -150,6 +150,6 @@ def left_rows(parts: Any) -> Iterator[Finding]:
     notes = getattr(parts.task, "notes", {})
     if n := notes.get("skipped_rows"):
         first = notes["skipped_list"][0]
-        yield Finding("data", "warn", f"{n} malformed rows are left out, the first: {first}; status.json lists them.")
+        yield CheckResult("data", "warn", f"{n} malformed rows are left out, the first: {first}; status.json lists them.")
     for sentence in notes.get("warnings", []):
-        yield Finding("data", "warn", sentence)
+        yield CheckResult("data", "warn", sentence)
