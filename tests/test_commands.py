@@ -154,7 +154,9 @@ def test_a_report_is_written_from_the_runs_alone(command, tmp_path):
 
 
 def test_a_run_can_start_from_another_and_says_so(command, tmp_path, tiny):
-    first = f"start_from={json.dumps(['method=sft', 'data.batch_size=4', *SMALL, 'trainer.max_steps=1', f'model.path={tiny}'])}"
+    first = (
+        f"init_from_run={json.dumps(['method=sft', 'data.batch_size=4', *SMALL, 'trainer.max_steps=1', f'model.path={tiny}'])}"
+    )
     code, output, _ = command(*SMALL, "method=opd", first)
     assert code == 0, output
     folder = next((tmp_path / "out").glob("default/opd-*/seed-0"))

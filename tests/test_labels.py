@@ -99,7 +99,7 @@ def test_a_sweep_names_the_keys_that_it_varies():
 def test_wandb_runs_have_names_groups_and_tags(small, tmp_path, monkeypatch):
     """A configuration that no command line describes has its method's name."""
     taken = {}
-    monkeypatch.setattr("opd_lightning.training.run.build", lambda node, **more: taken.update(node, **more) or Silent())
+    monkeypatch.setattr("opd_lightning.training.loggers.build", lambda node, **more: taken.update(node, **more) or Silent())
     cfg = small("method=sdft", "logger=wandb", "seed=3", "study.name=mine")
     loggers(cfg, tmp_path)
     assert (taken["name"], taken["group"], taken["job_type"], taken["tags"]) == (

@@ -63,4 +63,6 @@ def first_stage(cfg: DictConfig) -> DictConfig:
     )
     shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]
     shared += [f"trainer.strategy={json.dumps(plain(cfg)['trainer']['strategy'])}", f"study.name={cfg.study.name}.stages"]
-    return compose([*cfg.start_from, *shared, *(["logger=none"] if cfg.logger is None else [])])
+    stage = compose([*cfg.init_from_run, *shared, "logger=none"])
+    stage.logger = None if cfg.logger is None else OmegaConf.to_container(cfg.logger)
+    return stage

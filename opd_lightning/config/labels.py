@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 AXES = "OPD_LIGHTNING_AXES"
 """The environment variable that tells the cells of a sweep which keys it sweeps, in whatever process they run."""
@@ -121,7 +121,7 @@ def command_settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         if override.is_delete() or place.split(".")[0].split("/")[0] in (NAMED if axes else (*NAMED, *RUN_ONLY)):
             continue
         last = place.replace("/", ".").rpartition(".")[2]
-        text = short_values([redacted({last: plain_value(override.value())})[last]])[0]  # before a path is cut
+        text = short_values([redact_secrets({last: plain_value(override.value())})[last]])[0]  # before a path is cut
         if (axes is None or place in axes.split(",")) and text not in str(cfg.name):
             yield place, text
 

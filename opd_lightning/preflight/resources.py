@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import matrices
-from opd_lightning.preflight.checks import Finding, lengths
+from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -50,41 +50,45 @@ def device(cfg: DictConfig) -> tuple[str, int]:
     return "machine", int(psutil.virtual_memory().total)
 
 
-def estimated(name: str, estimate: Callable[[Components, DictConfig], Iterator[Finding]]) -> Callable[..., Iterator[Finding]]:
+def estimated(
+    name: str, estimate: Callable[[Components, DictConfig], Iterator[CheckResult]]
+) -> Callable[..., Iterator[CheckResult]]:
     """An estimate that yields a warning, not an error, where a model's configuration lacks what it needs."""
 
     @wraps(estimate)
-    def guarded(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
+    def guarded(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
         try:
             yield from list(estimate(parts, cfg))
         except (ValueError, OSError):  # these name a field
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            yield Finding(name, "warn", f"not estimated for {parts.model.path} ({reason})")
+            yield CheckResult(name, "warn", f"not estimated for {parts.model.path} ({reason})")
 
     return guarded
 
 
-def memory(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on the estimated memory of one device; see `memory_of`."""
+def memory(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the estimated memory of one device; see `memory_of`."""
     return estimated("memory", memory_of)(parts, cfg)
 
 
-def disk(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on the disk space for checkpoints; see `disk_of`."""
+def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the disk space for checkpoints; see `disk_of`."""
     return estimated("disk", disk_of)(parts, cfg)
 
 
-def memory_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on the estimated memory of parameters, optimizer, teachers, activations and rollout cache on one device."""
+def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the estimated memory of parameters, optimizer, teachers, activations and rollout cache on one device."""
     weights, config = student(parts, cfg)
     width = torch.finfo(parts.model.dtype).bits // 8
     sizes = own_bytes(parts, cfg, weights)
     name, capacity = device(cfg)
     if (minimum := sum(sizes.values())) > capacity:
         text = f"weights, gradients and AdamW alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
-        yield Finding("memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices.")
+        yield CheckResult(
+            "memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices."
+        )
         return
     sizes = resident_bytes(parts, cfg, weights)
     sizes |= transient_bytes(parts, cfg, config, width)
@@ -96,7 +100,9 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
         if state == "pass"
         else "; lower max_tokens_per_microbatch or data.batch_size, or try model.checkpointing=true, adapter=lora"
     )
-    yield Finding("memory", state, f"about {total / GIB:.2g} GiB ({breakdown}) of the {name}'s {capacity / GIB:.3g}{remedy}")
+    yield CheckResult(
+        "memory", state, f"about {total / GIB:.2g} GiB ({breakdown}) of the {name}'s {capacity / GIB:.3g}{remedy}"
+    )
 
 
 def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
@@ -111,7 +117,7 @@ def resident_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> d
     sizes = own_bytes(parts, cfg, weights)
     for name, part in all_parts(parts.teachers):
         source = part.source
-        source_bytes = 0 if source is None else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
+        source_bytes = 0 if source is None or part.shares_weights else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
         sizes[name] = source_bytes + part.footprint(weights)
     return sizes
 
@@ -176,8 +182,8 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
     return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name}'s memory are free"
 
 
-def disk_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on disk space for two checkpoints: a new one is written before the last is removed."""
+def disk_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on disk space for two checkpoints: a new one is written before the last is removed."""
     weights, _ = student(parts, cfg)
     width = torch.finfo(parts.model.dtype).bits // 8
     need = 2 * weights.trained * 3 * width  # AdamW keeps two more values of a weight's own type
@@ -187,4 +193,4 @@ def disk_of(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     text = f"two checkpoints take about {need / GIB:.2g} GiB of {free / GIB:.3g} free at {folder}"
     state = "pass" if need < free else "warn"
-    yield Finding("disk", state, text if state == "pass" else f"{text}; make room, or choose another output_dir.")
+    yield CheckResult("disk", state, text if state == "pass" else f"{text}; make room, or choose another output_dir.")

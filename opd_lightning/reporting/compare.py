@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Is the difference significant?"""
+        """Whether the difference is significant."""
         return self.verdict in ("higher", "lower")
 
 
@@ -110,7 +110,7 @@ def compare(runs: list[Run], against: str | None = None) -> Compared:
 
 
 def unmatched(cell: list[Run], base: list[Run]) -> str | None:
-    """Why a cell cannot be compared with another, or None."""
+    """The reason why a cell cannot be compared with another, or None."""
     censored = sum(run.censored for run in cell)
     if censored:
         return f"{censored} of {len(cell)} runs did not reach the target"
@@ -143,7 +143,7 @@ def percent(comparison: Comparison, runs: list[Run]) -> float:
 
 
 def paired(cell: list[Run], base: list[Run]) -> bool:
-    """Is there a seed in both?"""
+    """Whether two cells have a seed in common."""
     return bool({run.seed for run in cell} & {run.seed for run in base})
 
 

@@ -16,7 +16,7 @@ class Headline:
         name: in evaluation.json.
         label: as shown in reports.
         won: start of the sentence about the best method; its name follows.
-        least: is lower better, as for a distance?
+        least: whether lower is better, as for a KL.
     """
 
     name: str
@@ -94,7 +94,7 @@ def lines(runs: list[Run]) -> list[Line]:
 
 
 def one_seed(runs: list[Run]) -> bool:
-    """Has every method a single run?"""
+    """Whether every method has a single run."""
     return all(len(cell) == 1 for cell in labels(runs).values())
 
 

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def censored(self) -> bool:
-        """Was there a target accuracy that this run never reached?"""
+        """Whether the run had a target accuracy and did not reach it."""
         return self.config["budget"]["accuracy"] is not None and self.status["ended_by"] != "budget.accuracy"
 
     @property

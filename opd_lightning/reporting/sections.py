@@ -34,7 +34,7 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Is there nothing in it?"""
+        """Whether the section has no content."""
         return not (self.rows or self.texts or self.files)
 
 
