@@ -18,7 +18,7 @@ from opd_lightning.generation.transformers import TransformersGenerator, eos_ids
 from opd_lightning.models.weights import full_weights
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are passed without a copy between processes
@@ -60,7 +60,7 @@ class VLLMGenerator:
         self.tokenizer, self.renderer, self.options, self.sleep = tokenizer, renderer, dict(options or {}), sleep
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.allowed = sorted(set(tokenizer.get_vocab().values()))
-        self.probe, self.max_mismatch = Probe(Words.of(tokenizer.get_vocab())), max_mismatch
+        self.probe, self.max_mismatch = Probe(ValidIds.of(tokenizer.get_vocab())), max_mismatch
         self.student: Any = None
         self.version: int | None = None
         self.llm: Any = None

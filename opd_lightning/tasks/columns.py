@@ -17,6 +17,10 @@ UNUSED = {
     "functions": "put the functions into the system prompt (task.prepare)",
     "system": "map it (task.columns.system=system)",
     "images": "models here read text alone",
+    "weight": "examples count alike: leave out those of weight 0 (task.prepare)",
+    "completion_mask": "all of a reply is trained",
+    "assistant_masks": "all of a reply is trained",
+    "loss_mask": "all of a reply is trained",
 }
 """Columns of chats that are not read unless `columns` names them, and the remedies."""
 

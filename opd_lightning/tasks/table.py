@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from opd_lightning.config.names import nearest
-from opd_lightning.tasks.chats import chat, reply
+from opd_lightning.tasks.chats import chat, marked, reply
 from opd_lightning.tasks.columns import UNUSED, cells, check_parts, part_of, prompt_column, unread
 from opd_lightning.tasks.first import FirstExamples
 from opd_lightning.tasks.rows import Row, check_utf8, iter_rows, text
@@ -56,6 +56,9 @@ class TableTask:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
     """
 
+    marked = 0
+    """Rows with turns before the last reply that are marked for training."""
+
     def __init__(
         self,
         path: str,
@@ -101,11 +104,17 @@ class TableTask:
         self.unused: Counter[str] = Counter()
         self.splits = self._split(path, name, split, heldout, n_train, n_eval, max_rows)
         self._count_bad()
-        if self.unused:
-            self.notes["warnings"] = [
-                f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
-                for column, n in self.unused.items()
-            ]
+        warnings = [
+            f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
+            for column, n in self.unused.items()
+        ]
+        if self.marked:
+            warnings.append(
+                f"{self.marked} rows mark turns before the last reply for training (weight, train); only the last is "
+                "trained: give each its own row (task.prepare) where all are meant."
+            )
+        if warnings:
+            self.notes["warnings"] = warnings
 
     def _count_bad(self) -> None:
         if self.bad:
@@ -232,6 +241,7 @@ class TableTask:
             for part, column in columns.items()
         }
         messages, chat_reply = chat(parts["prompt"], place)
+        self.marked += marked(messages)
         row_system = text(parts.get("system"), "system", place)
         if messages[0]["role"] != "system" and (system := row_system or self.system):
             messages = [{"role": "system", "content": system}, *messages]

@@ -13,6 +13,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.trainer_arguments import refusal
 from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.token_budget import chosen
 from opd_lightning.reporting.results import Results
 from opd_lightning.training.arguments import Arguments, Models
 from opd_lightning.training.lightning_parts import TrainerData, TrainerModule
@@ -70,6 +71,8 @@ class Distillation:
         parts: Components = assemble(self.cfg, None)
         self.cfg = limited(self.cfg, parts.task.max_new_tokens)
         warn_of_near_duplicates(checked(parts, self.cfg))
+        if self.cfg.max_tokens_per_microbatch == "auto":
+            self.cfg.max_tokens_per_microbatch = chosen(parts, self.cfg)
         self._parts = parts
         self._evaluation = self._new_evaluation()
         hooks = {"prepare": self._prepare, "more_callbacks": self._more_callbacks, "suite": parts.suite}

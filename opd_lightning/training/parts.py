@@ -12,11 +12,11 @@ from opd_lightning.models.stand_in import NOT_VERIFIED
 from opd_lightning.module import DistillationModule
 from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import Components
-from opd_lightning.preflight.findings import raise_on_failures
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.results import raise_on_failures
 from opd_lightning.preflight.weights import weights
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def module_arguments(parts: Components, cfg: DictConfig) -> dict[str, Any]:
         "teachers": parts.teachers,
         "optim": build(cfg.optim),
         "seed": cfg.seed,
-        "verify": parts.task.verify,
+        "verify": parts.task.verify if parts.task.verifies else None,
         "max_tokens_per_microbatch": cfg.max_tokens_per_microbatch,
         "logits_chunk_size": cfg.logits_chunk_size,
         "adapter": build(cfg.adapter),

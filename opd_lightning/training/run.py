@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
@@ -23,17 +23,23 @@ from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.labels import run_label
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
 from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.devices import devices
+from opd_lightning.preflight.logger import check_logger
+from opd_lightning.preflight.results import raise_on_failures
+from opd_lightning.preflight.token_budget import with_token_budget
 from opd_lightning.reporting.results import Results
 from opd_lightning.runs.identity import run_folder
-from opd_lightning.runs.metrics_file import MetricsFile
-from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, say, steps_of, write_status
+from opd_lightning.training.loggers import close_loggers, loggers
 from opd_lightning.training.parts import checked, data_of, module_of, warn_of_near_duplicates
+from opd_lightning.training.result import Result, result_names
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 from opd_lightning.utils.seeds import derive_seed
 
 log = logging.getLogger(__name__)
@@ -51,6 +57,8 @@ def run(cfg: DictConfig) -> Path:
     """
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
+    check_logger(cfg)
+    result_names(cfg)
     folder = run_folder(cfg)
     if is_finished(folder, horizon(cfg, folder)):
         more = 0 < horizon(cfg, folder) < steps_of(folder)
@@ -72,7 +80,7 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
     if not (folder / "config.yaml").is_file():
         return
     recorded: Any = plain(OmegaConf.load(folder / "config.yaml"))  # type: ignore[arg-type]
-    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redacted(plain(cfg))))
+    before, now = (dict(leaves(tree["evaluation"])) for tree in (recorded, redact_secrets(plain(cfg))))
     if other := [key for key in {**before, **now} if before.get(key) != now.get(key) and not follows_data(key, now)]:
         first, more = other[0], f", and {len(other) - 1} more" if len(other) > 1 else ""
         yield (
@@ -83,23 +91,24 @@ def other_evaluation(cfg: DictConfig, folder: Path) -> Iterator[str]:
 
 
 def follows_data(key: str, now: Mapping[str, Any]) -> bool:
-    """Is a number that was made of the data recorded for it?"""
+    """Whether a recorded evaluation key is null in the configuration, and follows the data."""
     return key.endswith("max_new_tokens") and now.get(key, 0) is None
 
 
 def make(cfg: DictConfig, folder: Path) -> Path:
     """Train, and write to status.json how it ended; see `run`."""
     try:
-        if cfg.start_from is not None:
+        if cfg.init_from_run is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
+        say("reading the data, and rendering its prompts ...")
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
     except Exception as error:
-        message = errors.sentence(error)
+        message = errors.explain(error)
         with suppress(OSError):  # the disk may be what failed
-            write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
+            write_status(folder, "failed", label=run_label(cfg), reason=message or f"{type(error).__name__}: {error}")
         if message is not None and not isinstance(error, ValueError):
             raise ValueError(message) from error
         raise
@@ -109,11 +118,23 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     if interrupted(trainer) and trainer.global_step != trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", stop_signal)
-    write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
+    ended_by = budget or stopper(trainer) or "trainer.max_steps"
+    write_status(folder, "finished", step=trainer.global_step, ended_by=ended_by)
+    if ended_by != "trainer.max_steps":
+        log.info(f"ended at update {trainer.global_step} by {ended_by}")
     show(folder)
     if stop_signal is not None:  # it came during the last evaluation: a sweep ends here
         raise Stopped(f"stopped, after finishing {folder}", stop_signal)
     return folder
+
+
+def stopper(trainer: L.Trainer) -> str | None:
+    """What ended training before its last update, such as "callbacks.EarlyStopping"; None if nothing did."""
+    if not trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return None
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    name = next((name for c in callbacks if (name := getattr(c, "stopped_by", None))), None)
+    return f"callbacks.{name}" if name else "callbacks"
 
 
 class Stopped(KeyboardInterrupt):
@@ -129,8 +150,12 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     parts = assemble(cfg, folder)
     cfg = limited(cfg, parts.task.max_new_tokens)
-    write_status(folder, "running", start_model=parts.model.lineage(), started=str(parts.renderer.template.today))
+    about = {"label": run_label(cfg), "start_model": parts.model.lineage(), "started": str(parts.renderer.template.today)}
+    write_status(folder, "running", **about)
+    for warning in raise_on_failures(devices(cfg)):
+        log.warning(f"warning: {warning}")
     notes = checked(parts, cfg)
+    cfg = with_token_budget(parts, cfg, folder)
     cfg = parts.bounded(cfg)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
@@ -151,14 +176,21 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         cfg.evaluation.get("answers"), task=parts.task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder
     )
     fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
-    chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    nodes = [node for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    chosen = [build(node, dirpath=str(folder / "best")) for node in nodes]
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    # Lightning refuses its own ModelCheckpoint without this, and adds one with this.
+    settings = {**cfg.trainer, "enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}
     trainer: L.Trainer = build(
-        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*fixed, *chosen], default_root_dir=str(folder)
+        OmegaConf.create({"trainer": settings}).trainer,  # for the place in errors
+        logger=loggers(cfg, folder),
+        callbacks=[*fixed, Result(result_names(cfg)), *chosen],
+        default_root_dir=str(folder),
     )
     if not is_worker():
-        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redacted(plain(cfg)))))
-    log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+        replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
+    log.info(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    say("loading the weights" + ("; an evaluation comes before the first update ..." if parts.suite else " ..."))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -170,38 +202,8 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
         raise KeyboardInterrupt from stop
     finally:
         parts.generator.close()
-        try:
-            for logger in trainer.loggers:
-                logger.finalize("finished")
-        finally:
-            finish_wandb()
+        close_loggers(trainer)
     return trainer
-
-
-def loggers(cfg: DictConfig, folder: Path) -> list:
-    """The metrics.csv logger, and the chosen one."""
-    files: list = [MetricsFile(folder / "metrics.csv")]
-    if not (folder / "checkpoints" / "last.ckpt").exists():
-        files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
-    if cfg.logger is None:
-        return files
-    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(redacted(plain(cfg)))
-    return [*files, chosen]
-
-
-def finish_wandb() -> None:
-    """Close the W&B run, so that the next cell of a sweep opens its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    try:
-        wandb.finish()
-    except OSError:
-        with suppress(Exception):  # its service is gone; this avoids a second error at exit
-            wandb.teardown()
-        raise
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
@@ -212,7 +214,7 @@ def run_first_stage(cfg: DictConfig) -> Path:
     """
     stage = first_stage(cfg)
     if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
-        command = " ".join([*cfg.start_from, f"seed={stage.seed}", f"study.name={stage.study.name}"])
+        command = " ".join([*cfg.init_from_run, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
             f"python -m opd_lightning {command}"
@@ -230,7 +232,8 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 def show(folder: Path) -> None:
     """The run's evaluation before and after, as a table; without the validation split and single skills."""
     record = json.loads((folder / "evaluation.json").read_text())
-    Console().print(Results(folder.parent.name, record["history"], record["intervals"]))
+    title = read_status(folder).get("label", folder.parent.name)
+    Console().print(Results(title, record["history"], record["intervals"]))
 
 
 def quiet() -> None:
