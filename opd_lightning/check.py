@@ -1,12 +1,17 @@
-"""python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
+"""python -m opd_lightning.check [--fast] [group=option] [key=value] ...
 
-A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of student and teacher), --config-dir FOLDER (options of your own).
+Checks of a run before GPU time is spent: configuration, data, verifier, memory,
+disk and teacher. A table of pass, warn and fail; the exit code is 1 if anything
+fails. Nothing is trained and no run folder is made.
+
+  python -m opd_lightning.check method=sdft model.path=<folder or hub id>
+
+Options
+  --fast              no weights are loaded: no probe of student and teacher
+  --config-dir DIR    options of your own, as of python -m opd_lightning
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -15,114 +20,64 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.config import build
-from opd_lightning.config.compatibility import check
-from opd_lightning.config.limits import limited
-from opd_lightning.config.overrides import configured, unwritable
-from opd_lightning.models import Student
-from opd_lightning.preflight.architecture import architecture, load
-from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
-from opd_lightning.preflight.components import Components, assemble
-from opd_lightning.preflight.findings import Finding
-from opd_lightning.preflight.precision import precision
-from opd_lightning.preflight.references import references
-from opd_lightning.preflight.rendering import left_rows
-from opd_lightning.preflight.replies import replies
-from opd_lightning.preflight.resources import disk, memory
-from opd_lightning.preflight.weights import weights
-from opd_lightning.runs.identity import run_folder
-from opd_lightning.training.run import quiet
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.config.overrides import configured
+from opd_lightning.config.values import check_made, check_values
+from opd_lightning.preflight.results import CheckResult
+from opd_lightning.utils.secrets import redact_secrets
 
 
-def examine(cfg: DictConfig, fast: bool = False) -> list[Finding]:
-    """The findings of all checks, in the order in which the errors would occur."""
-    findings: list[Finding] = []
+def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
+    """The results of all checks, in the order in which the errors would occur."""
+    from opd_lightning.preflight.examine import examine as checks  # takes seconds
 
-    def attempt(name: str, step: Callable[[], Iterator[Finding]]) -> bool:
-        try:
-            findings.extend(step())
-        except (ValueError, OmegaConfBaseException, OSError) as error:
-            findings.append(Finding(name, "fail", str(error)))
-            return False
-        return True
-
-    def configuration() -> Iterator[Finding]:
-        warnings = check(cfg)
-        yield from (Finding("configuration", "warn", warning) for warning in warnings)
-        yield Finding("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
-
-    def access() -> Iterator[Finding]:
-        problem = unwritable(str(cfg.output_dir))
-        yield Finding("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
-
-    def trainer() -> Iterator[Finding]:
-        build(cfg.trainer, logger=False)
-        settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
-        yield Finding("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
-
-    if not attempt("configuration", configuration):
-        return findings
-    attempt("trainer", trainer)
-    attempt("write access", access)
-    components: list[Components] = []
-
-    def parts() -> Iterator[Finding]:
-        components.append(assemble(cfg, None))
-        yield Finding("parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there")
-
-    if not attempt("parts", parts):
-        return findings
-    made = components[0]
-    cfg = limited(cfg, made.task.max_new_tokens)
-    attempt("models", lambda: models(made))
-    attempt("weights", lambda: weights(made))
-    attempt("data", lambda: data(made, cfg))
-    attempt("data", lambda: left_rows(made))
-    attempt("replies", lambda: replies(made))
-    attempt("references", lambda: references(made))
-    attempt("updates", lambda: updates(made, cfg))
-    attempt("verifier", lambda: verifier(made))
-    attempt("prompts", lambda: prompts(made))
-    attempt("memory", lambda: memory(made, cfg))
-    attempt("disk", lambda: disk(made, cfg))
-    attempt("precision", lambda: precision(made, cfg, fast))
-    students: list[Student] = []
-
-    def student() -> Iterator[Finding]:
-        students.append(load(made, cfg))
-        yield from architecture(made, students[0])
-
-    if not fast and attempt("architecture", student):
-        attempt("teacher", lambda: probe(made, students[0]))
-    return findings
+    return checks(cfg, fast)
 
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def show(findings: list[Finding]) -> None:
+def show(results: list[CheckResult]) -> None:
     """Print the table."""
-    table = Table("", "what", "finding", title_justify="left")
-    for finding in findings:
-        colour = COLOURS[finding.state]
-        table.add_row(f"[{colour}]{finding.state}[/]", finding.name, escape(redacted(finding.text)))
+    table = Table("", "what", "result", title_justify="left")
+    for result in results:
+        colour = COLOURS[result.state]
+        table.add_row(f"[{colour}]{result.state}[/]", result.name, escape(redact_secrets(result.text)))
     Console().print(table)
 
 
 def main() -> None:
+    """The command of checks; exits with 1 if one fails."""
     arguments = sys.argv[1:]
     fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
     if any(a in ("-h", "--help") for a in arguments):
         print(__doc__)
         return
-    quiet()
     try:
-        findings = examine(configured(arguments), fast)
+        cfg = configured(arguments)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {redacted(str(error))}")
-    show(findings)
-    sys.exit(any(finding.state == "fail" for finding in findings))
+        sys.exit(f"error: {redact_secrets(str(error))}")
+    results = refusal(cfg) or examined(cfg, fast)
+    show(results)
+    sys.exit(any(result.state == "fail" for result in results))
+
+
+def refusal(cfg: DictConfig) -> list[CheckResult]:
+    """The result on a wrong value that is known without importing torch; empty without one."""
+    try:
+        check_values(cfg)
+        check_made(cfg)
+    except (ValueError, OmegaConfBaseException) as error:
+        return [CheckResult("configuration", "fail", str(error))]
+    return []
+
+
+def examined(cfg: DictConfig, fast: bool) -> list[CheckResult]:
+    """The results of all checks, after saying that they begin."""
+    print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
+    from opd_lightning.training.run import quiet  # takes seconds
+
+    quiet()
+    return examine(cfg, fast)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 Provides = Literal["full", "topk", "sampled"]
 """Kinds of targets: the full vocabulary, the k most probable tokens, or the written token's log-probability."""
@@ -17,7 +17,7 @@ class Task(Protocol):
     """A task. Splits are "train", "validation" and "test", disjoint by construction.
 
     Attributes:
-        verifies: has it a verifier? False refuses objectives that read rewards.
+        verifies: whether it has a verifier; False refuses objectives that read rewards.
         max_new_tokens: how long a useful answer can be; the default of rollouts and evaluations.
         batch_size: prompts per rollout; the default of data.batch_size.
         contexts: how each option of `conf/context` is worded for it; read by the configuration only.
@@ -94,8 +94,8 @@ class Renderer(Protocol):
     def end_ids(self) -> Sequence[int]: ...
 
     @property
-    def words(self) -> Words | None:
-        """The ids that are words of the tokenizer; None takes every row of the model's output layer for one."""
+    def valid_ids(self) -> ValidIds | None:
+        """The ids that are tokens of the tokenizer; None takes every row of the model's output layer for one."""
         ...
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
@@ -119,9 +119,9 @@ class RolloutPolicy(Protocol):
     """A source of completions; see `opd_lightning.rollout`.
 
     Attributes:
-        on_policy: are all completions samples of the student itself?
-        student_writes: are any of them?
-        reads_references: does it need a reference completion for each example?
+        on_policy: whether all completions are samples of the student itself.
+        student_writes: whether any of them are.
+        reads_references: whether it needs a reference completion for each example.
         teachers: names of the teachers that write, such as "teacher".
         sampling: how completions are drawn, and how many of each prompt.
         num_iterations: optimizer steps taken on one rollout.
@@ -143,23 +143,23 @@ class Target(Protocol):
     """A teacher's outputs on n tokens; see `opd_lightning.losses.targets`.
 
     Attributes:
-        valid [n]: has the token a target? None where all have.
+        valid [n]: whether the token has a target; None where all have.
         shared: the ids that the target covers where the student has more; None where it covers all of the student's.
     """
 
     valid: Tensor | None
-    shared: Words | None
+    shared: ValidIds | None
 
     def take(self, index: Tensor | slice) -> Self:
         """The rows at an index."""
         ...
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> Self:
-        """On the first ids of the vocabulary alone, which both models have, in a dtype."""
+        """The target on the first ids of the vocabulary, which both models have, in a dtype."""
         ...
 
     def log_probs(self, temperature: float) -> Any:
-        """As log-probabilities, of logits divided by the temperature."""
+        """The target as log-probabilities, of logits divided by the temperature."""
         ...
 
 
@@ -168,7 +168,7 @@ class TeacherScores(Protocol):
 
     Attributes:
         vocabulary: V. A teacher that lacks ids below V names them in a tuple `absent`.
-        valid [N]: has the token a target? None where all have.
+        valid [N]: whether the token has a target; None where all have.
         cost: of reading, without logits.
         metrics: numbers [B] per sample to log, by name.
     """

@@ -81,14 +81,14 @@ class DistillationModule(L.LightningModule):
             if self.adapter is not None:
                 with seeded(derive_seed(self.seed, "adapter"), lm.device):
                     adapters.add(lm, self.adapter)
-            self.student = Student(lm, self.chunk, self.renderer.words).to(self.trainer.strategy.root_device).train()
+            self.student = Student(lm, self.chunk, self.renderer.valid_ids).to(self.trainer.strategy.root_device).train()
             self.student.verify_head(f"model.path={self.model.path}")
             self.sizes = Sizes.of(lm)
             self.generator.update_weights(self.student, 0)
             for teacher in self.teachers.values():
                 teacher.setup(self.student, self.renderer)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                shard(self.student, self.device_mesh["data_parallel"], self.objective)
+                shard(self.student, self.trainer.strategy, self.objective)
 
     def configure_optimizers(self):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
@@ -103,7 +103,7 @@ class DistillationModule(L.LightningModule):
         with self.ledger.timing("rollout"):
             seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
             # Ranks may generate unequally often, so sharded weights are gathered once, around all of it.
-            with self.student.evaluating() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
+            with self.student.eval_mode() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
                 rollout = self.rollout(prompts, seed, self.generator, self.teachers)
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
         with self.ledger.timing("score"):
@@ -181,7 +181,7 @@ class DistillationModule(L.LightningModule):
         """The batch with each token's log-probability before the first update on it."""
         old = batch.tokens.weight.new_zeros(batch.tokens.ids.shape)
         counts = [sample.trainable for sample in batch.samples]
-        with self.student.evaluating():  # without dropout: the ratio compares policies
+        with self.student.eval_mode():  # without dropout: the ratio compares policies
             for rows, _ in self.plan(batch):
                 sequences, tokens, _ = batch.micro(rows, self.renderer.tokenizer.pad_token_id)
                 _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)

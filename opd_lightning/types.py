@@ -42,8 +42,8 @@ class Verdict:
     """The verdict of a verifier or an environment on one completion; each score lies in [0, 1].
 
     Attributes:
-        content: is the answer right, however it is written? This is the reward.
-        format: does it have the task's format? Scored separately, never rewarded; None if the task has no format.
+        content: the score of the answer, however it is written; this is the reward.
+        format: the score of the form that the task wants, never rewarded; None if the task has no format.
         feedback: the environment's feedback, such as a failed test; None without any.
     """
 

@@ -72,6 +72,18 @@ def test_an_old_key_of_the_command_line_is_the_new_one(old, caplog):
     assert caplog.text.count("the old name is read for one release") == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("loss.support.rest=renormalise", "loss.vocab_support.tail_bucket=false"),
+        ("loss.vocab_support.rest=tail,renormalise", "loss.vocab_support.tail_bucket=true,false"),
+        ("rollout.truncated=keep,mask", "rollout.mask_truncated_completions=false,true"),
+    ],
+)
+def test_old_values_of_the_command_line_are_the_new_ones(old, new):
+    assert renamed(old) == new
+
+
 def test_old_command_lines_of_the_readme_compose():
     assert compose(["method=opd", "loss/support=topk", "micro_tokens=100", "chunk=64"]).model.path
 
@@ -84,13 +96,14 @@ def test_old_names_in_a_users_own_file_are_read(tmp_path, caplog):
         "defaults: [{override /method: gkd}, {override /evaluation: sampled}, _self_]\n"
         "micro_tokens: 100\n"
         "rollout: {temperature: 0.8, truncated: mask, samples_per_prompt: 2, other: {samples_per_prompt: 2}}\n"
-        "loss: {support: {k: 5}, aggregate: {tokens: '${rollout.max_new_tokens}'}}\n"
+        "loss: {support: {k: 5, rest: renormalise}, aggregate: {tokens: '${rollout.max_new_tokens}'}}\n"
         "evaluation: {suite: {sampled: {samples: 9, template_options: {enable_thinking: true}}}}\n"
     )
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         cfg = compose(["experiment=mine", "rollout.top_p=0.5"], [tmp_path])
     assert cfg.max_tokens_per_microbatch == 100 and cfg.loss.vocab_support.k == 5
+    assert cfg.loss.vocab_support.get("tail_bucket") is False
     assert cfg.rollout.sampling == {
         "_target_": "opd_lightning.types.SamplingParams",
         "max_new_tokens": cfg.task.max_new_tokens,
@@ -103,3 +116,13 @@ def test_old_names_in_a_users_own_file_are_read(tmp_path, caplog):
     sampled = cfg.evaluation.suite.sampled
     assert sampled.sampling.n == 9 and sampled.renderer.template_options.enable_thinking
     assert caplog.text.count("the old name is read for one release") >= 5
+
+
+def test_the_old_name_of_the_first_stage_is_read_with_one_warning(tmp_path, caplog):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nstart_from: [method=sft]\n")
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        own, spelled = compose(["experiment=mine"], [tmp_path]), compose(["start_from=[method=sft]"])
+    assert own.init_from_run == spelled.init_from_run == ["method=sft"] and "start_from" not in own
+    assert caplog.text.count("start_from is now init_from_run") == 1

@@ -202,7 +202,7 @@ def test_an_attention_that_cannot_be_had_is_named(tiny, asked):
 
 def test_a_model_of_images_is_refused_in_one_sentence(tmp_path, small):
     path = architectures.save("qwen2_5_vl", tmp_path / "vl")
-    for told in (lambda: Pretrained(path).model(), lambda: Pretrained(path).words()):
+    for told in (lambda: Pretrained(path).model(), lambda: Pretrained(path).vocab_size()):
         with pytest.raises(ValueError, match=r"model\.path=.* is of the architecture qwen2_5_vl, for which") as error:
             told()
         assert len(str(error.value)) < 400

@@ -16,7 +16,7 @@ from opd_lightning.preflight.rendering import check_rows, rendering_errors
 from opd_lightning.tasks.chats import chat, reply
 from opd_lightning.tasks.splits import key_of
 from opd_lightning.tasks.table import TableTask
-from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers.contexts import NoContext, PrivilegedContext
 from opd_lightning.training.run import run
 from opd_lightning.types import Example
 
@@ -276,7 +276,7 @@ def test_what_only_a_teacher_reads_is_rendered_too(strict):
     strict = ChatRenderer(strict.tokenizer)
     strict.tokenizer.chat_template = "{% if deep %}{{ raise_exception('not deep') }}{% endif %}" + ALTERNATE
     examples = [Example("a", [USER], demonstration="x"), Example("b", [USER])]
-    teacher = Quote("demonstration", "{prompt} {demonstration}", template_options={"deep": True})
+    teacher = PrivilegedContext("demonstration", "{prompt} {demonstration}", template_options={"deep": True})
     found = rendering_errors(examples, strict, {"student": NoContext(), "teacher": teacher})
     assert (
         list(found) == ["a"] and "the teacher's prompt of example a: " in found["a"]

@@ -10,20 +10,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opd_lightning.check import examine
 from opd_lightning.check import main as check_command
-from opd_lightning.preflight.checks import Finding
+from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import run
 
 
-def states(found: list[Finding]) -> dict[str, str]:
+def states(found: list[CheckResult]) -> dict[str, str]:
     """The worst state of each thing that was looked at."""
     worst: dict[str, str] = {}
-    for finding in found:
-        worst[finding.name] = max(worst.get(finding.name, "pass"), finding.state, key=["pass", "warn", "fail"].index)
+    for result in found:
+        worst[result.name] = max(worst.get(result.name, "pass"), result.state, key=["pass", "warn", "fail"].index)
     return worst
 
 
-def text(found: list[Finding], name: str) -> str:
+def text(found: list[CheckResult], name: str) -> str:
     return " ".join(f.text for f in found if f.name == name)
 
 
@@ -121,8 +121,8 @@ def planted(name, tmp_path, other) -> list[str]:
         ("eos", "teacher's tokenizer", "warn", "another EOS"),
         ("template", "teacher's tokenizer", "warn", "differs in chat template"),
         ("special", "teacher's tokenizer", "warn", "differs in special tokens"),
-        ("padded", "tokenizer", "pass", "32 words, padded to 40"),
-        ("short", "tokenizer", "fail", "32 words, and the model has 24"),
+        ("padded", "tokenizer", "pass", "32 tokens, padded to 40"),
+        ("short", "tokenizer", "fail", "32 tokens, and the model has 24"),
         ("short_teacher", "teacher's tokenizer", "fail", "24 logits"),
         ("unrendered", "data", "fail", "speaks to nobody"),
         ("too_large", "memory", "fail", "weights, gradients and AdamW alone take"),

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from opd_lightning.config import CONF_DIR, compose, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.data.score_files import Index
 from opd_lightning.runs.identity import run_folder, run_hash
 from opd_lightning.training.run import run
 
@@ -24,8 +25,9 @@ OPTIONS = sorted(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_every_group_composes_and_binds(option):
+def test_every_option_of_every_group_composes_and_binds(option, tmp_path):
     """Beside the default choices, or refused with a remedy."""
+    Index("topk", 20, 32, [], "", None, {}, num_generations=1, source="", complete=True).write(tmp_path)
     mine = ["task=table", "task.path=mine.jsonl"]
     companions = {
         "task=table": mine,
@@ -42,7 +44,15 @@ def test_every_option_of_every_group_composes_and_binds(option):
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
         "teacher=topk": ["method=opd_topk"],
-        **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
+        "teacher=cached": ["method=opd_topk", f"teacher.path={tmp_path}"],
+        "rollout=recorded": [f"rollout.path={tmp_path}"],
+        "teacher=remote": ["method=opd_topk"],
+        "teacher=remote_hidden": ["teacher.path=another"],
+        "teacher=remote_sglang": ["method=opd_topk"],
+        **{
+            f"teacher={name}": ["context=demonstration"]
+            for name in ("live", "ema", "ema_fast", "sync", "trust_region", "start_model")
+        },
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],
         "loss/policy_gradient=dr_grpo": ["rollout=student_group"],
@@ -103,7 +113,7 @@ def test_each_cell_of_method_teacher_context_binds_or_is_refused_with_a_remedy(m
 
 def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
     cfg = compose(["method=sdft", "teacher=live"])
-    assert cfg.teacher._target_ == "opd_lightning.teachers.live" and cfg.context._target_.endswith("Quote")
+    assert cfg.teacher._target_ == "opd_lightning.teachers.live" and cfg.context._target_.endswith("PrivilegedContext")
     assert cfg.loss.divergence._target_.endswith("forward_kl")
     assert compose(["teacher=live", "method=sdft"]) == cfg
     assert compose(["experiment=smollm2_opd", "optim.lr=1e-3"]).optim.lr == 1e-3
@@ -111,10 +121,10 @@ def test_the_command_line_wins_over_the_method_and_leaves_the_rest_of_it():
 
 def test_the_first_stage_is_part_of_a_runs_identity():
     base = ["experiment=smollm2_opd"]
-    changed = compose([*base, "start_from=['experiment=smollm2_narrow','optim.lr=1e-3']"])
-    same = compose([*base, "start_from=['task=instructions_narrow','experiment=smollm2_narrow']"])
+    changed = compose([*base, "init_from_run=['experiment=smollm2_narrow','optim.lr=1e-3']"])
+    same = compose([*base, "init_from_run=['task=instructions_narrow','experiment=smollm2_narrow']"])
     assert run_hash(changed) != run_hash(compose(base)) == run_hash(same)
-    longer = compose([*base, "start_from=['experiment=smollm2_narrow','trainer.max_steps=26']"])
+    longer = compose([*base, "init_from_run=['experiment=smollm2_narrow','trainer.max_steps=26']"])
     assert run_hash(longer) != run_hash(compose(base))
     stage = first_stage(compose([*base, "model.path=mine", "trainer.precision=bf16-mixed", "seed=5"]))
     assert (stage.model.path, stage.trainer.precision, stage.seed) == ("mine", "bf16-mixed", 5)
@@ -259,7 +269,7 @@ def test_null_switches_a_callback_off(name):
         ("loss.coefficients=null", r"loss\.coefficients=null is not"),
         ("loss.vocab_support=null", r"loss\.vocab_support=null is not"),
         ("loss.policy_gradient.advantage=null", r"loss\.policy_gradient\.advantage has no value .*; give it"),
-        ("start_from=[1]", r"start_from=\[1\] is no list of overrides; give one"),
+        ("init_from_run=[1]", r"init_from_run=\[1\] is no list of overrides; give one"),
         ("task._target_=null", r"task\._target_=null is no name of a class; give"),
         ("~loss.weight", r"loss\.weight=null is not"),
         ("callbacks.diagnostics=-1", r"callbacks\.diagnostics is no callback"),

@@ -20,7 +20,7 @@ OPTIONS = {"enforce_eager": True, "max_model_len": 128}
 
 
 class Ends(ChatRenderer):
-    """A renderer for which many words end a reply, so that random models end some of theirs."""
+    """A renderer for which many tokens end a reply, so that random models end some of theirs."""
 
     @property
     def end_ids(self) -> list[int]:  # type: ignore[override]
@@ -51,7 +51,7 @@ def engine(request, renderer):
 
 def new_student(start, renderer, noise: float = 0.0) -> Student:
     """Weights that are spread, so that log-probabilities differ between tokens."""
-    student = Student(start.model(), words=renderer.words)
+    student = Student(start.model(), valid_ids=renderer.valid_ids)
     torch.manual_seed(1)
     with torch.no_grad():
         for p in student.parameters():
@@ -68,16 +68,16 @@ def student(start, renderer, engine) -> Student:
 
 
 def prompts(renderer, n: int = 4) -> list[Rendered]:
-    words = ["a b", "c", "a longer prompt than the others", "d e f"]
-    return [renderer.render([{"role": "user", "content": words[i % 4] + " x" * (i // 4)}]) for i in range(n)]
+    texts = ["a b", "c", "a longer prompt than the others", "d e f"]
+    return [renderer.render([{"role": "user", "content": texts[i % 4] + " x" * (i // 4)}]) for i in range(n)]
 
 
 def expected(student, prompt: Rendered, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities of a completion by one forward pass without a cache."""
     row = torch.tensor([[*prompt.token_ids, *ids]])
-    with student.evaluating() as lm:
+    with student.eval_mode() as lm:
         logits = lm(input_ids=row).logits[0, len(prompt.token_ids) - 1 : -1].float()
-    logits[:, student.words.size :] = -torch.inf
+    logits[:, student.valid_ids.size :] = -torch.inf
     return (logits / temperature).log_softmax(-1).gather(-1, row[0, len(prompt.token_ids) :, None]).squeeze(-1)
 
 
@@ -114,10 +114,10 @@ def test_completions_end_at_the_first_end_token_or_at_the_limit(engine, student,
 
 
 def test_only_words_are_written(engine, student, renderer):
-    """The stand-in's output layer has rows behind the last word, as Qwen's has."""
-    assert student.head.weight.shape[0] > renderer.words.size
+    """The stand-in's output layer has rows behind the last token, as Qwen's has."""
+    assert student.head.weight.shape[0] > renderer.valid_ids.size
     done = engine.generate(prompts(renderer), SamplingParams(16, temperature=2.0, n=16), 2)
-    assert max(token for completion in done for token in completion.token_ids) < renderer.words.size
+    assert max(token for completion in done for token in completion.token_ids) < renderer.valid_ids.size
 
 
 def test_greedy_is_the_reference_engines(engine, student, renderer):
@@ -155,7 +155,7 @@ def test_new_weights_write_after_an_update(engine, student, start, renderer, ada
 def test_another_model_can_write_and_the_student_again_afterwards(engine, student, start, renderer):
     other = new_student(start, renderer, 0.05)
     before = engine.generate(prompts(renderer), SamplingParams(8), 7)
-    theirs = engine.generate(prompts(renderer), SamplingParams(8), 7, other.evaluating)
+    theirs = engine.generate(prompts(renderer), SamplingParams(8), 7, other.eval_mode)
     assert theirs != before and all(completion.policy_version is None for completion in theirs)
     known = expected(other, prompts(renderer)[0], theirs[0].token_ids)
     torch.testing.assert_close(torch.tensor(theirs[0].logprobs), known, rtol=0, atol=1e-4)

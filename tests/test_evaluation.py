@@ -21,7 +21,7 @@ from opd_lightning.evaluation.estimate import pass_at, proportion
 from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.teachers import LocalTeacher, external, frozen
-from opd_lightning.teachers.contexts import Quote
+from opd_lightning.teachers.contexts import PrivilegedContext
 from opd_lightning.toy.instructions import InstructionTask
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.types import SamplingParams
@@ -155,7 +155,7 @@ def test_the_teacher_is_measured_with_its_context_and_the_student_without():
     start = Pretrained("pkg://opd_lightning/toy/assets/world/start")
     task, tokenizer, student = WorldTask(n_eval=4), start.tokenizer(), Student(start.model())
     generator = writing(student, tokenizer)
-    known = teachers(student, tokenizer, frozen(Quote("demonstration", "{prompt} [ {demonstration} ]")))
+    known = teachers(student, tokenizer, frozen(PrivilegedContext("demonstration", "{prompt} [ {demonstration} ]")))
     evaluation = TeacherAccuracy(task, ChatRenderer(tokenizer), max_new_tokens=12, n=4)
     found = {name: e.value for name, e in evaluation(student, known, generator).items()}
     assert found == {"teacher/shown/accuracy": 1.0, "teacher/shown/student_accuracy": 0.0}

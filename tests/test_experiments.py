@@ -23,8 +23,8 @@ ONE_UPDATE = ("trainer.max_steps=1", "data.batch_size=2", "evaluation.every=1")
 FIRST = ",".join(f"'{override}'" for override in ("{}", *ONE_UPDATE, "evaluation.answers=null"))
 FEW = "evaluation.suite.{}.n=2"
 BEGINNINGS = {
-    "smollm2_opd": [f"start_from=[{FIRST.format('experiment=smollm2_narrow')}]", FEW.format("divergence")],
-    "smollm2_keep": [f"start_from=[{FIRST.format('experiment=smollm2_facts')}]", FEW.format("original")],
+    "smollm2_opd": [f"init_from_run=[{FIRST.format('experiment=smollm2_narrow')}]", FEW.format("divergence")],
+    "smollm2_keep": [f"init_from_run=[{FIRST.format('experiment=smollm2_facts')}]", FEW.format("original")],
     "smollm2_rule": ["~evaluation.suite.accuracy", FEW.format("divergence"), FEW.format("teacher")],
     "smollm2_rule_sft": ["~evaluation.suite.accuracy", FEW.format("divergence"), FEW.format("teacher")],
 }

@@ -132,7 +132,7 @@ SUPPORTS = {
     "full": FullVocabulary(),
     "top_teacher": TopK(4),
     "top_student": TopK(4, "student"),
-    "renormalised": TopK(4, rest="renormalise"),
+    "renormalised": TopK(4, tail_bucket=False),
     "sampled": SampledToken(),
     "sampled_baseline": SampledToken(baseline=True),
 }

@@ -275,7 +275,7 @@ def test_a_tokenizer_with_more_words_than_rows_is_refused_by_evaluate_too(folder
     lm = AutoModelForCausalLM.from_pretrained(folder)
     lm.resize_token_embeddings(24)
     lm.save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 words and the model has 24"):
+    with pytest.raises(ValueError, match=r"^model.path=\S+: its tokenizer has 32 tokens and the model has 24"):
         evaluate(small(f"model.path={folder}", "method=sft"))
 
 
@@ -347,7 +347,7 @@ def test_an_adapter_is_its_base_with_the_adapter_merged(tiny, tmp_path, kind):
     assert torch.allclose(logits(lm), expected, atol=1e-4)
     assert not torch.allclose(logits(Pretrained(tiny).model()), expected, atol=1e-2)
     assert all(p.requires_grad for p in lm.parameters())
-    assert source.vocabulary() == Pretrained(tiny).vocabulary() and source.window() == 128 and source.words() == 32
+    assert source.vocabulary() == Pretrained(tiny).vocabulary() and source.window() == 128 and source.vocab_size() == 32
     assert source.lineage() == [str(folder), tiny] and source.start() is source and source.preview() == []
     lm.save_pretrained(tmp_path / "saved")  # whole, tied or not
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
@@ -405,7 +405,7 @@ ADAPTERS = {
     "cut": (cut("adapter_model.safetensors"), "adapter_model.safetensors is cut off"),
     "config cut": (cut("adapter_config.json"), "adapter_config.json is cut off"),
     "unknown kind": (adapter_config(peft_type="NEW_LORA"), "PEFT cannot merge this adapter"),
-    "prompts": (adapter_config(peft_type="PROMPT_TUNING", num_virtual_tokens=2), "PEFT cannot merge this adapter"),
+    "prompts": (adapter_config(peft_type="PROMPT_TUNING", num_virtual_tokens=2), "of the kind PROMPT_TUNING, .*not supported"),
     "another name": (
         repeated(lambda w: {k.replace("q_proj", "query"): v for k, v in w.items()}),
         r"does not fit its base, .* \(missing: .*q_proj.*; without a place in it: .*query",

@@ -300,7 +300,7 @@ def test_passes_are_part_of_a_runs_identity_where_its_schedule_ends():
     one, two = ["optim.schedule=cosine", "trainer.max_epochs=1"], ["optim.schedule=cosine", "trainer.max_epochs=2"]
     assert run_hash(compose(one)) != run_hash(compose(two))
     assert run_hash(compose(one[1:])) == run_hash(compose(two[1:]))
-    stages = [run_hash(compose([f"start_from=['trainer.max_epochs={n}']"])) for n in (1, 2)]
+    stages = [run_hash(compose([f"init_from_run=['trainer.max_epochs={n}']"])) for n in (1, 2)]
     assert stages[0] != stages[1]
 
 

@@ -30,7 +30,7 @@ def example(name: str, length: int | None, prompt: str = "hi") -> Example:
 
 
 def found(renderer: ChatRenderer, lengths: list[int], limit: int, **rollout):
-    """The finding on references of these lengths, ends included."""
+    """The result on references of these lengths, ends included."""
     writer = SimpleNamespace(reads_references=True, sampling=SamplingParams(limit), **rollout)
     model = SimpleNamespace(window=lambda: 1024)
     examples = [example(f"r:{i}", n - 1) for i, n in enumerate(lengths)]

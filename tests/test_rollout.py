@@ -9,7 +9,7 @@ from opd_lightning.generation.transformers import TransformersGenerator, decode,
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, MixtureRollout, StudentRollout, TeacherRollout
 from opd_lightning.teachers import LocalTeacher, external, live
-from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers.contexts import NoContext, PrivilegedContext
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.types import Prompts, Rendered, Rollout, SamplingParams
 
@@ -147,7 +147,7 @@ def teachers(student, renderer, teacher: LocalTeacher) -> dict[str, LocalTeacher
 def test_the_teacher_writes_what_it_would_write_by_itself(student, renderer, generator, other):
     """Greedily, behind its own prompt: equal to decoding the other model directly."""
     batch = prompts(renderer, 3)
-    shown = Quote("demonstration", "{prompt} [ {demonstration} ]")
+    shown = PrivilegedContext("demonstration", "{prompt} [ {demonstration} ]")
     known = teachers(student, renderer, external(other, context=shown))
     rollout = TeacherRollout(SamplingParams(6, temperature=0.0))(batch, 0, generator, known)
     lm = Pretrained(other).model()

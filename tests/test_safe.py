@@ -12,7 +12,7 @@ import torch
 from opd_lightning.study import main as report
 from opd_lightning.tasks.sandbox import Code
 from opd_lightning.training.run import run
-from opd_lightning.utils.secrets import MASK, is_secret, redacted
+from opd_lightning.utils.secrets import MASK, is_secret, redact_secrets
 
 KEY, TOKEN = "k" * 20 + "0123456789" * 2, "hf_abcdefghijklmnop"
 
@@ -78,7 +78,7 @@ def test_what_is_a_secret(monkeypatch):
         assert not is_secret(name), name
     monkeypatch.setenv("SOME_API_KEY", "abcdefghij")
     given = {"a": ["x abcdefghij y", {"password": "p", "n": 3}], "token": None}
-    assert redacted(given) == {"a": [f"x {MASK} y", {"password": MASK, "n": 3}], "token": None}
+    assert redact_secrets(given) == {"a": [f"x {MASK} y", {"password": MASK, "n": 3}], "token": None}
 
 
 class Evil:

@@ -468,8 +468,8 @@ def test_a_dead_device_is_one_sentence_and_the_run_goes_on(tiny, other, tmp_path
     ],
 )
 def test_what_the_world_does_is_told_in_one_sentence(error, told):
-    assert told in errors.sentence(error) and "the same command goes on" in errors.sentence(error)
-    assert errors.sentence(RuntimeError("shapes do not match")) is None
+    assert told in errors.explain(error) and "the same command goes on" in errors.explain(error)
+    assert errors.explain(RuntimeError("shapes do not match")) is None
 
 
 def test_the_package_imports_without_what_only_unix_has():

@@ -23,7 +23,8 @@ from opd_lightning.losses.vocab_support import FullVocabulary
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.teachers import LocalTeacher
-from opd_lightning.teachers.contexts import Feedback, FirstOf, Quote, Rule, Sibling
+from opd_lightning.teachers.contexts import Feedback, FirstOf, PrivilegedContext, Rule, Sibling
+from opd_lightning.teachers.reading import prompts_of
 from opd_lightning.teachers.weights import Average, FrozenStart, Live, TrustRegion
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
@@ -330,7 +331,7 @@ def test_rows_of_a_prompt_see_the_other_rows_alone(tiny):
     verdicts = [RIGHT, WRONG, WRONG, WRONG, WRONG, WRONG]
     samples = judged(samples_of(tokenizer, list(WorldTask().examples("train"))[:2], n=3), verdicts)
     teacher = ready(Live(), student_of(tiny), tokenizer, Sibling("{prompt} [ {sibling} ]"))
-    prompts = teacher.prompts_of(samples)
+    prompts = prompts_of(teacher, samples)
     told = [ids is not None for ids in prompts]
     assert told == [False, True, True, False, False, False]
     read = teacher.score(samples)
@@ -475,7 +476,7 @@ def test_the_teacher_scores_the_very_ids_that_the_student_wrote(reader, family, 
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
     written = torch.randint(0, len(tokenizer), (len(rows), max(lengths)), generator=draw)
     samples = samples_of(tokenizer, examples, lengths=lengths, ids=written)
-    context = Quote("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
+    context = PrivilegedContext("demonstration", "{prompt}\nFor example:\n{demonstration}", {"enable_thinking": True})
     max_tokens_per_microbatch = data.draw(st.sampled_from([None, 1, 64]))
     found = ready(Live(), reader, tokenizer, context).score(samples, max_tokens_per_microbatch)
     expected = []

@@ -14,7 +14,7 @@ from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.metrics_file import MetricsFile, read_csv
-from opd_lightning.teachers.contexts import Quote
+from opd_lightning.teachers.contexts import PrivilegedContext
 from opd_lightning.types import Completion, Rendered, Tokens
 from opd_lightning.utils.metrics import StepMetrics
 
@@ -212,4 +212,4 @@ def test_metrics_csv_holds_each_step_once_and_takes_new_columns(tmp_path):
 @pytest.mark.parametrize("template", ["{prompt}", "{prompt} {demonstration} {solution}", "{prompt} {demonstration"])
 def test_bad_templates_are_refused(template):
     with pytest.raises(ValueError, match=r"context\.template="):
-        Quote("demonstration", template)
+        PrivilegedContext("demonstration", template)

@@ -67,5 +67,5 @@ class Positions:
         """The most probable token after each prompt and prefix; prompts of one task are equally long."""
         prompts = torch.tensor([prompt.token_ids for prompt in self.prompts])
         ids = torch.cat([prompts, prefix], 1).to(student.lm.device)
-        with student.evaluating() as lm:
+        with student.eval_mode() as lm:
             return lm(input_ids=ids).logits[:, -1].argmax(-1)

@@ -22,7 +22,7 @@ def older_checkpoints(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if its checksums match and all of it can be read."""
+    """The damage of a checkpoint file, as text; None if its checksums match and all of it can be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
@@ -51,6 +51,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
     """Writes to the given path. Lightning's own writes to the system's temporary folder first, which may be small."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
 
 
@@ -65,7 +66,7 @@ class Checkpoint(L.Callback):
 
     Attributes:
         stop_signal: the signal that this process received; None without one.
-        interrupted: does training end because a device received a signal?
+        interrupted: whether training ends because a device received a signal.
     """
 
     def __init__(self, every: int = 50, keep: int = 1):

@@ -48,7 +48,7 @@ class Diagnostics(L.Callback):
         written = [sample.token_ids[sample.loss_mask].tolist() for sample in samples]
         numbers = {"rollout/repetition": sum(map(repetition, written)) / len(samples)}
         parts = [part for teacher in module.teachers.values() for part in teacher.parts]
-        wording = {words for part in parts for words in ngrams(part.context.wording())}
+        wording = {words for part in parts for words in ngrams(part.context.template_text())}
         if wording:
             texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
             prompts = [ngrams("\n".join(text_of(m) for m in sample.example.messages)) for sample in samples]

@@ -54,7 +54,7 @@ class Estimators(L.Callback):
     def compare(self, module: Any, batch: Batch, seed: int) -> dict[str, float]:
         """The numbers of all estimators, by name."""
         sequences, tokens, scores = batch.micro(batch.active[: self.rows], module.renderer.tokenizer.pad_token_id)
-        with module.student.evaluating():
+        with module.student.eval_mode():
             hidden = module.student.hidden(sequences)
         divergence, temperature = module.objective.divergence.divergence, module.objective.temperature
         vocabulary = min(score.vocabulary for score in scores.values())

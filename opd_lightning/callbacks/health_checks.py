@@ -106,7 +106,9 @@ class HealthChecks(L.Callback):
         return values | {"length": metrics["rollout/length"] / self.first_length, "repetition": share}
 
     def state_dict(self) -> dict[str, Any]:
+        """The updates out of bounds, for the checkpoint."""
         return {"beyond": self.beyond, "first_length": self.first_length}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the updates out of bounds from a checkpoint."""
         self.beyond, self.first_length = dict(state["beyond"]), state["first_length"]

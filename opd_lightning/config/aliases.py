@@ -3,18 +3,16 @@
 They are accepted for one release, on the command line, in users' own files and in saved runs.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-log = logging.getLogger(__name__)
+from opd_lightning.utils.deprecation import warn, warn_once
 
 OBJECTS = {
     "opd_lightning.teacher.External": "opd_lightning.teachers.external",
@@ -24,6 +22,10 @@ OBJECTS = {
     "opd_lightning.teacher.Live": "opd_lightning.teachers.live",
     "opd_lightning.callbacks.Bookkeeping": "opd_lightning.callbacks.CostLedger",
     "opd_lightning.callbacks.Guards": "opd_lightning.callbacks.HealthChecks",
+    "opd_lightning.context.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.teachers.contexts.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.teachers.contexts.builders.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
+    "opd_lightning.context.builders.Quote": "opd_lightning.teachers.contexts.PrivilegedContext",
 }
 MODULES = {
     "opd_lightning.context.builders": "opd_lightning.teachers.contexts.builders",
@@ -63,11 +65,13 @@ PARTS = {
 }
 KEYS = (
     {
+        "start_from": "init_from_run",
         "micro_tokens": "max_tokens_per_microbatch",
         "chunk": "logits_chunk_size",
         "loss.support": "loss.vocab_support",
         "loss/support": "loss/vocab_support",
         "loss.vocab_support.sampler_cap": "loss.vocab_support.importance_sampling_cap",
+        "loss.vocab_support.rest": "loss.vocab_support.tail_bucket",
         "loss.policy_gradient.sampler_cap": "loss.policy_gradient.importance_sampling_cap",
         "callbacks.guards": "callbacks.health_checks",
         "callbacks.health_checks.dead_groups": "callbacks.health_checks.frac_reward_zero_std",
@@ -89,8 +93,8 @@ KEYS = (
     }
 )
 """Configuration keys and groups: "old.key" or "old/group" to the new one, in the order in which they are applied."""
-VALUES = {"keep": False, "mask": True}
-"""Values of `truncated` as those of `mask_truncated_completions`."""
+VALUES = {"truncated": {"keep": False, "mask": True}, "rest": {"tail": True, "renormalise": False}}
+"""Values of old keys as those of the new ones, by the key's last part."""
 
 
 SINCE: dict[str, Any] = {
@@ -98,17 +102,6 @@ SINCE: dict[str, Any] = {
     "environment": None,
 }
 """New keys that saved runs lack, with the values that keep their behaviour."""
-
-
-@cache
-def warn_once(sentence: str) -> None:
-    """A warning, once per process."""
-    log.warning(f"warning: {sentence}")
-
-
-def warn(old: str, new: str) -> None:
-    """Warn once that a name has moved."""
-    warn_once(f"{old} is now {new}; the old name is read for one release.")
 
 
 def moved(target: str, warning: bool = True) -> str:
@@ -198,8 +191,8 @@ def rename(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> bo
     if not isinstance(node, dict) or old[-1] not in node:
         return False
     value = node.pop(old[-1])
-    if old[-1] == "truncated":
-        value = VALUES.get(value, value)
+    if isinstance(value, str):
+        value = VALUES.get(old[-1], {}).get(value, value)
     for key in new[:-1]:
         config = config.setdefault(key, {})
     existing = config.get(new[-1])
@@ -217,6 +210,7 @@ def renamed(override: str) -> str:
         if key == old or key.startswith((f"{old}.", f"{old}@")):
             warn(old, new)
             key = new + key[len(old) :]
-            if old.endswith("truncated") and re.fullmatch(r"=(keep|mask)(,(keep|mask))*", rest):
-                rest = rest.replace("keep", "false").replace("mask", "true")
+            values = VALUES.get(old.split(".")[-1], {})
+            if rest.startswith("=") and set(words := rest[1:].split(",")) <= values.keys():
+                rest = f"={','.join(str(values[word]).lower() for word in words)}"
     return f"{sign}{key}{rest}"

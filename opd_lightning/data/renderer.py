@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.data.chat_template import ChatTemplate, special_ids
 from opd_lightning.types import Messages, Rendered
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 PROBE = "\u220e"
 """The text of a test reply, which does not occur in templates."""
@@ -43,9 +43,9 @@ class ChatRenderer:
             raise ValueError(f"model.end_token={end_token!r} is no token of the model's tokenizer; give one of its tokens.")
 
     @cached_property
-    def words(self) -> Words:
+    def valid_ids(self) -> ValidIds:
         """The ids that are tokens of the tokenizer."""
-        return Words.of(self.tokenizer.get_vocab())
+        return ValidIds.of(self.tokenizer.get_vocab())
 
     def with_options(self, template_options: dict | None) -> "ChatRenderer":
         """A renderer of the same tokenizer with other template options."""

@@ -16,7 +16,7 @@ from opd_lightning.teachers import external, live
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Prompts, Sample, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.vocabulary import Words, words_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 class TeacherDivergence:
@@ -46,12 +46,14 @@ class TeacherDivergence:
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`heldout/reverse_kl` and `heldout/forward_kl`, nats per token; none where the teacher has no full vocabulary."""
         teacher = teachers.get("teacher")
-        if teacher is None or "full" not in teacher.provides or any(part.context.reads_attempts for part in teacher.parts):
+        if teacher is None or "full" not in teacher.provides or not teacher.scores_any_text:
+            return {}
+        if any(part.context.needs_rollouts for part in teacher.parts):
             return {}
         return self.measure(student, teacher, generator, "heldout")
 
     def measure(self, student: Student, teacher: Any, generator: Generator, group: str) -> dict[str, Estimate]:
-        """Both KLs to another model (a teacher that is set up) on the words of both models, named `<group>/<kl>`."""
+        """Both KLs to another model (a teacher that is set up) on the tokens of both models, named `<group>/<kl>`."""
         student_reader = reader(student, self.renderer)
         sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
@@ -147,13 +149,13 @@ CHUNK = 256
 
 
 class ReaderLogProbs(FullLogProbs):
-    """Log-probabilities [n, V] of a reader over its words, `shared`; valid [n] where the reader has a target for the token."""
+    """Log-probabilities [n, V] of a reader over its tokens, `shared`; valid [n] where the reader has a target for the token."""
 
-    shared: Words
+    shared: ValidIds
     valid: Tensor
 
-    def __init__(self, log_p: Tensor, words: Words, valid: Tensor | None):
-        super().__init__(log_p, torch.ones_like(log_p[:, 0], dtype=torch.bool) if valid is None else valid, words)
+    def __init__(self, log_p: Tensor, valid_ids: ValidIds, valid: Tensor | None):
+        super().__init__(log_p, torch.ones_like(log_p[:, 0], dtype=torch.bool) if valid is None else valid, valid_ids)
 
 
 def reader(student: Student, renderer: Renderer, weights: Any = None) -> Any:
@@ -180,6 +182,6 @@ def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[di
         rows = slice(start, start + CHUNK)
         logits = {name: score.chunk(rows) for name, score in scores.items()}
         yield {
-            name: ReaderLogProbs(target.logits.log_softmax(-1), words_of(scores[name]), target.valid)
+            name: ReaderLogProbs(target.logits.log_softmax(-1), valid_ids_of(scores[name]), target.valid)
             for name, target in logits.items()
         }

@@ -48,7 +48,7 @@ class HarnessTasks:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        with student.evaluating() as lm:
+        with student.eval_mode() as lm:
             model = HFLM(pretrained=lm, tokenizer=self.tokenizer, batch_size=self.batch_size)
             results: Any = lm_eval.simple_evaluate(
                 model=model,

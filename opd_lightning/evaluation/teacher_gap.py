@@ -34,7 +34,7 @@ class TeacherAccuracy:
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`teacher/shown/accuracy` and `teacher/shown/student_accuracy`; none if the teacher cannot write or be judged."""
         teacher = teachers.get("teacher")
-        if teacher is None or not self.task.verifies or not teacher.writes or teacher.context.reads_attempts:
+        if teacher is None or not self.task.verifies or not teacher.writes or teacher.context.needs_rollouts:
             return {}
         examples = [example for example in self.examples if can_be_shown(teacher, example)]
         if not examples:
@@ -65,7 +65,7 @@ class TeacherAccuracy:
 
 
 def can_be_shown(teacher: Any, example: Example) -> bool:
-    """Has the example what the context quotes? Held-out rows often lack it."""
+    """Whether an example has the part that the context quotes; held-out rows often lack it."""
     try:
         return teacher.context(example) is not None
     except ValueError:

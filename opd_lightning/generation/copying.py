@@ -13,7 +13,7 @@ from opd_lightning.generation.probe import Probe
 from opd_lightning.generation.transformers import TransformersGenerator, eos_ids
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class CopyingGenerator(ABC):
@@ -29,7 +29,7 @@ class CopyingGenerator(ABC):
         self.tokenizer, self.renderer = tokenizer, renderer
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.allowed = sorted(set(tokenizer.get_vocab().values()))
-        self.probe, self.max_mismatch = Probe(Words.of(tokenizer.get_vocab())), max_mismatch
+        self.probe, self.max_mismatch = Probe(ValidIds.of(tokenizer.get_vocab())), max_mismatch
         self.student: Any = None
         self.version: int | None = None
         self.started = False

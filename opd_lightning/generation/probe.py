@@ -6,20 +6,20 @@ from typing import Any
 import torch
 
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class Probe:
     """Rows of random tokens, the same at every comparison; improbable tokens make a small difference of weights visible.
 
     Args:
-        words: the student's.
+        valid_ids: the student's.
         rows, length: the number and the length of the rows.
     """
 
-    def __init__(self, words: Words, rows: int = 2, length: int = 16):
+    def __init__(self, valid_ids: ValidIds, rows: int = 2, length: int = 16):
         draw = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        ids = torch.tensor([i for i in range(words.size) if i not in set(words.absent)])
+        ids = torch.tensor([i for i in range(valid_ids.size) if i not in set(valid_ids.absent)])
         self.rows = ids[torch.randint(0, len(ids), (rows, length), generator=draw)].tolist()
 
     def compare(self, student: Any, logprobs: Callable[[Sequence[Sequence[int]]], list[list[float]]], bound: float) -> float:
@@ -34,7 +34,7 @@ class Probe:
             ValueError: the difference exceeds the bound.
         """
         engine_logprobs = torch.tensor(logprobs(self.rows))
-        with student.evaluating() as lm:
+        with student.eval_mode() as lm:
             rows = torch.tensor(self.rows, device=lm.device)
             logits = lm(input_ids=rows).logits.float()[:, :-1]
         student_logprobs = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Servers are reached directly, whatever proxy the environment names."""
@@ -93,7 +93,7 @@ def reason(error: urllib.error.HTTPError) -> str:
     text = error.read().decode(errors="replace")
     with suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["error"]["message"]
-    return " ".join(str(redacted(text)).split())[:300]
+    return " ".join(str(redact_secrets(text)).split())[:300]
 
 
 def free_port(host: str = "") -> int:

@@ -21,7 +21,7 @@ from opd_lightning.contracts import Renderer
 from opd_lightning.generation.batches import batch_support
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class TransformersGenerator:
@@ -33,7 +33,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
-        self.tokenizer, self.words = tokenizer, Words.of(tokenizer.get_vocab())
+        self.tokenizer, self.valid_ids = tokenizer, ValidIds.of(tokenizer.get_vocab())
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.student: Any = None
         self.version: int | None = None
@@ -41,8 +41,8 @@ class TransformersGenerator:
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
-        with (self.student.evaluating if model is None else model)() as lm, seeded(seed, lm.device):
-            completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.words)
+        with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
+            completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.valid_ids)
         return (
             completions
             if model is not None
@@ -66,14 +66,14 @@ def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:
     return processors + ([TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else [])
 
 
-class OnlyWords(LogitsProcessor):
-    """Sets the logits of ids without a word to -inf, and drops the padding rows behind the tokenizer's last word."""
+class OnlyValidIds(LogitsProcessor):
+    """Sets the logits of ids without a token to -inf, and drops the padding rows behind the last one."""
 
-    def __init__(self, words: Words):
-        self.words = words
+    def __init__(self, valid_ids: ValidIds):
+        self.valid_ids = valid_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.words.cut(scores)
+        return self.valid_ids.cut(scores)
 
 
 class _Recorder(LogitsProcessor):
@@ -118,20 +118,20 @@ def decode(
     sampling: SamplingParams,
     eos: Sequence[int],
     pad: int,
-    words: Words | None = None,
+    valid_ids: ValidIds | None = None,
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
     The model's own generation config is ignored: transformers would merge its top_k=50 and others.
 
     Args:
-        words: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
+        valid_ids: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
     if len(prompt_ids) > 1 and (kind := batch_support(lm, min(prompt_ids, key=len))) != "any":
         keys = [len(prompt) if kind == "equal" else b for b, prompt in enumerate(prompt_ids)]
         if len(set(keys)) > 1:
-            return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, words)
+            return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, valid_ids)
     device = lm.device
     longest = max(map(len, prompt_ids))
     left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
@@ -142,7 +142,7 @@ def decode(
     greedy = sampling.temperature == 0
     recorder = _Recorder(longest)
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if words is None else [OnlyWords(words)])
+    processors = LogitsProcessorList([] if valid_ids is None else [OnlyValidIds(valid_ids)])
     processors += [] if greedy else [*warpers(sampling), recorder]
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
@@ -182,11 +182,11 @@ def decode_apart(
     sampling: SamplingParams,
     eos: Sequence[int],
     pad: int,
-    words: Words | None = None,
+    valid_ids: ValidIds | None = None,
 ) -> list[Completion]:
     """One completion of each prompt, generated for the prompts of one key at a time; see `batches`."""
     completions: dict[int, Completion] = {}
     for key in sorted(set(keys)):
         rows = [b for b, row_key in enumerate(keys) if row_key == key]
-        completions |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad, words), strict=True)
+        completions |= zip(rows, decode(lm, [prompt_ids[b] for b in rows], sampling, eos, pad, valid_ids), strict=True)
     return [completions[b] for b in range(len(prompt_ids))]

@@ -17,7 +17,7 @@ from opd_lightning.generation.server import Lost, Server, check_settings, on_loo
 from opd_lightning.generation.server_process import StartedServer, interpreter
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
-from opd_lightning.utils.errors import GO_ON
+from opd_lightning.utils.errors import RESUME
 from opd_lightning.utils.ranks import on_first_rank, world_size
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class VLLMServerGenerator(CopyingGenerator):
                     f"Its output is in {server.log}."
                 )
         elif not server.wait(self.patience):
-            raise ValueError(f"the server at {server.url} does not answer ({why}); start it again. {GO_ON}.")
+            raise ValueError(f"the server at {server.url} does not answer ({why}); start it again. {RESUME}.")
 
     def push(self, lm: PreTrainedModel) -> None:
         """Load a model's weights into all servers; one that dies meanwhile is brought back first."""
@@ -191,7 +191,7 @@ class VLLMServerGenerator(CopyingGenerator):
         for server, why in lost.items():
             if self.losses > MOST_LOSSES or world_size() > 1:
                 where = f", its output in {server.log}" if isinstance(server, StartedServer) else ""
-                raise ValueError(f"the server at {server.url} is lost ({why}{where}). {GO_ON}.")
+                raise ValueError(f"the server at {server.url} is lost ({why}{where}). {RESUME}.")
             if isinstance(server, StartedServer) and not server.healthy():
                 log.warning(f"warning: the vLLM server at {server.url} is lost ({why}) and started again.")
                 server.start()

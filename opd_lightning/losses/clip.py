@@ -31,7 +31,7 @@ class ClipEntries:
         self.limit = limit
 
     def __call__(self, support, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """The statistic is the share of tokens with a clipped entry."""
+        """The clipped divergence, and the share of tokens with a clipped entry."""
         clipped: list[Tensor] = []
 
         def limited(log_s: Tensor, log_t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class ClipPositions:
         self.limit = limit
 
     def __call__(self, support, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """The statistic is the share of clipped positions."""
+        """The clipped divergence, and the share of clipped positions."""
         value = support(divergence, log_s, target, tokens)
         large = value.detach() > self.limit
         scale = torch.where(large, self.limit / value.detach(), 1.0)

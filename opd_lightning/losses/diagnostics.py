@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opd_lightning.losses.closed_form import top_agreement
 from opd_lightning.losses.shared import View
-from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs, log_rest
+from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs, log_tail
 from opd_lightning.types import Tokens
 
 
@@ -28,7 +28,7 @@ def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = Non
 
 @torch.no_grad()
 def diagnose_views(log_s: Tensor, views: Mapping[str, View], tokens: Tokens) -> dict[str, Tensor]:
-    """The same of targets that may cover a part of the student's words each, and the student's mass outside of these."""
+    """Statistics for targets that may each cover a part of the student's tokens, and the student's mass outside of these."""
     if all(seen.log_mass is None for seen in views.values()):
         return diagnose(log_s, {name: seen.target for name, seen in views.items()}, tokens.ids)
     stats: dict[str, Tensor] = {}
@@ -60,8 +60,8 @@ def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
     """KLs of the distributions over the teacher's top k and the rest: lower bounds of those over the vocabulary."""
     top, chosen = target.ids, target.logprobs
     log_s_top = log_s.gather(-1, top)
-    log_t = torch.cat([chosen, target.rest(top)], -1)
-    coarse = torch.cat([log_s_top, log_rest(log_s, top)], -1)
+    log_t = torch.cat([chosen, target.log_tail(top)], -1)
+    coarse = torch.cat([log_s_top, log_tail(log_s, top)], -1)
     stats = {
         "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
         "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),

@@ -64,5 +64,5 @@ class DivergenceTerm:
 
 
 def is_elementwise(divergence: Any) -> bool:
-    """Does entry v follow from log S_v and log T_v alone? A partial counts as the function that it wraps."""
+    """Whether entry v of a divergence follows from log S_v and log T_v alone; a partial as its function."""
     return getattr(divergence, "elementwise", getattr(getattr(divergence, "func", None), "elementwise", True))

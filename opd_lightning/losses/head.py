@@ -16,7 +16,7 @@ from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.losses.not_finite import NotFinite, reason
 from opd_lightning.types import Tokens
-from opd_lightning.utils.vocabulary import Words, words_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 BLOCK = 8 * 2**20
 """Bytes of logits that a CPU processes at a time; larger temporaries are allocated anew at every use."""
@@ -41,8 +41,8 @@ class Head:
         dtype: in which the product is computed; None takes autocast's when on, else that of the hidden states.
         scale: multiplies the product (Granite, Cohere).
         softcap: c in c tanh(logits / c), behind the scale (Gemma); None caps nothing.
-        words: the rows that are words; None takes all. Logits are those of the first `words.size` rows, -inf where a word is
-            absent. The weight stays whole, padding has a gradient of zero.
+        valid_ids: the rows that are tokens; None takes all. Logits are those of the first `valid_ids.size` rows, -inf where one
+            is absent. The weight stays whole, padding has a gradient of zero.
     """
 
     weight: Tensor
@@ -50,12 +50,12 @@ class Head:
     dtype: torch.dtype | None = None
     scale: float = 1.0
     softcap: float | None = None
-    words: Words | None = None
+    valid_ids: ValidIds | None = None
 
     @property
-    def known(self) -> Words:
+    def known(self) -> ValidIds:
         """The ids that there are logits for."""
-        return Words(self.weight.shape[0]) if self.words is None else self.words
+        return ValidIds(self.weight.shape[0]) if self.valid_ids is None else self.valid_ids
 
     def copy(self) -> "Head":
         """The same layer with weights of its own."""
@@ -83,12 +83,12 @@ class Head:
             return logits.index_fill_(-1, self.known.index(logits.device), -torch.inf) if absent else logits
 
     def log_outside(self, hidden: Tensor) -> Tensor | None:
-        """Log-sum-exp [n] of the logits of the rows behind the last word, of hidden rows [n, H]; None where there are none."""
+        """Log-sum-exp [n] of the logits of the rows behind the last token, of hidden rows [n, H]; None where there are none."""
         size = self.known.size
         if size == self.weight.shape[0]:
             return None
         bias = None if self.bias is None else self.bias[size:]
-        return replace(self, weight=self.weight[size:], bias=bias, words=None).project(hidden).logsumexp(-1)
+        return replace(self, weight=self.weight[size:], bias=bias, valid_ids=None).project(hidden).logsumexp(-1)
 
     def shape(self, product: Tensor) -> Tensor:
         """Logits from the product, in place."""
@@ -105,7 +105,7 @@ class Head:
 
 
 def widen(logits: Tensor) -> Tensor:
-    """To at least float32; float64 stays."""
+    """A tensor in at least float32; float64 stays."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -125,7 +125,7 @@ def head_loss(
 
     Returns:
         The weighted sum (a scalar) and the statistics [N] of every token, with "loss" among them; where the layer is padded
-        also "padding_mass", the probability that the model itself gives to rows behind the last word, of one token in
+        also "padding_mass", the probability that the model itself gives to rows behind the last token, of one token in
         `SPARSE` (NaN for the others). No token at all gives a zero with zero gradients.
 
     Raises:
@@ -150,8 +150,8 @@ class _HeadLoss(torch.autograd.Function):
         layer = replace(
             head, weight=weight.detach().to(dtype), bias=None if bias is None else bias.detach().to(dtype), dtype=dtype
         )
-        words = layer.known
-        matrix = layer.weight[: words.size]
+        valid_ids = layer.known
+        matrix = layer.weight[: valid_ids.size]
         grad_hidden = torch.empty_like(hidden, dtype=wide) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
@@ -160,9 +160,11 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 part = hidden[rows].detach().to(dtype)
-                logits = layer.project(part, scratch.like("student", part, words.size)).to(wide)
+                logits = layer.project(part, scratch.like("student", part, valid_ids.size)).to(wide)
                 targets = {
-                    name: fitted(score.chunk(rows, scratch.like(name, part, score.vocabulary)), words_of(score), words, wide)
+                    name: fitted(
+                        score.chunk(rows, scratch.like(name, part, score.vocabulary)), valid_ids_of(score), valid_ids, wide
+                    )
                     for name, score in scores.items()
                 }
                 _note_padding(layer, part, logits, start, hidden.shape[0], stats)
@@ -174,9 +176,9 @@ class _HeadLoss(torch.autograd.Function):
                     if grad_hidden is not None:
                         torch.mul(grad @ matrix, share, out=grad_hidden[rows])
                     if grad_weight is not None:
-                        _accumulate(grad_weight[: words.size], grad, (part * share).to(dtype))
+                        _accumulate(grad_weight[: valid_ids.size], grad, (part * share).to(dtype))
                     if grad_bias is not None:
-                        grad_bias[: words.size] += (grad * share).sum(0)
+                        grad_bias[: valid_ids.size] += (grad * share).sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         loss, counted = stats["loss"], tokens.weight.to(wide)
@@ -227,17 +229,17 @@ def _chunk_gradient(
     return logits if needed else None
 
 
-def fitted(target: Any, known: Words, words: Words, dtype: torch.dtype) -> Any:
-    """A teacher's target on the student's words, in a dtype; it knows which of them it covers, if these are not all.
+def fitted(target: Any, known: ValidIds, valid_ids: ValidIds, dtype: torch.dtype) -> Any:
+    """A teacher's target on the student's tokens, in a dtype; it knows which of them it covers, if these are not all.
 
     Args:
-        known, words: the ids that the teacher has, and the student.
+        known, valid_ids: the ids that the teacher has, and the student.
     """
-    target = target.narrow(min(known.size, words.size), dtype)
-    shared = words.intersection([known])
+    target = target.narrow(min(known.size, valid_ids.size), dtype)
+    shared = valid_ids.intersection([known])
     if shared.absent and hasattr(target, "logits"):
         target = replace(target, logits=shared.cut(target.logits))
-    return target if known.covers(words) else replace(target, shared=shared)
+    return target if known.covers(valid_ids) else replace(target, shared=shared)
 
 
 def _note_padding(layer: Head, part: Tensor, logits: Tensor, start: int, n: int, stats: dict[str, Tensor]) -> None:

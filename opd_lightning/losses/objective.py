@@ -22,7 +22,7 @@ Gate = Callable[[Tensor, Mapping[str, Any], Tokens], Tensor]
 
 
 class Objective:
-    """What a method minimises: sum over tokens of weight x (sum over terms of coefficient x term) / Z.
+    """The objective of a method: sum over tokens of weight x (sum over terms of coefficient x term) / Z.
 
     Args:
         weight: which tokens count; see `token_weights.py`.
@@ -88,14 +88,15 @@ class Objective:
 
     @property
     def teachers(self) -> frozenset[str]:
-        """Names of the teachers that the terms read."""
+        """Names of the teachers that the terms read, and a gate whose function names them in `reads_teachers`."""
         read = {"teacher": self.divergence, "reference": self.reference}
-        return frozenset(name for name, term in read.items() if term is not None)
+        of_gate = getattr(getattr(self.gate, "func", self.gate), "reads_teachers", ())
+        return frozenset(name for name, term in read.items() if term is not None or name in of_gate)
 
     @property
     def requires(self) -> dict[str, Provides]:
         """The kind of targets that each of these teachers has to provide."""
-        needs: dict[str, Provides] = {} if self.reference is None else {"reference": "full"}
+        needs: dict[str, Provides] = {"reference": "full"} if "reference" in self.teachers else {}
         return needs if self.divergence is None else needs | {"teacher": self.divergence.support.requires}
 
     @property
@@ -105,18 +106,18 @@ class Objective:
 
     @property
     def rewarded(self) -> bool:
-        """Does a term read rewards?"""
+        """Whether a term reads rewards."""
         return self.policy_gradient is not None
 
     @property
     def reads_verdicts(self) -> bool:
-        """Does a term read rewards, or a gate or token weight whose function has `reads_verdicts`?"""
+        """Whether a term reads rewards, or a gate or token weight has a function with `reads_verdicts`."""
         functions = [getattr(part, "func", part) for part in (self.gate, self.weight)]
         return self.rewarded or any(getattr(function, "reads_verdicts", False) for function in functions)
 
     @property
     def compares_updates(self) -> bool:
-        """Does a term read log-probabilities from before the first update on a rollout?"""
+        """Whether a term reads log-probabilities from before the first update on a rollout."""
         term = self.divergence
         return self.rewarded or (term is not None and (term.support.needs_own_samples or term.ratio_cap is not None))
 

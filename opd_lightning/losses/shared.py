@@ -1,6 +1,6 @@
-"""The ids that student and teacher share, where the student has words that a teacher lacks.
+"""The ids that student and teacher share, where the student has tokens that a teacher lacks.
 
-Such a teacher has no target for these words. Probability 0 would make the reverse KL infinite, and a bounded divergence would
+Such a teacher has no target for these tokens. Probability 0 would make the reverse KL infinite, and a bounded divergence would
 push the student away from its own tokens. So a divergence compares both distributions restricted to the shared ids and
 renormalised. It has no gradient on the student's mass outside of them, so that mass is logged (`unshared_mass`). Other terms
 use the student's full distribution.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Tokens
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class View:
 
 def view(logits: Tensor, log_s: Tensor, target: Any, tokens: Tokens) -> View:
     """The student on the ids of a target of log-probabilities, from its logits and log-probabilities, [n, V] each."""
-    shared: Words | None = getattr(target, "shared", None)
+    shared: ValidIds | None = getattr(target, "shared", None)
     if shared is None:
         return View(log_s, target, tokens)
     log_mass = shared.cut(log_s.detach()).logsumexp(-1)

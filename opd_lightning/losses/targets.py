@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Cost
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
 
 
-def log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
+def log_tail(log_p: Tensor, ids: Tensor) -> Tensor:
     """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
     others = log_p.scatter(-1, ids, -torch.inf)
     empty = others.detach().amax(-1, keepdim=True) == -torch.inf
     if not empty.any():
         return others.logsumexp(-1, keepdim=True)
-    # The gradient of logsumexp over nothing is NaN, even where nobody reads its value.
+    # The gradient of logsumexp over nothing is NaN, even where its value is not read.
     return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
 
 
@@ -36,14 +36,14 @@ class FullLogits:
 
     logits: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "FullLogits":
         """The rows at an index."""
         return replace(self, logits=self.logits[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "FullLogits":
-        """On the first ids of the vocabulary alone, in a dtype."""
+        """The logits of the first ids of the vocabulary, in a dtype."""
         logits = self.logits.to(dtype)[:, :vocabulary]
         return replace(self, logits=logits if self.valid is None else torch.where(self.valid[:, None], logits, 0.0))
 
@@ -59,7 +59,7 @@ class FullLogProbs:
 
     log_p: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def of(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of one token each, ids [n]."""
@@ -74,9 +74,9 @@ class FullLogProbs:
         """Log-probabilities [n, k] of the tokens ids [n, k]."""
         return self.log_p.gather(-1, ids)
 
-    def rest(self, ids: Tensor) -> Tensor:
+    def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the tokens ids [n, k]."""
-        return log_rest(self.log_p, ids)
+        return log_tail(self.log_p, ids)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TopKLogProbs:
     logprobs: Tensor
     sampled: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "TopKLogProbs":
         """The rows at an index."""
@@ -100,7 +100,7 @@ class TopKLogProbs:
         return replace(self, ids=ids, logprobs=logprobs, sampled=sampled, valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "TopKLogProbs":
-        """In a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
+        """The log-probabilities in a dtype, with finite numbers at invalid rows; an id outside of the vocabulary is an error.
 
         Raises:
             ValueError: a token id is outside of the student's vocabulary.
@@ -143,7 +143,7 @@ class TopKLogProbs:
             raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
-    def rest(self, ids: Tensor) -> Tensor:
+    def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the first k tokens, ids [n, k]."""
         inside = self.logprobs[:, : ids.shape[1]].exp().sum(-1, keepdim=True)
         return torch.log1p(-inside.clamp(max=1.0 - torch.finfo(inside.dtype).eps))
@@ -155,14 +155,14 @@ class SampledLogProbs:
 
     sampled: Tensor
     valid: Tensor | None = None
-    shared: Words | None = None
+    shared: ValidIds | None = None
 
     def take(self, index: Tensor | slice) -> "SampledLogProbs":
         """The rows at an index."""
         return replace(self, sampled=self.sampled[index], valid=_rows(self.valid, index))
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "SampledLogProbs":
-        """In a dtype, with a finite number at invalid rows."""
+        """The log-probabilities in a dtype, with a finite number at invalid rows."""
         sampled = self.sampled.to(dtype)
         return replace(self, sampled=sampled if self.valid is None else torch.where(self.valid, sampled, -1.0))
 
@@ -187,7 +187,7 @@ class HiddenScores:
         hidden [N, H]: the hidden state that predicts each token; no gradient flows into it.
         project: maps hidden rows [n, H] to logits [n, V], into a buffer of that size if one is given.
         vocabulary: V.
-        absent: ids below V that the model has no word for; their logits are -inf.
+        absent: ids below V that the model has no token for; their logits are -inf.
         valid [N], cost, metrics: see `TeacherScores`.
     """
 
@@ -219,7 +219,7 @@ class TopKScores:
 
     @property
     def valid(self) -> Tensor | None:
-        """[N], or None."""
+        """Whether each token [N] has a target, or None."""
         return self.target.valid
 
     def take(self, index: Tensor | slice) -> "TopKScores":

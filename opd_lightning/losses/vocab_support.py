@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
-from opd_lightning.losses.targets import FullLogProbs, log_rest
+from opd_lightning.losses.targets import FullLogProbs, log_tail
 from opd_lightning.types import Tokens
 
 
@@ -33,16 +33,16 @@ class FullVocabulary:
 
 
 class TopK:
-    """The divergence over the k most probable tokens of one side, with a treatment of the rest.
+    """The divergence over the k most probable tokens of one side, and the remaining mass in one more.
 
-    Dropping the rest would leave a gradient at S = T; so both sides either gather it in one more
+    Dropping this mass would leave a gradient at S = T; so both sides either gather it in one more
     entry, the tail bucket (SDPO, arXiv 2601.20802), which bounds the exact divergence from below, or are renormalised
     to the k tokens (OPSD's option, arXiv 2601.18734), which ignores the mass outside.
 
     Args:
         k: tokens.
         of: whose most probable tokens, "teacher" or "student".
-        rest: "tail" or "renormalise".
+        tail_bucket: gather the remaining mass; False renormalises.
 
     Raises:
         ValueError: an argument is none of these, or k exceeds the vocabulary (when called).
@@ -50,17 +50,16 @@ class TopK:
 
     needs_own_samples = False
 
-    def __init__(self, k: int, of: str = "teacher", rest: str = "tail"):
+    def __init__(self, k: int, of: str = "teacher", tail_bucket: bool = True):
         if k < 1:
             raise ValueError(f"loss.vocab_support.k={k} must be at least 1.")
         if of not in ("teacher", "student"):
             raise ValueError(f"loss.vocab_support.of={of!r} is unknown; choose teacher or student.")
-        if rest not in ("tail", "renormalise"):
+        if not isinstance(tail_bucket, bool):
             raise ValueError(
-                f"loss.vocab_support.rest={rest!r} is unknown; choose tail or renormalise (dropping the rest leaves a gradient "
-                "where student and teacher agree)."
+                f"loss.vocab_support.tail_bucket={tail_bucket!r} is neither true nor false; false renormalises to the k tokens."
             )
-        self.k, self.of, self.rest = k, of, rest
+        self.k, self.of, self.tail_bucket = k, of, tail_bucket
 
     @property
     def requires(self) -> Provides:
@@ -78,10 +77,10 @@ class TopK:
             return divergence(log_s, target.log_p).sum(-1)
         top, of_teacher = self.top(log_s, target)
         of_student = log_s.gather(-1, top)
-        if self.rest == "renormalise":
+        if not self.tail_bucket:
             return divergence(of_student.log_softmax(-1), of_teacher.log_softmax(-1)).sum(-1)
-        tail = log_rest(log_s, top)
-        return divergence(torch.cat([of_student, tail], -1), torch.cat([of_teacher, target.rest(top)], -1)).sum(-1)
+        tail = log_tail(log_s, top)
+        return divergence(torch.cat([of_student, tail], -1), torch.cat([of_teacher, target.log_tail(top)], -1)).sum(-1)
 
     def top(self, log_s: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         """The tokens [n, k], and the teacher's log-probabilities [n, k] of them."""

@@ -51,6 +51,7 @@ def convert(out: Path) -> None:
 
 
 def main() -> None:
+    """The command of the conversion."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     convert(parser.parse_args().out)

@@ -13,9 +13,9 @@ from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models.backbone import backbone, scale, soft_cap, verify_head
-from opd_lightning.models.sharding import align, gathered
+from opd_lightning.models.sharding import align, unsharded
 from opd_lightning.types import Sequences, Tokens
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class Student(nn.Module):
@@ -24,20 +24,20 @@ class Student(nn.Module):
     Args:
         lm: a causal language model of transformers.
         chunk: rows of logits that exist at a time; see `losses.head`.
-        words: the ids that are tokens of its tokenizer; distributions are over these. None takes all rows.
+        valid_ids: the ids that are tokens of its tokenizer; distributions are over these. None takes all rows.
     """
 
-    def __init__(self, lm: PreTrainedModel, chunk: int = 256, words: Words | None = None):
+    def __init__(self, lm: PreTrainedModel, chunk: int = 256, valid_ids: ValidIds | None = None):
         super().__init__()
-        self.lm, self.chunk, self.words = lm, chunk, words
+        self.lm, self.chunk, self.valid_ids = lm, chunk, valid_ids
         self.in_eval_mode = False
 
     @property
     def head(self) -> Head:
         """The output layer, which may share its weight with the embedding, with the model's scale and cap on logits."""
         layer, config = self.lm.get_output_embeddings(), self.lm.config.get_text_config()
-        words, cap = self.words, soft_cap(config)
-        return Head(layer.weight, getattr(layer, "bias", None), scale=scale(config), softcap=cap, words=words)
+        valid_ids, cap = self.valid_ids, soft_cap(config)
+        return Head(layer.weight, getattr(layer, "bias", None), scale=scale(config), softcap=cap, valid_ids=valid_ids)
 
     @property
     def window(self) -> int:
@@ -51,7 +51,7 @@ class Student(nn.Module):
         return head_loss(self.hidden(sequences), self.head, tokens, scores, loss, self.chunk)
 
     @contextmanager
-    def evaluating(self) -> Iterator[PreTrainedModel]:
+    def eval_mode(self) -> Iterator[PreTrainedModel]:
         """A context with the language model in eval mode, unsharded and without gradients; the mode is restored."""
         if self.in_eval_mode:
             yield self.lm
@@ -59,7 +59,7 @@ class Student(nn.Module):
         was_training, self.in_eval_mode = self.training, True
         self.eval()
         try:
-            with torch.no_grad(), gathered(self):
+            with torch.no_grad(), unsharded(self):
                 yield self.lm
                 align(self, self.lm)
         finally:
@@ -68,8 +68,8 @@ class Student(nn.Module):
 
     def verify_head(self, name: str) -> None:
         """Check that backbone and head give the model's logits; see `backbone.verify_head`."""
-        with self.evaluating() as lm:
-            verify_head(lm, replace(self.head, words=None).project, name)
+        with self.eval_mode() as lm:
+            verify_head(lm, replace(self.head, valid_ids=None).project, name)
 
     def hidden(self, sequences: Sequences) -> Tensor:
         """Hidden states [N, H] at the positions that predict the trainable tokens; nothing else is projected."""
@@ -82,7 +82,7 @@ class Student(nn.Module):
         Args:
             snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
         """
-        with self.evaluating():
+        with self.eval_mode():
             hidden = torch.cat([self.hidden(sequences) for sequences in batches])
             # The dtype is fixed here, for autocast is off where chunks are projected later.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))

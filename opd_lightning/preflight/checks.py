@@ -1,4 +1,4 @@
-"""The checks of `opd_lightning.check` on a run's components; each function yields findings."""
+"""The checks of `opd_lightning.check` on a run's components; each function yields results."""
 
 from collections.abc import Iterator
 from statistics import quantiles
@@ -10,27 +10,28 @@ from opd_lightning.config.trainer_arguments import epochs_of
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
-from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.rendering import as_played
+from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
-from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
+from opd_lightning.utils.vocabulary import Overlap, ValidIds, differences, overlap
 
 
-def models(parts: Components) -> Iterator[Finding]:
-    """Findings on the tokenizers of student and teachers: vocabulary, EOS, special tokens and chat template."""
+def models(parts: Components) -> Iterator[CheckResult]:
+    """Check results on the tokenizers of student and teachers: vocabulary, EOS, special tokens and chat template."""
     model, tokenizer = parts.model, parts.tokenizer
-    state, text = rows(parts.renderer.words, model.words())
-    yield Finding("tokenizer", state, f"{model.path}: {text}; EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}")
+    state, text = rows(parts.renderer.valid_ids, model.vocab_size())
+    yield CheckResult("tokenizer", state, f"{model.path}: {text}; EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}")
     for name, teacher in all_parts(parts.teachers):
         source = teacher.source
         if source is None:
-            yield Finding(f"{name}'s tokenizer", "pass", "the student's own")
+            yield CheckResult(f"{name}'s tokenizer", "pass", "the student's own")
             continue
         try:
             teacher_tokenizer = source.tokenizer()
         except ValueError as error:  # the teacher's prompt is rendered with the student's tokenizer
-            yield Finding(f"{name}'s tokenizer", "warn", f"{error} The student's is used.")
+            yield CheckResult(f"{name}'s tokenizer", "warn", f"{error} The student's is used.")
             continue
         comparison = overlap(tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
         differing = [
@@ -43,8 +44,8 @@ def models(parts: Components) -> Iterator[Finding]:
             )
             if not same
         ]
-        fatal = bool(comparison.conflicts) or source.words() < comparison.shared.size
-        text = f"{source.path}: {source.words()} logits"
+        fatal = bool(comparison.conflicts) or source.vocab_size() < comparison.shared.size
+        text = f"{source.path}: {source.vocab_size()} logits"
         if "EOS" in differing:
             text += (
                 "; another EOS: completions may never end as the teacher would end them, choose its instruction-tuned sibling"
@@ -55,32 +56,32 @@ def models(parts: Components) -> Iterator[Finding]:
             else "; the same vocabulary, EOS, special tokens and chat template"
         )
         if excluded := comparison.describe("the student", name):
-            text += f"; compared on {comparison.shared.count} words, left out: {excluded}"
+            text += f"; compared on {comparison.shared.count} tokens, left out: {excluded}"
         if fatal:
             text += f"; {differences(comparison)}" if comparison.conflicts else ""
-            text += f"; choose a teacher that has the student's {comparison.shared.count} words"
-        yield Finding(f"{name}'s tokenizer", "fail" if fatal else "warn" if differing else "pass", text)
+            text += f"; choose a teacher that has the student's {comparison.shared.count} tokens"
+        yield CheckResult(f"{name}'s tokenizer", "fail" if fatal else "warn" if differing else "pass", text)
         if comparison.student_only and not fatal:
-            yield from missing_words(name, teacher.context, comparison, parts)
+            yield from missing_tokens(name, teacher.context, comparison, parts)
 
 
-def rows(words: Words, size: int) -> tuple[str, str]:
-    """The state and text of a finding on the rows of an output layer against the words of a tokenizer."""
-    text = f"{words.count} words"
-    if size < words.size:
-        last_id = f", the last with the id {words.size - 1}" if words.absent else ""
-        text += f"{last_id}, and the model has {size}; give the model's own tokenizer, or a model for all of its words"
+def rows(valid_ids: ValidIds, size: int) -> tuple[str, str]:
+    """The state and text of a result on the rows of an output layer against the tokens of a tokenizer."""
+    text = f"{valid_ids.count} tokens"
+    if size < valid_ids.size:
+        last_id = f", the last with the id {valid_ids.size - 1}" if valid_ids.absent else ""
+        text += f"{last_id}, and the model has {size}; give the model's own tokenizer, or a model for all of its tokens"
         return "fail", text
-    if size > words.size:
-        text += f", padded to {size}: rows from {words.size} on are neither sampled nor compared"
-    if not words.absent:
+    if size > valid_ids.size:
+        text += f", padded to {size}: rows from {valid_ids.size} on are neither sampled nor compared"
+    if not valid_ids.absent:
         return "pass", text
-    first = ", ".join(map(str, words.absent[:3]))
-    return "warn", f"{text}; {len(words.absent)} ids in between have no word ({first} first) and are left out as well"
+    first = ", ".join(map(str, valid_ids.absent[:3]))
+    return "warn", f"{text}; {len(valid_ids.absent)} ids in between have no token ({first} first) and are left out as well"
 
 
-def missing_words(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[Finding]:
-    """Findings on the words of a teacher's prompt and the end token, for a teacher without some of the student's words."""
+def missing_tokens(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[CheckResult]:
+    """Check results on a teacher's prompts and end token, where it lacks some of the student's tokens."""
     chat = context(parts.examples[0])
     ids = [] if chat is None else parts.renderer.with_options(context.template_options).render(chat).token_ids
     missing = [
@@ -91,12 +92,12 @@ def missing_words(name: str, context: NoContext, comparison: Overlap, parts: Com
     if missing:
         tokens = ", ".join(sorted({repr(parts.tokenizer.convert_ids_to_tokens(i)) for i in missing}))
         text = f"they hold {tokens}, which {name} lacks, so it has no target there; choose another teacher or chat template"
-        yield Finding(f"{name}'s words", "fail", text)
+        yield CheckResult(f"{name}'s tokens", "fail", text)
     elif not comparison.shared.contains(torch.tensor([parts.tokenizer.eos_token_id])).all():
         text = (
             f"{name} lacks the end token {parts.tokenizer.eos_token!r}: it cannot teach where to end; choose its chat sibling"
         )
-        yield Finding(f"{name}'s words", "warn", text)
+        yield CheckResult(f"{name}'s tokens", "warn", text)
 
 
 def lengths(examples: list[Example], parts: Components, context: NoContext) -> list[int]:
@@ -106,25 +107,28 @@ def lengths(examples: list[Example], parts: Components, context: NoContext) -> l
     return [len(renderer.render(chat).token_ids) for chat in chats if chat is not None]
 
 
-def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on the data: training's own checks, prompt lengths against the windows, and batch sizes."""
+def data(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the data: training's own checks, prompt lengths against the windows, and batch sizes."""
     counts = parts.preflight()
     near = counts["near_duplicates"]
     text = f"{counts['train']} training and {counts['heldout']} held-out examples, none on both sides"
     text += f", {counts['dropped']} dropped for their length" if counts.get("dropped") else ""
-    yield Finding("data", "pass", text)
+    yield CheckResult("data", "pass", text)
     if near:
         first = counts["near_duplicates_first"][0]
-        yield Finding("data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them.")
+        yield CheckResult(
+            "data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them."
+        )
+    shown = as_played(parts.examples[:512], parts.environment)
     for name, (model, context) in parts.readers().items():
-        tokens = lengths(list(parts.examples), parts, context)
+        tokens = lengths(shown, parts, context)
         if not tokens:
-            yield Finding(f"{name}'s prompts", "pass", "are made from attempts, so their length is known in training only")
+            yield CheckResult(f"{name}'s prompts", "pass", "are made from attempts, so their length is known in training only")
             continue
         cut = quantiles(tokens, n=20) if len(tokens) > 1 else tokens * 19
         need, window = max(tokens) + parts.rollout.sampling.max_new_tokens, model.window()
         text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
-        yield Finding(f"{name}'s prompts", "pass" if need <= window else "fail", text)
+        yield CheckResult(f"{name}'s prompts", "pass" if need <= window else "fail", text)
     samples, iterations = parts.rollout.sampling.n, parts.rollout.num_iterations
     batch, devices = cfg.data.batch_size, cfg.trainer.devices
     text = f"{batch} prompts x {samples} completions per rollout, {iterations} update{'s' * (iterations > 1)} on each"
@@ -134,71 +138,83 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
     if isinstance(devices, int) and devices > 1:
         text += f"; {batch / devices:g} prompts per device"
         if batch % devices:
-            yield Finding("batch", "fail", f"data.batch_size={batch} is no multiple of trainer.devices={devices}; make it one.")
+            yield CheckResult(
+                "batch", "fail", f"data.batch_size={batch} is no multiple of trainer.devices={devices}; make it one."
+            )
             return
-    yield Finding("batch", "pass", text)
+    yield CheckResult("batch", "pass", text)
 
 
-def updates(parts: Components, cfg: DictConfig) -> Iterator[Finding]:
-    """Findings on the end of the run, where max_steps and max_epochs are both set."""
+def updates(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the end of the run, where max_steps and max_epochs are both set."""
     steps, epochs, last = cfg.trainer.max_steps, epochs_of(cfg.trainer), parts.bounded(cfg).trainer.max_steps
     if epochs is not None and steps == last:
         without = OmegaConf.merge(cfg, {"trainer": {"max_steps": -1}})
         passes = parts.bounded(without).trainer.max_steps  # type: ignore[arg-type]
         if passes > steps:
             text = f"trainer.max_steps={steps} ends the run before trainer.max_epochs={epochs}, which is {passes} updates"
-            yield Finding("updates", "warn", f"{text}; trainer.max_steps=-1 leaves it to max_epochs.")
+            yield CheckResult("updates", "warn", f"{text}; trainer.max_steps=-1 leaves it to max_epochs.")
     elif epochs is not None:
-        yield Finding("updates", "pass", f"trainer.max_epochs={epochs} ends the run at update {last}")
+        yield CheckResult("updates", "pass", f"trainer.max_epochs={epochs} ends the run at update {last}")
 
 
-def verifier(parts: Components, n: int = 64) -> Iterator[Finding]:
-    """Findings on the verifier, on the first `n` examples: references must be right and empty completions wrong."""
+def warmup(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the warm-up, which may outlast the run."""
+    steps, last = cfg.optim.warmup_steps, parts.bounded(cfg).trainer.max_steps
+    if 0 < last <= steps:
+        text = f"optim.warmup_steps={steps} outlasts the run of {last} updates, so the rate never"
+        yield CheckResult("warm-up", "warn", f"{text} reaches optim.lr={cfg.optim.lr:g}; lower it, or train longer.")
+
+
+def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
+    """Check results on the verifier, on the first `n` examples: references must be right and empty completions wrong."""
     if not parts.task.verifies:
-        yield Finding("verifier", "pass", "none; nothing is judged")
+        yield CheckResult("verifier", "pass", "none; nothing is judged")
         return
     references = [(e, e.completion) for e in parts.examples if e.completion is not None][:n]
     wrong = [e.id for e, text in references if parts.task.verify(e, text).content < 1]
     empty = [e.id for e in parts.examples[:n] if parts.task.verify(e, "").content > 0]
     if empty:
-        yield Finding("verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier.")
+        yield CheckResult(
+            "verifier", "fail", f"an empty completion of example {empty[0]} scores; choose another task.verifier."
+        )
     elif wrong and len(wrong) == len(references):
-        yield Finding(
+        yield CheckResult(
             "verifier", "fail", f"no reference completion scores 1, example {wrong[0]} first; choose another task.verifier."
         )
     elif wrong:
         text = (
             f"{len(wrong)} of {len(references)} reference completions do not score 1, example {wrong[0]} first; look at them."
         )
-        yield Finding("verifier", "warn", text)
+        yield CheckResult("verifier", "warn", text)
     else:
         checked = f"{len(references)} references score 1, " if references else "there are no references to judge; "
-        yield Finding("verifier", "pass", f"{checked}empty completions score 0")
+        yield CheckResult("verifier", "pass", f"{checked}empty completions score 0")
 
 
-def prompts(parts: Components) -> Iterator[Finding]:
-    """Findings with the first example's prompt, as text, for student and teachers."""
-    example = parts.examples[0]
+def prompts(parts: Components) -> Iterator[CheckResult]:
+    """Check results with the first example's prompt, as text, for student and teachers."""
+    example = as_played(parts.examples[:1], parts.environment)[0]
     for name, (_, context) in parts.readers().items():
         chat = context(example)
         if chat is None:
-            yield Finding(f"{name} reads", "pass", "a prompt made from attempts, in training")
+            yield CheckResult(f"{name} reads", "pass", "a prompt made from attempts, in training")
             continue
         ids = parts.renderer.with_options(context.template_options).render(chat).token_ids
-        yield Finding(f"{name} reads", "pass", str(parts.tokenizer.decode(ids)))
+        yield CheckResult(f"{name} reads", "pass", str(parts.tokenizer.decode(ids)))
 
 
-def probe(parts: Components, student: Student, n: int = 10) -> Iterator[Finding]:
-    """Findings on the accuracy of the teacher, with its context, and of the student on `n` held-out prompts."""
+def probe(parts: Components, student: Student, n: int = 10) -> Iterator[CheckResult]:
+    """Check results on the accuracy of the teacher, with its context, and of the student on `n` held-out prompts."""
     teacher = parts.teachers.get("teacher")
-    if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.reads_attempts:
-        yield Finding("teacher", "pass", "not probed: no teacher can write and be judged before training")
+    if teacher is None or not parts.task.verifies or not teacher.writes or teacher.context.needs_rollouts:
+        yield CheckResult("teacher", "pass", "not probed: no teacher can write and be judged before training")
         return
     parts.generator.update_weights(student, 0)
     accuracy = TeacherAccuracy(parts.task, parts.renderer, parts.task.max_new_tokens, "validation", n)
     estimates = accuracy(student, {"teacher": teacher}, parts.generator)
     if not estimates:
-        yield Finding("teacher", "pass", "not probed: its context cannot be made for held-out prompts")
+        yield CheckResult("teacher", "pass", "not probed: its context cannot be made for held-out prompts")
         return
     teacher_accuracy, student_accuracy = (
         estimates["teacher/shown/accuracy"].value,
@@ -207,7 +223,7 @@ def probe(parts: Components, student: Student, n: int = 10) -> Iterator[Finding]
     state = "pass" if teacher_accuracy > student_accuracy else "warn"
     remedy = "" if state == "pass" else "; it has little to teach: choose another teacher, or show it more (context)"
     count = estimates["teacher/shown/accuracy"].prompts
-    yield Finding(
+    yield CheckResult(
         "teacher",
         state,
         f"right on {teacher_accuracy:.2f} of {count} held-out prompts, the student on {student_accuracy:.2f}{remedy}",

@@ -5,7 +5,7 @@ from typing import Any
 
 from opd_lightning.config.limits import LEAST
 from opd_lightning.contracts import Renderer, Task
-from opd_lightning.preflight.findings import Finding
+from opd_lightning.preflight.results import CheckResult
 from opd_lightning.types import Example
 
 MARKERS = 16
@@ -83,8 +83,8 @@ def prompt_size(example: Example) -> int:
     return sum(len(str(message).encode()) + MARKERS for message in example.messages)
 
 
-def references(parts: Any) -> Iterator[Finding]:
-    """Findings on the references of SFT against the token limit.
+def references(parts: Any) -> Iterator[CheckResult]:
+    """Check results on the references of SFT against the token limit.
 
     Args:
         parts: the run's `Components`.
@@ -95,7 +95,7 @@ def references(parts: Any) -> Iterator[Finding]:
     examples = [e for e in parts.examples if e.completion is not None]
     long = long_references(examples, parts.renderer, limit)
     if not long:
-        yield Finding("references", "pass", f"all {len(examples)} end within {limit} new tokens")
+        yield CheckResult("references", "pass", f"all {len(examples)} end within {limit} new tokens")
         return
     lengths, n = sorted(long.values(), reverse=True), len(examples)
     longest_id = max(long, key=lambda name: long[name])
@@ -103,7 +103,7 @@ def references(parts: Any) -> Iterator[Finding]:
     if (allowed := n // 100) and allowed < len(lengths):
         remedy = f"task.max_new_tokens={lengths[allowed]} fits 99 %, {lengths[0]} all"
     consequence = "none teaches how a reply ends" if len(long) == n else "those never teach how a reply ends"
-    yield Finding(
+    yield CheckResult(
         "references",
         "warn",
         f"{len(long)} of {n} references ({len(long) / n:.1%}) are longer than rollout.sampling.max_new_tokens={limit} and are "

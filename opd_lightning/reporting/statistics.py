@@ -35,12 +35,12 @@ class Difference:
 
     @property
     def alike(self) -> bool:
-        """Do several seeds show the same difference?"""
+        """Whether several seeds show the same difference."""
         return self.seeds > 1 and self.low == self.high
 
     @property
     def bounded(self) -> bool:
-        """Is there an interval to show? A single seed has none, unless it is over prompts."""
+        """Whether the difference has an interval; that of a single seed has one over prompts only."""
         return isfinite(self.low) and isfinite(self.high)
 
     def __str__(self) -> str:

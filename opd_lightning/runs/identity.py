@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,7 +12,7 @@ from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.trainer_arguments import epochs_of
 
 HASHED = (
-    "start_from",
+    "init_from_run",
     "model",
     "adapter",
     "task",
@@ -27,17 +28,20 @@ HASHED = (
 )
 """Configuration keys in the hash. Not in it: the seed (in the folder's name), paths, loggers, devices and micro-batches."""
 
+TRANSPORT = ("servers",)
+"""Nodes in them that are not in the hash: where a model is served does not change the result."""
+
 
 def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
-    identity = {key: resolved[key] for key in HASHED if key in resolved}
+    identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
     if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
         del task["max_rows"]  # runs from before it was an option are found again
-    if cfg.start_from is not None:
+    if cfg.init_from_run is not None:
         # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)
-        identity["start_from"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
+        identity["init_from_run"] = [run_hash(stage), stage.trainer.max_steps, *filter(None, [epochs_of(stage.trainer)])]
     identity["precision"] = resolved["trainer"]["precision"]
     if resolved["optim"]["schedule"] not in ENDLESS_SCHEDULES:
         identity["max_steps"] = resolved["trainer"]["max_steps"]
@@ -46,6 +50,16 @@ def run_hash(cfg: DictConfig) -> str:
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
+def without(value: Any, names: tuple[str, ...]) -> Any:
+    """A copy without the keys of these names, at any depth of nested dictionaries."""
+    return {k: without(v, names) for k, v in value.items() if k not in names} if isinstance(value, dict) else value
+
+
 def run_folder(cfg: DictConfig) -> Path:
     """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again."""
     return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is the folder of a run with a checkpoint."""
+    return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()

@@ -11,7 +11,7 @@ from opd_lightning.data.batching import pack
 from opd_lightning.losses.objective import Objective
 from opd_lightning.types import Example, Sample, Tokens, Verdict
 from opd_lightning.utils.metrics import StepMetrics
-from opd_lightning.utils.vocabulary import words_of
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Scoring:
 
     @property
     def needs_verdicts(self) -> bool:
-        """Does the objective or a teacher's context read verdicts?"""
+        """Whether the objective or a teacher's context reads verdicts."""
         contexts = [part.context for teacher in self.teachers.values() for part in teacher.parts]
-        return self.objective.reads_verdicts or any(context.reads_attempts for context in contexts)
+        return self.objective.reads_verdicts or any(context.needs_rollouts for context in contexts)
 
     def pack(self, samples: list[Sample], metrics: StepMetrics, module: Any) -> tuple[list[Sample], Tokens]:
         """The samples with verdicts, if these are needed, and their tokens with rewards and advantages.
@@ -47,7 +47,7 @@ class Scoring:
             module: gives the device, its rank and `all_gather`.
 
         Raises:
-            ValueError: a completion is empty or holds what is no word, or prompts are more than text.
+            ValueError: a completion is empty or has an id that is no token, or prompts are more than text.
         """
         empty = next((sample.example.id for sample in samples if sample.trainable < 1), None)
         if empty is not None:
@@ -55,11 +55,11 @@ class Scoring:
         if inputs := next((name for sample in samples for name in sample.model_inputs), None):
             raise ValueError(f"the prompts have {inputs} beside their text, which training does not read; use text prompts.")
         tokens = pack(samples, module.device)
-        words = self.renderer.words
-        if words is not None and not (known := words.contains(tokens.ids)).all():
+        valid_ids = self.renderer.valid_ids
+        if valid_ids is not None and not (known := valid_ids.contains(tokens.ids)).all():
             raise ValueError(
-                f"a completion holds the id {int(tokens.ids[~known].max())}, which is no word of the student's tokenizer "
-                f"({words.count} words); let the generator draw from words alone."
+                f"a completion holds the id {int(tokens.ids[~known].max())}, which is no token of the student's tokenizer "
+                f"({valid_ids.count} tokens); let the generator draw from these alone."
             )
         if not self.needs_verdicts:
             return samples, tokens
@@ -106,7 +106,7 @@ class Scoring:
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
                 metrics.mean(f"rollout/{name}_{key}", values, where=~values.isnan())
-            missing = ~words_of(scores).contains(written)
+            missing = ~valid_ids_of(scores).contains(written)
             if scores.valid is not None:
                 missing &= scores.valid.to(missing.device)
             if missing.any():

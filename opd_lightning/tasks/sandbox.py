@@ -15,7 +15,7 @@ import tempfile
 from contextlib import suppress
 
 from opd_lightning.types import Verdict
-from opd_lightning.utils.secrets import redacted
+from opd_lightning.utils.secrets import redact_secrets
 
 FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
@@ -57,7 +57,7 @@ class Code:
         passed = output.rstrip().endswith(token)
         last = errors.strip().splitlines()[-1:] or ["it was stopped before its end"]
         # The feedback may get into a teacher's prompt, and the program may have read this process's environment.
-        return Verdict(float(passed), float(bool(blocks)), None if passed else redacted(last[0][:200]))
+        return Verdict(float(passed), float(bool(blocks)), None if passed else redact_secrets(last[0][:200]))
 
     def run(self, program: str) -> tuple[str, str]:
         """The output and error streams of a program within its time, in an empty folder with an empty environment."""

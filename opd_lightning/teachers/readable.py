@@ -1,4 +1,4 @@
-"""Samples for a teacher that lacks some of the student's words, for which it has no embedding."""
+"""Samples for a teacher that lacks some of the student's tokens, for which it has no embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from opd_lightning.types import Sample
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 @dataclass(frozen=True)
 class Readable:
-    """Samples and prompts in a teacher's words.
+    """Samples and prompts in a teacher's tokens.
 
     Attributes:
         samples, prompts: with a filler in place of ids that the teacher lacks; tokens behind it are not valid.
@@ -26,19 +26,21 @@ class Readable:
     cut: Tensor
 
 
-def readable(samples: Sequence[Sample], prompts: Sequence[list[int] | None], words: Words) -> Readable:
-    """Replace the ids that are not in `words` by a filler, and mark the tokens behind them as not valid."""
-    filler = next(i for i in range(words.size) if i not in words.absent)
+def readable(samples: Sequence[Sample], prompts: Sequence[list[int] | None], valid_ids: ValidIds) -> Readable:
+    """Replace the ids that are not in `valid_ids` by a filler, and mark the tokens behind them as not valid."""
+    filler = next(i for i in range(valid_ids.size) if i not in valid_ids.absent)
     filled, filled_prompts, valid, cut = [], [], [], []
     for sample, prompt in zip(samples, prompts, strict=True):
-        in_words = words.contains(sample.token_ids)
+        in_vocabulary = valid_ids.contains(sample.token_ids)
         in_prompt = (
-            in_words[: sample.prompt_length] if prompt is None else words.contains(torch.tensor(prompt, dtype=torch.long))
+            in_vocabulary[: sample.prompt_length]
+            if prompt is None
+            else valid_ids.contains(torch.tensor(prompt, dtype=torch.long))
         )
-        before = in_words[sample.prompt_length :].long().cumprod(0).bool() & bool(in_prompt.all())
+        before = in_vocabulary[sample.prompt_length :].long().cumprod(0).bool() & bool(in_prompt.all())
         valid.append(before[sample.loss_mask[sample.prompt_length :]])
         cut.append(not bool(before.all()))
-        filled.append(replace(sample, token_ids=torch.where(in_words, sample.token_ids, filler)))
+        filled.append(replace(sample, token_ids=torch.where(in_vocabulary, sample.token_ids, filler)))
         filled_prompts.append(
             None
             if prompt is None

@@ -69,7 +69,7 @@ class InstructionTask:
         return [self._example(r["id"], r["prompt"], r["completion"]) for r in rows]
 
     def verify(self, example: Example, completion: str) -> Verdict:
-        """Does the full completion match the pattern? Without a pattern: is it the narrow answer?"""
+        """Right if the full completion matches the pattern; without a pattern, if it is the narrow answer."""
         text = completion.strip()
         if self.pattern is not None:
             return Verdict(content=float(self.pattern.fullmatch(text) is not None))

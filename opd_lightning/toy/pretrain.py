@@ -1,4 +1,4 @@
-"""Make the embedded world's models: the start model, and from it the external teacher with the new skill.
+"""Pre-training of the embedded world's models: the start model, and from it the external teacher with the new skill.
 
     python -m opd_lightning.toy.pretrain --out opd_lightning/toy/assets/world      # about 15 minutes, one core
 
@@ -210,6 +210,7 @@ def flops(model, tokens: int, steps: int, rows: int = 160) -> int:
 
 
 def main() -> None:
+    """The command of the pre-training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets start/ and teacher/")
     parser.add_argument("--seed", type=int, default=0)

@@ -5,27 +5,30 @@ import re
 import traceback
 from pathlib import Path
 
-GO_ON = "Then the same command goes on from the last checkpoint, or begins anew where there is none"
+RESUME = "Then the same command goes on from the last checkpoint, or begins anew where there is none"
+
+SERVICES = {"wandb": "W&B", "mlflow": "MLflow"}
 
 
-def sentence(error: BaseException) -> str | None:
+def explain(error: BaseException) -> str | None:
     """A message for an error that the configuration did not cause; None for all others."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError) or "out of memory" in text.lower():
         remedy = "Lower max_tokens_per_microbatch or data.batch_size, or use model.checkpointing=true"
-        return f"memory ran out ({text}). {remedy}. {GO_ON}."
+        return f"memory ran out ({text}). {remedy}. {RESUME}."
     if re.search(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos", text):
         closed = re.search(r"Permission denied|Read-only", text)
         remedy = "Look at output_dir, and at its permissions" if closed else "Make room, or choose another output_dir"
-        return f"a checkpoint could not be written ({text}). {remedy}. {GO_ON}."
-    if "wandb" in (type(error).__module__.split(".")[0], *packages_in_traceback(error)):
-        return f"W&B does not answer any more ({text}). {GO_ON}; logger=none does without W&B."
+        return f"a checkpoint could not be written ({text}). {remedy}. {RESUME}."
+    places = {type(error).__module__.split(".")[0], *packages_in_traceback(error)}
+    if service := next((name for package, name in SERVICES.items() if package in places), None):
+        return f"{service} does not answer any more ({text}). {RESUME}; logger=none does without {service}."
     if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:
-        return f"another process of this run is gone ({text}). {GO_ON}."
+        return f"another process of this run is gone ({text}). {RESUME}."
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         remedy = "Make room, or choose another output_dir" if full else "Look at output_dir, and at its permissions"
-        return f"a file could not be written or read ({text}). {remedy}. {GO_ON}."
+        return f"a file could not be written or read ({text}). {remedy}. {RESUME}."
     return None
 
 

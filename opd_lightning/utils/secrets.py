@@ -14,16 +14,16 @@ MASK = "(secret)"
 
 
 def is_secret(name: str) -> bool:
-    """Is this the name of a secret? Of a dotted name the last part counts."""
+    """Whether a name is that of a secret; of a dotted name the last part counts."""
     return SECRET.search(name.rsplit(".", maxsplit=1)[-1]) is not None
 
 
-def redacted(value: Any, name: str = "") -> Any:
+def redact_secrets(value: Any, name: str = "") -> Any:
     """A copy without secrets: texts under such a name, and values of environment variables with such a name, are masked."""
     if isinstance(value, dict):
-        return {key: redacted(part, str(key)) for key, part in value.items()}
+        return {key: redact_secrets(part, str(key)) for key, part in value.items()}
     if isinstance(value, list):
-        return [redacted(part, name) for part in value]
+        return [redact_secrets(part, name) for part in value]
     if not isinstance(value, str) or not value:
         return value
     if is_secret(name):

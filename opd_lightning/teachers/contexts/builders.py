@@ -1,8 +1,8 @@
 """Context builders: the teacher's prompt from an example and, in some, from the student's judged attempts.
 
 context(example, own, others)   the teacher's chat; None where there is nothing to add
-informs            whether the teacher's prompt has information that the student's lacks
-reads_attempts     whether it uses the rollout's verdicts
+privileged         whether the teacher's prompt has information that the student's lacks
+needs_rollouts     whether it uses the rollout's verdicts
 needs_siblings     whether it uses other completions of the same prompt
 template_options   keyword arguments for the teacher's chat template, such as {"enable_thinking": True}
 max_prompt_tokens  limit of the teacher's prompt in tokens; None is the rest of its window
@@ -13,6 +13,20 @@ import string
 from collections.abc import Mapping, Sequence
 
 from opd_lightning.types import Attempt, Example, Messages
+from opd_lightning.utils.deprecation import RenamedAttribute, rename_members
+
+RENAMED = {"informs": "privileged", "reads_attempts": "needs_rollouts", "wording": "template_text"}
+"""Old names of members, which contexts outside the package may define."""
+MEMBERS = (*RENAMED.values(), "needs_siblings", "template_options", "max_prompt_tokens")
+
+
+def check_members(context: object) -> None:
+    """Raises ValueError if a context lacks members, which `NoContext` has."""
+    if missing := [name for name in MEMBERS if not hasattr(context, name)]:
+        raise ValueError(
+            f"context={type(context).__name__} lacks {', '.join(missing)}; "
+            "derive it from opd_lightning.teachers.contexts.NoContext."
+        )
 
 
 def check_template(template: str, needed: set[str]) -> None:
@@ -34,9 +48,15 @@ class NoContext:
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
-    informs = False
-    reads_attempts = False
+    privileged = False
+    needs_rollouts = False
     needs_siblings = False
+    informs = RenamedAttribute("privileged")
+    reads_attempts = RenamedAttribute("needs_rollouts")
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        rename_members(cls, RENAMED)
 
     def __init__(self, template_options: dict | None = None, max_prompt_tokens: int | None = None):
         if max_prompt_tokens is not None and max_prompt_tokens < 1:
@@ -47,12 +67,14 @@ class NoContext:
         """The student's chat, unchanged."""
         return example.messages
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The builder's fixed text, without quotes: where completions repeat it, the context has leaked."""
         return ""
 
+    wording = template_text
 
-class Quote(NoContext):
+
+class PrivilegedContext(NoContext):
     """The context with a part of the example: a demonstration (SDFT, arXiv 2601.19897), a solution (OPSD, 2601.18734).
 
     Args:
@@ -61,7 +83,7 @@ class Quote(NoContext):
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
-    informs = True
+    privileged = True
 
     def __init__(self, part: str, template: str, template_options: dict | None = None, max_prompt_tokens: int | None = None):
         super().__init__(template_options, max_prompt_tokens)
@@ -82,9 +104,9 @@ class Quote(NoContext):
                 f"example {example.id} has no {self.part}; context={self.part} needs one for each (task.columns.{self.part} "
                 "maps it), or choose context=sibling, context=rule or an external teacher."
             )
-        return reworded(example.messages, self.template, **{self.part: quoted})
+        return apply_template(example.messages, self.template, **{self.part: quoted})
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The template without its placeholders."""
         return literal(self.template)
 
@@ -101,8 +123,8 @@ class Sibling(NoContext):
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
-    informs = True
-    reads_attempts = True
+    privileged = True
+    needs_rollouts = True
     needs_siblings = True
 
     def __init__(
@@ -128,10 +150,10 @@ class Sibling(NoContext):
         for attempt in others:
             if attempt.verdict.content >= self.solved:
                 text = attempt.text if self.strip is None else self.strip.sub("", attempt.text).strip()
-                return reworded(example.messages, self.template, sibling=text)
+                return apply_template(example.messages, self.template, sibling=text)
         return None
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The template without its placeholders."""
         return literal(self.template)
 
@@ -146,8 +168,8 @@ class Feedback(NoContext):
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
-    informs = True
-    reads_attempts = True
+    privileged = True
+    needs_rollouts = True
 
     def __init__(self, template: str, template_options: dict | None = None, max_prompt_tokens: int | None = None):
         super().__init__(template_options, max_prompt_tokens)
@@ -157,9 +179,9 @@ class Feedback(NoContext):
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
         """The chat with the verdict's feedback."""
         feedback = None if own is None else own.verdict.feedback
-        return None if feedback is None else reworded(example.messages, self.template, feedback=feedback)
+        return None if feedback is None else apply_template(example.messages, self.template, feedback=feedback)
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The template without its placeholders."""
         return literal(self.template)
 
@@ -172,8 +194,8 @@ class FirstOf(NoContext):
         template_options, max_prompt_tokens: of the teacher's prompt, see above; those of the choices are ignored.
     """
 
-    informs = True
-    reads_attempts = True
+    privileged = True
+    needs_rollouts = True
     needs_siblings = True
 
     def __init__(
@@ -193,9 +215,9 @@ class FirstOf(NoContext):
         chats = (choice(example, own, others) for choice in self.choices)
         return next((chat for chat in chats if chat is not None), None)
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The fixed text of all choices."""
-        return "\n".join(choice.wording() for choice in self.choices)
+        return "\n".join(choice.template_text() for choice in self.choices)
 
 
 class Rule(NoContext):
@@ -207,7 +229,7 @@ class Rule(NoContext):
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
 
-    informs = True
+    privileged = True
 
     def __init__(
         self,
@@ -233,12 +255,12 @@ class Rule(NoContext):
         before: Messages = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
         return [*before, *self.turns, *(chat[1:] if system is not None else chat)]
 
-    def wording(self) -> str:
+    def template_text(self) -> str:
         """The rule, without the worked examples, which are meant to be imitated."""
         return self.system or ""
 
 
-def reworded(chat: Messages, template: str, **parts: str) -> Messages:
+def apply_template(chat: Messages, template: str, **parts: str) -> Messages:
     """The chat with its last turn in a template."""
     *before, last = chat
     return [*before, {**last, "content": template.format(prompt=last["content"], **parts)}]

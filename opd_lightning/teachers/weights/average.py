@@ -64,14 +64,14 @@ class Average(Weights):
         """Move the average towards the student on every `every`-th step."""
         self.updates += 1
         if self.updates % self.every == 0:
-            with self.student.evaluating():
+            with self.student.eval_mode():
                 for name, value in self.current().items():
                     self.average[name].lerp_(value, self.rate)
 
     @contextmanager
     def language_model(self) -> Iterator[PreTrainedModel]:
         """The student with the averages in place of its weights."""
-        with self.student.evaluating() as lm:
+        with self.student.eval_mode() as lm:
             if not self.dense:
                 with adapters.substituted(self.student, self.average):
                     yield lm

@@ -9,7 +9,7 @@ from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
 from opd_lightning.types import Sequences
-from opd_lightning.utils.vocabulary import Words
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Weights:
         writes: whether it can generate completions, not only score them.
         source: the `Pretrained` of the weights; None for the student's.
         warning: a sentence for the user, or None.
-        words: the ids that the weights have, where the student has more; None where they have all of the student's.
+        valid_ids: the ids that the weights have, where the student has more; None where they have all of the student's.
     """
 
     self_teacher = True
@@ -46,7 +46,7 @@ class Weights:
     writes = True
     source: Pretrained | None = None
     warning: str | None = None
-    words: Words | None = None
+    valid_ids: ValidIds | None = None
     student: Student
 
     def setup(self, student: Student) -> None:

@@ -10,7 +10,7 @@ from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
 from opd_lightning.teachers.weights.base import Weights
 from opd_lightning.types import Sequences
-from opd_lightning.utils.vocabulary import Overlap, Words, differences, overlap
+from opd_lightning.utils.vocabulary import Overlap, ValidIds, differences, overlap
 
 
 class External(Weights):
@@ -37,9 +37,9 @@ class External(Weights):
         self.source, self.field = Pretrained(path, dtype, attention, field=field, base=base), field
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Before anything is loaded: find the ids that both tokenizers have.
+        """Find, before anything is loaded, the ids that both tokenizers have.
 
-        A word that only the teacher has is dropped from its distribution, which is renormalised. For words that only the
+        A token that only the teacher has is dropped from its distribution, which is renormalised. For tokens that only the
         student has there is no target, see `losses.shared`.
 
         Raises:
@@ -53,24 +53,24 @@ class External(Weights):
                 "teacher of the student's family."
             )
         self.overlap = comparison
-        self.words = comparison.shared if comparison.student_only else None
+        self.valid_ids = comparison.shared if comparison.student_only else None
 
     def setup(self, student: Student) -> None:
-        """Load the weights next to the student's; distributions are over the words of both models.
+        """Load the weights next to the student's; distributions are over the tokens of both models.
 
         Raises:
-            ValueError: the teacher's output layer is too small for these words.
+            ValueError: the teacher's output layer is too small for these tokens.
         """
         super().setup(student)
-        rows, shared = self.source.words(), student.head.known
+        rows, shared = self.source.vocab_size(), student.head.known
         if self.overlap is not None:
             shared = shared.intersection([self.overlap.shared])
             if rows < shared.size:
                 raise ValueError(
                     f"{self.field}={self.source.path} has {rows} rows of logits, and its tokenizer has {shared.size} of the "
-                    "student's words: not all of them can be read or compared; give it its own tokenizer, or choose another."
+                    "student's tokens: not all of them can be read or compared; give it its own tokenizer, or choose another."
                 )
-        shared, lm = shared.intersection([Words(rows)]), self.source.model()
+        shared, lm = shared.intersection([ValidIds(rows)]), self.source.model()
         self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(f"{self.field}={self.source.path}")
 
@@ -84,4 +84,4 @@ class External(Weights):
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
         """The other model."""
-        return self.model.evaluating()
+        return self.model.eval_mode()

@@ -34,10 +34,10 @@ class FrozenStart(Weights):
     def language_model(self) -> Iterator[PreTrainedModel]:
         """The model at the start of training."""
         if self.model is not None:
-            with self.model.evaluating() as lm:
+            with self.model.eval_mode() as lm:
                 yield lm
         else:
-            with self.student.evaluating() as lm, adapters.disabled(lm):
+            with self.student.eval_mode() as lm, adapters.disabled(lm):
                 yield lm
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:

@@ -26,7 +26,7 @@ class Live(Weights):
 
     def language_model(self) -> AbstractContextManager[PreTrainedModel]:
         """The student's language model."""
-        return self.student.evaluating()
+        return self.student.eval_mode()
 
 
 class TrustRegion(Weights):

@@ -1,11 +1,11 @@
-"""Findings: the results of checks, one line each."""
+"""Check results: the outcome of each check, one line each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the check's table.
 
     Attributes:
@@ -19,13 +19,13 @@ class Finding:
     text: str
 
 
-def raise_on_failures(findings: Iterable[Finding]) -> list[str]:
-    """The warnings among findings, a sentence each.
+def raise_on_failures(results: Iterable[CheckResult]) -> list[str]:
+    """The warnings among results, a sentence each.
 
     Raises:
         ValueError: the texts of all failures.
     """
-    messages = [(finding.state, f"{finding.name}: {finding.text}") for finding in findings]
+    messages = [(result.state, f"{result.name}: {result.text}") for result in results]
     if failed := [text for state, text in messages if state == "fail"]:
         raise ValueError(" ".join(failed))
     return [text for state, text in messages if state == "warn"]

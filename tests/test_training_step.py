@@ -1,4 +1,4 @@
-"""The walk: gradients that do not depend on how a batch is cut, zero where there is nothing to learn, exact resume."""
+"""The training step: gradients that do not depend on how a batch is cut, zero where there is nothing to learn, exact resume."""
 
 import json
 from functools import partial
@@ -27,7 +27,8 @@ from opd_lightning.module import DistillationModule
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.teachers import LocalTeacher
-from opd_lightning.teachers.contexts import NoContext, Quote
+from opd_lightning.teachers.contexts import NoContext, PrivilegedContext
+from opd_lightning.teachers.reading import prompts_of
 from opd_lightning.teachers.weights import External, FrozenStart, Live
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
@@ -136,7 +137,7 @@ OBJECTIVES = {
     "grpo": lambda: Objective(completion_mask, token_mean, policy_gradient=PolicyGradient(group_relative)),
     "dr_grpo": lambda: Objective(completion_mask, partial(constant, tokens=12), policy_gradient=PolicyGradient(group_relative)),
     "opd_topk": lambda: distil(support=TopK(5)),
-    "opd_topk_renormalised": lambda: distil(support=TopK(5, of="student", rest="renormalise")),
+    "opd_topk_renormalised": lambda: distil(support=TopK(5, of="student", tail_bucket=False)),
     "rloo": lambda: Objective(
         completion_mask, partial(constant, tokens=1), policy_gradient=PolicyGradient(leave_one_out, None)
     ),
@@ -175,7 +176,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(tiny, other, name, dtype, to
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jsd])
-@pytest.mark.parametrize("support", [FullVocabulary(), SampledToken(), TopK(4), TopK(4, "student", "renormalise")])
+@pytest.mark.parametrize("support", [FullVocabulary(), SampledToken(), TopK(4), TopK(4, "student", False)])
 def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, divergence, support):
     _, gradient, metrics = step(tiny, distil(divergence, support), teacher=FrozenStart(), dtype="float64")
     assert abs(float(metrics["train/loss"])) < 1e-12 and gradient.norm() < 1e-12
@@ -183,7 +184,7 @@ def test_a_teacher_equal_to_the_student_gives_no_loss_and_no_gradient(tiny, dive
 
 
 def test_the_gradient_is_that_of_the_plain_loss(tiny, other):
-    """Against full logits of both models on the joined sequences, without any of the walk's machinery."""
+    """Against full logits of both models on the joined sequences, without any of the package's machinery."""
     _, gradient, metrics = step(tiny, distil(), teacher=External(other, dtype="float64"), dtype="float64")
     student, teacher = Pretrained(tiny, "float64").model(), Pretrained(other, "float64").model()
     examples = WorldTask().examples("train")
@@ -334,9 +335,9 @@ def test_prompts_reach_the_teacher_behind_its_own_context(small, tiny):
     tokenizer = Pretrained(tiny).tokenizer()
     renderer, examples = ChatRenderer(tokenizer), WorldTask().examples("train")[:2]
     samples = Ragged()(PromptData(examples, renderer, 2, 0).collate([0, 1, 0, 1, 0, 1]), 0).samples
-    teacher = LocalTeacher(FrozenStart(), Quote("demonstration", "{prompt} [ {demonstration} ]"))
+    teacher = LocalTeacher(FrozenStart(), PrivilegedContext("demonstration", "{prompt} [ {demonstration} ]"))
     teacher.setup(Student(Pretrained(tiny).model()), renderer)
-    ids = teacher.prompts_of(samples)
+    ids = prompts_of(teacher, samples)
     shown = tokenizer.decode(ids[0])
     assert examples[0].demonstration in shown and shown.endswith("] =")
     assert encode_chat(tokenizer, examples[0].messages) != ids[0]

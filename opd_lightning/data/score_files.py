@@ -1,0 +1,187 @@
+"""Files of scored samples: a teacher's scores on token ids, in shards of safetensors with an index.
+
+index.json     what is scored: see `Index`
+00000.safetensors, ...   samples packed on one axis of tokens, and their scores packed on the axis of trainable tokens
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opd_lightning.types import Sample
+from opd_lightning.utils.atomic_files import replace_text
+
+FORMAT = 1
+PER_TOKEN = ("token_ids", "loss_mask", "logprobs")
+PER_SAMPLE = ("key", "length", "trainable", "prompt_length", "truncated")
+
+
+@dataclass
+class Index:
+    """What a folder of scored samples holds.
+
+    Attributes:
+        kind: "topk" or "hidden".
+        k: most probable tokens per position; 0 for hidden states.
+        vocabulary, absent: the ids that the scores cover.
+        tokenizer: the fingerprint of the student's tokenizer.
+        output_layer: for hidden states, path, dtype and fingerprint of the teacher's output layer.
+        settings: the configuration that the samples and scores are made of.
+        num_generations: samples per prompt and pass.
+        source: "student", "teacher" or "dataset".
+        shards: the number of samples and trainable tokens of each.
+        complete: whether all shards are there.
+    """
+
+    kind: str
+    k: int
+    vocabulary: int
+    absent: list[int]
+    tokenizer: str
+    output_layer: dict[str, str] | None
+    settings: dict[str, Any]
+    num_generations: int
+    source: str
+    shards: list[dict[str, int]] = field(default_factory=list)
+    complete: bool = False
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Index":
+        """The index of a folder.
+
+        Raises:
+            ValueError: there is none, or it is of another format.
+        """
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            read = cls(**{f.name: index[f.name] for f in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{name}={folder} holds no scores (index.json); make them with python -m opd_lightning.score."
+            ) from error
+        if read.format != FORMAT:
+            raise ValueError(f"{name}={folder} is of format {read.format}, and this version reads {FORMAT}; score it again.")
+        return read
+
+    def write(self, folder: Path) -> None:
+        """Write the index."""
+        replace_text(folder / "index.json", json.dumps(asdict(self), indent=1) + "\n")
+
+    def same_content(self, other: "Index") -> bool:
+        """Do both describe the same samples and scores?"""
+        ours, theirs = (asdict(index) | {"shards": None, "complete": None} for index in (self, other))
+        return ours == theirs
+
+
+def fingerprint_of_vocabulary(vocabulary: Mapping[str, int]) -> str:
+    """A hash of a tokenizer's ids by token."""
+    return hashlib.blake2b(json.dumps(sorted(vocabulary.items())).encode(), digest_size=8).hexdigest()
+
+
+def fingerprint_of_weights(*tensors: Tensor | None) -> str:
+    """A hash of tensors, from their values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def key_of(token_ids: Tensor, prompt_length: int) -> int:
+    """The key under which a sample's scores are found: a 63-bit hash of its tokens and the length of its prompt."""
+    data = token_ids.to(torch.int64).cpu().numpy().tobytes() + prompt_length.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / f"{number:05d}.safetensors"
+
+
+def pack_samples(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The tensors of samples: those per sample [n], and those per token, packed."""
+    logprobs = [s.logprobs for s in samples if s.logprobs is not None]
+    tensors = {
+        "key": torch.tensor([key_of(s.token_ids, s.prompt_length) for s in samples]),
+        "length": torch.tensor([len(s.token_ids) for s in samples], dtype=torch.int32),
+        "trainable": torch.tensor([s.trainable for s in samples], dtype=torch.int32),
+        "prompt_length": torch.tensor([s.prompt_length for s in samples], dtype=torch.int32),
+        "truncated": torch.tensor([s.finish_reason == "length" for s in samples]),
+        "token_ids": torch.cat([s.token_ids for s in samples]).to(torch.int32),
+        "loss_mask": torch.cat([s.loss_mask for s in samples]),
+    }
+    return tensors | ({"logprobs": torch.cat(logprobs).float()} if len(logprobs) == len(samples) else {})
+
+
+def save_shard(path: Path, tensors: Mapping[str, Tensor], example_ids: Sequence[str]) -> None:
+    """Write a shard; it is whole or not there."""
+    beside = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, {"examples": json.dumps(list(example_ids))})
+    beside.replace(path)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands: its shard, its row there, and the slices of its tokens and of its trainable tokens."""
+
+    shard: int
+    row: int
+    tokens: slice
+    trainable: slice
+
+
+class ScoreFiles:
+    """Reads a folder of scored samples, shard by shard as needed.
+
+    Args:
+        folder, name: the folder, and the configuration's field, for errors.
+
+    Raises:
+        ValueError: it is no such folder, or not complete.
+    """
+
+    def __init__(self, folder: str | Path, name: str = "teacher.path"):
+        self.folder, self.name = Path(folder), name
+        self.index = Index.read(self.folder, name)
+        if not self.index.complete:
+            raise ValueError(f"{name}={folder} is not complete; the same python -m opd_lightning.score goes on with it.")
+        self.by_key: dict[int, Place] = {}
+        self.by_example: dict[str, list[Place]] = {}
+        self.open = lru_cache(maxsize=16)(self._open)
+        for number in range(len(self.index.shards)):
+            self._read_places(number)
+
+    def _open(self, number: int) -> Any:
+        try:
+            return safe_open(str(shard_path(self.folder, number)), framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.name}={self.folder} has no shard {number}, or not all of it; score it again.") from error
+
+    def _read_places(self, number: int) -> None:
+        shard = self.open(number)
+        keys, lengths, counts = (shard.get_tensor(name).tolist() for name in ("key", "length", "trainable"))
+        token = trainable = 0
+        for row, example in enumerate(json.loads(shard.metadata()["examples"])):
+            place = Place(number, row, slice(token, token + lengths[row]), slice(trainable, trainable + counts[row]))
+            token, trainable = token + lengths[row], trainable + counts[row]
+            self.by_key[keys[row]] = place
+            self.by_example.setdefault(example, []).append(place)
+
+    def rows(self, name: str, place: Place) -> Tensor | None:
+        """A sample's part of a tensor; None if the shard has no such tensor."""
+        shard = self.open(place.shard)
+        if name not in shard.keys():  # noqa: SIM118
+            return None
+        if name in PER_SAMPLE:
+            return shard.get_slice(name)[place.row : place.row + 1][0]
+        return shard.get_slice(name)[place.tokens if name in PER_TOKEN else place.trainable]

@@ -1,0 +1,111 @@
+"""Tests of a served teacher before training: which model, which tokenizer, and whether its answers hold."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from opd_lightning.generation.probe import Probe
+from opd_lightning.models import Pretrained
+from opd_lightning.utils.http import ServerError, Servers
+from opd_lightning.utils.vocabulary import ValidIds
+
+BLOCK = 2048
+"""Token ids per request for their text."""
+
+
+def served_model(servers: Servers, name: str | None) -> tuple[str, int | None]:
+    """The name of the served model, and the most tokens it reads, if the server tells.
+
+    Raises:
+        ValueError: the server has no such model, or several and none is chosen.
+    """
+    models = {str(model["id"]): model for model in servers.get("/v1/models").get("data", [])}
+    if name is None and len(models) == 1:
+        name = next(iter(models))
+    if name not in models:
+        chosen = "gives several models" if name is None else f"has no model {name!r}"
+        raise ValueError(f"{servers.field}.urls={servers.urls[0]} {chosen}; set teacher.model to one of {', '.join(models)}.")
+    window = models[name].get("max_model_len")
+    return name, None if window is None else int(window) - 1  # one token is generated
+
+
+def check_vocabulary(servers: Servers, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the text of every id of the student's tokenizer with the server's.
+
+    Raises:
+        ValueError: an id has another text there, or the server does not tell.
+    """
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        if texts_differ(servers, model, tokenizer, block):
+            token = first_difference(servers, model, tokenizer, block)
+            raise ValueError(
+                f"{servers.field}.urls={servers.urls[0]} serves a model with another tokenizer: the token {token} is "
+                f"{tokenizer.decode([token])!r} for the student. Choose a teacher of the student's family."
+            )
+
+
+def texts_differ(servers: Servers, model: str, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
+    """Whether the server decodes ids to another text than the student's tokenizer.
+
+    Raises:
+        ValueError: the server does not decode.
+    """
+    try:
+        text = servers.post("/detokenize", {"model": model, "tokens": ids})["prompt"]
+    except ServerError as error:
+        if error.status in (400, 422):
+            return True  # an id that the server does not have
+        raise ValueError(
+            f"{servers.field}.urls={servers.urls[0]} does not tell its tokenizer ({error}); give the model's folder or hub id "
+            "as teacher.tokenizer."
+        ) from error
+    return text != tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def first_difference(servers: Servers, model: str, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
+    """The first id whose text differs, by halving."""
+    while len(ids) > 1:
+        half = ids[: len(ids) // 2]
+        ids = half if texts_differ(servers, model, tokenizer, half) else ids[len(half) :]
+    return ids[0]
+
+
+def check_repeats(teacher: Any, valid_ids: ValidIds) -> Tensor:
+    """The server's log-probabilities of a probe [rows, tokens - 1], asked for twice.
+
+    Raises:
+        ValueError: the answers differ.
+    """
+    rows = Probe(valid_ids).rows
+    first, second = (torch.stack([sampled for _, _, sampled in teacher.ask(rows)]) for _ in range(2))
+    difference = float((first - second).abs().max())
+    if not difference <= teacher.tolerance:
+        raise ValueError(
+            f"{teacher.servers.field}.urls={teacher.servers.urls[0]} answers the same question with log-probabilities that "
+            f"differ by up to {difference:.2g} nats (teacher.tolerance={teacher.tolerance:g}): several servers with different "
+            "models, or sampling that changes them. Serve one model, or raise the tolerance."
+        )
+    return first
+
+
+def check_local(teacher: Any, model: Pretrained, valid_ids: ValidIds, served: Tensor) -> None:
+    """Compare the server's log-probabilities of the probe with those of a local copy of the model.
+
+    Raises:
+        ValueError: they differ.
+    """
+    rows = torch.tensor(Probe(valid_ids).rows)
+    with torch.no_grad():
+        logits = model.model().eval()(input_ids=rows).logits.float()[:, :-1]
+    local = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
+    difference = float((local - served).abs().mean())
+    if not difference <= teacher.tolerance:
+        raise ValueError(
+            f"{teacher.servers.field}.urls={teacher.servers.urls[0]} serves other weights than teacher.local={model.path}: "
+            f"log-probabilities differ by {difference:.2g} nats per token (teacher.tolerance={teacher.tolerance:g}). Serve "
+            "that model, or correct teacher.local."
+        )
