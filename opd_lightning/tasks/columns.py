@@ -2,7 +2,7 @@
 
 import math
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd_lightning.config.names import nearest
@@ -35,6 +35,26 @@ def check_parts(columns: Mapping[str, str]) -> None:
             )
         if part not in PARTS:
             raise ValueError(f"task.columns.{part} is no part of an example{nearest(part, PARTS)}")
+
+
+def check_id(own: str, place: str, column: str | None, places: dict[str, str]) -> None:
+    """Check that no row before has the id of the row at a place; file and line are unique without a column.
+
+    Raises:
+        ValueError: one has it.
+    """
+    if own in places:
+        raise ValueError(
+            f"{place}: task.columns.id={column} is {own!r} as in {places[own]}; give every row another, or "
+            "task.columns.id=null calls rows by file and line."
+        )
+    if column is not None:
+        places[own] = place
+
+
+def no_rows(bad: Sequence[str] | None) -> str:
+    """A sentence on why no row is left."""
+    return f"task.bad_rows=skip leaves no row, the first for this: {bad[0]}" if bad else "task.prepare leaves no row."
 
 
 def unread(row: Row, columns: Mapping[str, str]) -> list[str]:

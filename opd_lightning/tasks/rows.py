@@ -60,28 +60,41 @@ def iter_rows(
         rows: Iterator[tuple[str, Row | ValueError]] = READERS[file.suffix](file)
     else:
         rows = from_datasets(path, name, split)
+    yield from good_rows(path, islice(rows, max_rows), bad)
+
+
+def good_rows(path: str, rows: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> Iterator[tuple[str, Row]]:
+    """The good rows; errors of malformed ones go into `bad`, or the first is raised where it is None.
+
+    Raises:
+        ValueError: there is none.
+    """
     empty = True
-    for row in good_rows(islice(rows, max_rows), bad):
-        empty = False
-        yield row
+    for found in rows:
+        error = found[1]
+        if not isinstance(error, ValueError):
+            empty = False
+            yield found  # type: ignore[misc]
+        elif bad is None:
+            raise error
+        else:
+            bad.append(str(error))
     if empty:
         raise ValueError(f"task.path={path} has no rows; an empty file teaches nothing.{f' First: {bad[0]}' if bad else ''}")
 
 
-def good_rows(rows: Iterator[tuple[str, Row | ValueError]], bad: list[str] | None) -> Iterator[tuple[str, Row]]:
-    """The good rows; errors of malformed ones go into `bad`, or the first is raised where it is None."""
-    for where, row in rows:
-        if not isinstance(row, ValueError):
-            yield where, row
-        elif bad is None:
-            raise row
-        else:
-            bad.append(str(row))
-
-
 def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
     """The rows of a JSONL file, or their errors; blank lines are skipped."""
+    scan, name, known = json.JSONDecoder().scan_once, file.name, set[tuple[str, ...]]()  # type: ignore[attr-defined]
     for number, line in enumerate(lines(file), start=1):
+        try:  # one value from the first to the last character: what json.loads gives, in half the time
+            text = line.decode()
+            row, end = scan(text, 0)
+            if end == len(text) and type(row) is dict and tuple(row) in known:
+                yield f"{name}:{number}", row
+                continue
+        except (ValueError, RecursionError, StopIteration):
+            pass  # blanks around a value, or an error
         if not line.strip():
             continue
         try:
@@ -92,14 +105,21 @@ def from_jsonl(file: Path) -> Iterator[tuple[str, Row | ValueError]]:
                 ValueError(f"{file}:{number}: not JSON in UTF-8 ({error}); each line must be one object."),
             )
             continue
-        yield place(file, number), checked(row, file, number)
+        found = checked(row, file, number)
+        if isinstance(found, dict):
+            known = known if len(known) < BATCH else set()  # rows may all have other columns
+            known.add(tuple(found))
+        yield place(file, number), found
 
 
 def lines(file: Path) -> Iterator[bytes]:
     """The lines of a file with any of the three line ends, one by one."""
     with file.open("rb") as stream:
         for line in stream:
-            yield from line.splitlines() if b"\r" in line else (line.removesuffix(b"\n"),)
+            if b"\r" in line:
+                yield from line.splitlines()
+            else:
+                yield line[:-1] if line[-1] == 10 else line
 
 
 def from_json(file: Path) -> Iterator[tuple[str, Row | ValueError]]:

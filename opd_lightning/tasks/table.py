@@ -1,15 +1,18 @@
 """A task from rows of a file, a folder or a hub data set, with a mapping of columns to the parts of an example."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from opd_lightning.config.names import nearest
 from opd_lightning.tasks.chats import chat, marked, reply
-from opd_lightning.tasks.columns import UNUSED, cells, check_parts, part_of, prompt_column, unread
+from opd_lightning.tasks.columns import UNUSED, cells, check_id, check_parts, no_rows, part_of, prompt_column, unread
+from opd_lightning.tasks.compact import examples_of, needed, packed, plain_digest, without
 from opd_lightning.tasks.first import FirstExamples
 from opd_lightning.tasks.rows import Row, check_utf8, iter_rows, text
+from opd_lightning.tasks.splits import digest_of
 from opd_lightning.tasks.verifiers import VerifierTimeout, time_limit
 from opd_lightning.types import Example, Verdict
 
@@ -59,6 +62,9 @@ class TableTask:
     marked = 0
     """Rows with turns before the last reply that are marked for training."""
 
+    reads_example = False
+    """Whether the verifier reads the example, not the answer alone."""
+
     def __init__(
         self,
         path: str,
@@ -97,6 +103,7 @@ class TableTask:
         self.verify_seconds = verify_seconds
         self.verifier, self.system, self.prepare = verifier, system, prepare
         self.verifies = verifier is not None
+        self.reads_example = getattr(verifier, "reads_example", False)
         self.partial_scores = getattr(verifier, "partial_scores", False)
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.contexts = contexts or {}
@@ -134,81 +141,86 @@ class TableTask:
         first = next(iter(reasons.values()))
         if self.bad is None:
             raise ValueError(f"{first} task.bad_rows=skip leaves such rows out ({len(reasons)} here).")
-        self.splits = {name: [e for e in examples if e.id not in reasons] for name, examples in self.splits.items()}
+        self.splits = {name: without(examples, reasons) for name, examples in self.splits.items()}
         if not self.splits["train"]:
             raise ValueError(f"task.bad_rows=skip leaves no training example, the first for this: {first}")
         self.bad += reasons.values()
         self._count_bad()
 
-    def _split(self, path, name, split, heldout, n_train, n_eval, max_rows) -> dict[str, list[Example]]:
+    def _split(self, path, name, split, heldout, n_train, n_eval, max_rows) -> dict[str, Sequence[Example]]:
         """The three splits, from one pass over the rows; of unused rows only a digest of the prompt is kept."""
         heldout_rows, bad = FirstExamples(n_eval), None if self.bad is None else list[str]()
         if heldout is not None:
-            for example in self._read(**{"name": None, "split": "test", **heldout}, bad=bad, lenient=True):
-                heldout_rows.add(example)
-        (test,) = heldout_rows.parts([n_eval])
-        test_ids, shared_ids = {e.id for e in test}, set[str]()  # two files may have the same name, which is in ids
+            self._read(heldout_rows, **{"name": None, "split": "test", **heldout}, bad=bad, lenient=True)
+        test = examples_of(heldout_rows.parts([n_eval])[0], partial(self._example, lenient=True))
         rows = FirstExamples(None if n_train is None else 2 * n_eval + n_train, without=heldout_rows.keys)
-        for example in self._read(path, name, split, bad=self.bad, max_rows=max_rows):
-            if rows.add(example) and example.id in test_ids:
-                shared_ids.add(example.id)
+        ids = {e.id for e in test}  # two files may have the same name, which is in ids
+        shared_ids = self._read(rows, path, name, split, bad=self.bad, max_rows=max_rows, ids=ids)
         if self.bad is not None and bad:
             self.bad.extend(bad)
-        self.notes["repeated_prompts"] = rows.read - rows.distinct
+        n_distinct = rows.distinct
+        self.notes["repeated_prompts"] = rows.read - n_distinct
         test = [replace(e, id=f"heldout/{e.id}") if e.id in shared_ids else e for e in test]
-        n_heldout = min(n_eval, max(1, rows.distinct // 10))
+        n_heldout = min(n_eval, max(1, n_distinct // 10))
         if heldout is not None:
-            validation, train = rows.parts([n_heldout, n_train])
+            validation, train = (examples_of(part, self._example) for part in rows.parts([n_heldout, n_train]))
             return {"train": train, "validation": validation, "test": test}
-        if rows.distinct < 3:
-            raise ValueError(f"task.path={path} has {rows.distinct} distinct prompts; training, validation and test need 3.")
-        test, validation, train = rows.parts([n_heldout, n_heldout, n_train])
+        if n_distinct < 3:
+            raise ValueError(f"task.path={path} has {n_distinct} distinct prompts; training, validation and test need 3.")
+        test, validation, train = (examples_of(part, self._example) for part in rows.parts([n_heldout, n_heldout, n_train]))
         return {"train": train, "validation": validation, "test": test}
 
     def _read(
         self,
+        selection: FirstExamples,
         path: str,
         name: str | None,
         split: str,
         bad: list[str] | None,
         lenient: bool = False,
         max_rows: int | None = None,
-    ) -> Iterator[Example]:
+        ids: Set[str] = frozenset(),
+    ) -> set[str]:
+        """Add all rows to a selection; returns those of `ids` that a row has whose prompt is new."""
+        digest_of_plain = plain_digest(self.columns, self.system, self.verifies and not self.reads_example)
+        columns = needed(self.columns, self.reads_example)
         places: dict[str, str] = {}
         errors: list[str] = []  # rows that give no example
-        empty = True
+        numbers: dict[str, int] = {}
+        unusual, before, id_column = frozenset(UNUSED), selection.read, self.columns.get("id")
         for place, row in iter_rows(path, name, split, bad, max_rows):
             try:
-                prepared = self._prepare(place, row)
+                prepared = row if self.prepare is None else self._prepare(place, row)
                 if prepared is None:
                     continue
-                example = self._example(place, prepared, lenient)
-                if example.id in places:
-                    raise ValueError(
-                        f"{place}: task.columns.id={self.columns.get('id')} is {example.id!r} as in {places[example.id]}; give "
-                        "every row another, or task.columns.id=null calls rows by file and line."
-                    )
-                if "id" in self.columns:  # file and line are unique
-                    places[example.id] = place
-                self.unused.update(unread(prepared, self.columns))
+                example, digest = None, digest_of_plain(prepared)
+                if digest is None:
+                    example = self._example(place, prepared, lenient)
+                    digest = digest_of(example)
+                    self.marked += marked(example.messages)
+                if id_column is not None or ids:
+                    own = example.id if example else place if id_column is None else str(prepared[id_column])
+                    check_id(own, place, id_column, places)
+                    if own in ids:
+                        numbers[own] = selection.number(digest)
+                if not unusual.isdisjoint(prepared):
+                    self.unused.update(unread(prepared, self.columns))
             except ValueError as error:
                 if bad is None:
                     raise
                 errors.append(str(error))
                 continue
-            empty = False
-            yield example
+            if selection.add(digest):
+                selection.keep(packed(place, prepared, columns) or example or self._example(place, prepared, lenient))
         if bad is not None:
             bad.extend(errors)
-        if empty:
-            why = f"task.bad_rows=skip leaves no row, the first for this: {bad[0]}" if bad else "task.prepare leaves no row."
-            raise ValueError(f"task.path={path}: {why}")
+        if selection.read == before:
+            raise ValueError(f"task.path={path}: {no_rows(bad)}")
+        return selection.new_ones(numbers)
 
     def _prepare(self, place: str, row: Row) -> Row | None:
-        if self.prepare is None:
-            return row
         try:
-            return self.prepare(row)
+            return self.prepare(row)  # type: ignore[misc]
         except Exception as error:
             columns = ", ".join(row)
             raise ValueError(
@@ -226,13 +238,13 @@ class TableTask:
             return Verdict(0.0)
         try:
             with time_limit(self.verify_seconds):
-                if getattr(self.verifier, "reads_example", False):
+                if self.reads_example:
                     return self.verifier(example, completion)  # type: ignore[arg-type]
                 return self.verifier(completion, example.extra["answer"])
         except VerifierTimeout:
             return Verdict(0.0)
 
-    def _example(self, place: str, row: Row, lenient: bool) -> Example:
+    def _example(self, place: str, row: Row, lenient: bool = False) -> Example:
         # Held-out rows of public data sets often lack what only training needs.
         optional = ("completion", "demonstration", "solution") if lenient else ()
         columns = self.columns if "prompt" in self.columns else {"prompt": prompt_column(row, place), **self.columns}
@@ -241,7 +253,6 @@ class TableTask:
             for part, column in columns.items()
         }
         messages, chat_reply = chat(parts["prompt"], place)
-        self.marked += marked(messages)
         row_system = text(parts.get("system"), "system", place)
         if messages[0]["role"] != "system" and (system := row_system or self.system):
             messages = [{"role": "system", "content": system}, *messages]
@@ -256,8 +267,7 @@ class TableTask:
             )
         completion = completion or chat_reply
         answer = text(parts.get("answer"), "answer", place)
-        reads_example = self.verifies and getattr(self.verifier, "reads_example", False)
-        if self.verifies and not reads_example and answer is None:
+        if self.verifies and not self.reads_example and answer is None:
             raise ValueError(
                 f"{place}: has no answer for task.verifier to compare with; map it (task.columns.answer=<column>)."
             )
@@ -268,5 +278,5 @@ class TableTask:
             demonstration=demonstration or completion,
             solution=solution or completion,
             skill=text(parts.get("skill"), "skill", place) or "new",
-            extra=(cells(row) if reads_example else {}) | ({} if answer is None else {"answer": answer}),
+            extra=(cells(row) if self.reads_example else {}) | ({} if answer is None else {"answer": answer}),
         )
