@@ -73,7 +73,10 @@ def explained(error: Exception) -> str:
 def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(page(sys.argv[1:]))
+        try:
+            print(page(sys.argv[1:]))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         return
     sys.argv[1:] = quote_arguments(sys.argv[1:])
     if problem := explain(sys.argv[1:]):

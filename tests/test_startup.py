@@ -24,6 +24,7 @@ from opd_lightning.training.run import run
 
 LINES = {
     "help": ("", ["--help"], 0, "teacher=cached"),
+    "help of a key": ("", ["--help", "optim.lr"], 0, "peak learning rate"),
     "help of check": (".check", ["--help"], 0, "--fast"),
     "help of evaluate": (".evaluate", ["-h"], 0, "run=FOLDER"),
     "help of export": (".export", ["--help"], 0, "safetensors"),

@@ -1,8 +1,10 @@
 """Help: what `python -m opd_lightning --help` prints, at most 80 columns wide on a narrow terminal."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from opd_lightning.config.grammar import quote_arguments
@@ -34,6 +36,8 @@ Keys to know first
   evaluation.every, output_dir, study.name
   A key that no file lists is added with a plus: +trainer.profiler=simple
 
+  --help keys        every key, its default, type and meaning; also one group
+                     or key: --help optim, --help optim.lr
 Other commands, each with --help
   python -m opd_lightning.check      checks of a run, without training
   python -m opd_lightning.study      the table and report of a sweep
@@ -47,9 +51,26 @@ Groups and their options
 
 
 def page(arguments: Sequence[str]) -> str:
-    """The help page, with the options of all groups, those of --config-dir too."""
-    folders = config_folders(quote_arguments([a for a in arguments if a not in ("-h", "--help")]))
+    """The help page, with the options of all groups, those of --config-dir too; or the keys of the topic behind --help.
+
+    Raises:
+        ValueError: there is no such topic.
+    """
+    words, topic = [a for a in arguments if a not in ("-h", "--help")], topic_of(arguments)
+    if topic is not None:
+        words.remove(topic)
+    folders = config_folders(quote_arguments(words))
+    if topic is not None:
+        from opd_lightning.config.reference_page import terminal
+
+        return terminal(topic, folders, min(100, shutil.get_terminal_size().columns))
     return PAGE + "\n".join(groups(folders, min(100, shutil.get_terminal_size().columns)))
+
+
+def topic_of(arguments: Sequence[str]) -> str | None:
+    """The word behind --help; None without."""
+    behind = next((b for a, b in pairwise(arguments) if a in ("-h", "--help")), "")
+    return behind if re.fullmatch(r"\w[\w./]*(=\w+)?", behind) else None
 
 
 def groups(folders: Sequence[Path], width: int) -> list[str]:

@@ -51,13 +51,13 @@ def preflight(parts: Any) -> dict[str, Any]:
     longest = rollout.sampling.max_new_tokens
     readers, shown = parts.readers(), as_played(examples, parts.environment)
     model, context = readers["student"]
-    check_lengths("rollout", shown, parts.renderer, model, context, longest, "data")
+    check_lengths("rollout.sampling", shown, parts.renderer, model, context, longest, "data")
     plain = NoContext(parts.model.template_options)
     check_lengths("task", heldout, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
     for name, (model, context) in readers.items():
         check_turns_rendered(name, shown[0], parts.renderer, context)
         if name != "student":
-            check_lengths("rollout", shown, parts.renderer, model, context, longest, "context")
+            check_lengths("rollout.sampling", shown, parts.renderer, model, context, longest, "context")
     pairs = near_duplicates(examples, heldout)
     counts = {"train": len(examples), "heldout": len(heldout), "near_duplicates": len(pairs), "digest": digest(examples)}
     counts |= getattr(task, "notes", {})

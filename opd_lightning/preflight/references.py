@@ -61,10 +61,7 @@ def limit_for(task: Task, renderer: Renderer, window: int) -> int:
             of it do not count, for they are refused or dropped.
     """
     examples = task.examples("train")
-    longest = longest_reference(examples, renderer)
-    if not longest:
-        return LEAST
-    limit = max(LEAST, longest)
+    limit = max(LEAST, longest_reference(examples, renderer))
     prompts = [rendered_size(e, renderer) for e in examples if prompt_size(e) + limit > window]
     room = window - max([n for n in prompts if n <= window // 2], default=0)
     return min(limit, room)
