@@ -1,5 +1,6 @@
 """The reference of keys: docs/keys.md is what the code says, and every key has a type and a meaning."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,13 @@ def test_help_on_ones_own_option_and_on_an_unknown_key(tmp_path):
     assert "how fast" in page(["--config-dir", str(tmp_path), "--help", "optim.speed"])
     with pytest.raises(ValueError, match=r"--help lrr: .*did you mean optim\.lr\?"):
         page(["--help", "lrr"])
+
+
+@pytest.mark.parametrize("name", ["troubleshooting", "metrics", "metrics_reference", "configuration", "installing"])
+def test_keys_that_a_page_names_are_keys(name):
+    known = {key.place for option in OPTIONS for key in option.keys} | {o.group.replace("/", ".") for o in OPTIONS}
+    known |= {".".join(place.split(".")[:n]) for place in known for n in range(1, 5)}
+    cells = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", (ROOT / "docs" / f"{name}.md").read_text())
+    wrong = {cell for cell in cells if cell not in known and not (ROOT / cell).exists()}
+    files = {"samples.jsonl", "status.json", "ledger.json", "metrics.csv", "adapter_config.json", "mine.yaml"}
+    assert wrong - files == set()

@@ -60,7 +60,8 @@ def test_a_mixture_has_the_limit_of_its_other_writer(renderer):
         ([10, 300], "hi", 4096, 301),
         ([10, 3000], "p" * 500, 2048, "what the prompt leaves"),
         ([10, 300], "p" * 300, 400, 301),  # such a prompt is refused or dropped, and does not count
-        ([None], "hi", 64, 128),
+        ([None], "hi", 4096, 128),
+        ([None], "hi", 64, "what the prompt leaves"),
         ([10], "hi", 64, "what the prompt leaves"),  # short ones leave a small window room for the prompt
     ],
 )
