@@ -17,6 +17,7 @@ from opd_lightning.config.grammar import quote_arguments
 from opd_lightning.config.help import page
 from opd_lightning.config.overrides import explain
 from opd_lightning.config.values import check_made, check_values
+from opd_lightning.preflight.logger import check_logger
 from opd_lightning.reporting.overview import Overview, overview
 from opd_lightning.runs.status import record_failure, say
 from opd_lightning.utils.secrets import redact_secrets
@@ -42,6 +43,7 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
             )
         check_values(cfg)
         check_made(cfg)
+        check_logger(cfg)
         if "torch" not in sys.modules:
             say("loading torch, lightning and transformers ...")
         from opd_lightning.training.result import result  # takes seconds, so after what can be wrong without it
