@@ -63,9 +63,7 @@ def with_end(spelling: Spelling, end: bool) -> np.ndarray:
     return np.append(spelling.ends, total + 1) if end else spelling.ends
 
 
-def shared_tokens(
-    student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int] | None = None
-) -> tuple[list[int], list[int]]:
+def shared_tokens(student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int] | None = None) -> tuple[list[int], list[int]]:
     """The ids [K] of the student's and the teacher's tokens that are the same bytes, in the order of the student's ids.
 
     Of several tokens of the same bytes, such as a letter and SentencePiece's token of its byte, the first are paired with the

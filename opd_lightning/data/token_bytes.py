@@ -1,9 +1,9 @@
 """The bytes of tokens: which bytes of a text each token of a sequence covers, for any fast tokenizer.
 
-Tokens are spelled by the tokenizer's own decoder: by the byte alphabet (byte-level BPE), by pieces with byte fallback
-(SentencePiece), or piece by piece (WordPiece and others). What the spelling of a sequence gives is compared with its text; where it
-differs, because a normaliser changed the text or blanks were dropped, the tokenizer's character offsets are taken instead, or the
-texts of the sequence's beginnings. In every case the tokens' bytes, one after another, are the text's.
+Tokens are spelled by the byte alphabet (byte-level BPE), by pieces with byte fallback (SentencePiece), or piece by piece by the
+tokenizer's decoder (WordPiece and others). What the tokens of a sequence spell is compared with its text. Where it differs,
+because a normaliser changed the text or blanks were dropped, the tokenizer's character offsets are taken instead, or the texts
+of the sequence's beginnings. In every case the spans of the tokens, one after another, are the text's bytes.
 """
 
 import json
@@ -28,9 +28,9 @@ class Spelling:
     Attributes:
         ids: L of them.
         text: what they spell.
-        ends [L]: not decreasing; the last is the number of bytes of the text. A token of no bytes belongs to the bytes behind it.
-        exact [L]: whether the token's own bytes are those that it covers. They are not where they are no UTF-8, where a normaliser
-            changed the text, or where a blank was put before it.
+        ends [L]: not decreasing; the last is the number of the text's bytes. A token of no bytes belongs to what is behind it.
+        exact [L]: whether the token's own bytes are those that it covers. They are not where they are no UTF-8, where a
+            normaliser changed the text, or where a blank was put before it.
     """
 
     ids: list[int]

@@ -22,12 +22,16 @@ def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
 
 def log_tail(log_p: Tensor, ids: Tensor) -> Tensor:
     """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
-    others = log_p.scatter(-1, ids, -torch.inf)
-    empty = others.detach().amax(-1, keepdim=True) == -torch.inf
+    return log_sum(log_p.scatter(-1, ids, -torch.inf))
+
+
+def log_sum(log_p: Tensor) -> Tensor:
+    """Log of the summed probability [n, 1] of log-probabilities [n, V], -inf and without gradient where that is 0."""
+    empty = log_p.detach().amax(-1, keepdim=True) == -torch.inf
     if not empty.any():
-        return others.logsumexp(-1, keepdim=True)
+        return log_p.logsumexp(-1, keepdim=True)
     # The gradient of logsumexp over nothing is NaN, even where its value is not read.
-    return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
+    return torch.where(empty, -torch.inf, log_p.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
 
 
 @dataclass(frozen=True)

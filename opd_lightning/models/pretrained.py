@@ -150,7 +150,7 @@ class Pretrained:
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"{self.field}={self.path}: its tokenizer has no chat template; use an instruction-tuned model, or "
-                "model.chat_template=<file>."
+                f"{self.field.partition('.')[0]}.chat_template=<file>."
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

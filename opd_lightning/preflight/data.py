@@ -50,14 +50,14 @@ def preflight(parts: Any) -> dict[str, Any]:
         teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
     readers = parts.readers()
-    model, context = readers["student"]
-    check_lengths("rollout", examples, parts.renderer, model, context, longest, "data")
+    model, context, renderer = readers["student"]
+    check_lengths("rollout", examples, renderer, model, context, longest, "data")
     plain = NoContext(parts.model.template_options)
     check_lengths("task", heldout, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
-    for name, (model, context) in readers.items():
-        check_turns_rendered(name, examples[0], parts.renderer, context)
+    for name, (model, context, renderer) in readers.items():
+        check_turns_rendered(name, examples[0], renderer, context)
         if name != "student":
-            check_lengths("rollout", examples, parts.renderer, model, context, longest, "context")
+            check_lengths("rollout", examples, renderer, model, context, longest, "context")
     pairs = near_duplicates(examples, heldout)
     counts = {"train": len(examples), "heldout": len(heldout), "near_duplicates": len(pairs), "digest": digest(examples)}
     counts |= getattr(task, "notes", {})
@@ -216,8 +216,7 @@ def long_prompts(
 
 def drop_overlong(
     examples: Sequence[Example],
-    renderer: ChatRenderer,
-    readers: Sequence[tuple[Pretrained, NoContext]],
+    readers: Sequence[tuple[Pretrained, NoContext, ChatRenderer]],
     max_new_tokens: int,
 ) -> list[Example]:
     """The examples whose prompts fit the limits and windows of all readers.
@@ -226,7 +225,7 @@ def drop_overlong(
         ValueError: no example is left.
     """
     long: set[str] = set()
-    for model, context in readers:
+    for model, context, renderer in readers:
         window = model.window()
         limit = min(window - max_new_tokens, context.max_prompt_tokens or window)
         long |= {example.id for example, _ in long_prompts(examples, renderer, context, limit)}

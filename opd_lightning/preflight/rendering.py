@@ -1,6 +1,7 @@
 """The chat template on every row, before training: rows that it refuses, and turns that it leaves out in silence."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from opd_lightning.contracts import Renderer, Task
@@ -11,18 +12,24 @@ from opd_lightning.types import Example, Messages
 SPLITS = ("train", "validation", "test")
 
 
-def check_rows(task: Task, renderer: Renderer, contexts: Mapping[str, NoContext]) -> None:
+def check_rows(
+    task: Task,
+    renderer: Renderer,
+    contexts: Mapping[str, NoContext],
+    own_renderers: Mapping[str, Renderer] = MappingProxyType({}),
+) -> None:
     """Remove rows that cannot be rendered from the task, if it leaves bad rows out.
 
     Args:
         renderer: the student's.
         contexts: the contexts of all readers by name, the student's first.
+        own_renderers: of those readers that have another tokenizer.
 
     Raises:
         ValueError: a row cannot be rendered, and the task does not leave bad rows out.
     """
     examples = list({e.id: e for split in SPLITS for e in task.examples(split)}.values())
-    reasons = rendering_errors(examples, renderer, contexts)
+    reasons = rendering_errors(examples, renderer, contexts, own_renderers)
     if not reasons:
         return
     leave_out = getattr(task, "leave_out", None)
@@ -31,16 +38,21 @@ def check_rows(task: Task, renderer: Renderer, contexts: Mapping[str, NoContext]
     leave_out(reasons)
 
 
-def rendering_errors(examples: Sequence[Example], renderer: Renderer, contexts: Mapping[str, NoContext]) -> dict[str, str]:
+def rendering_errors(
+    examples: Sequence[Example],
+    renderer: Renderer,
+    contexts: Mapping[str, NoContext],
+    own_renderers: Mapping[str, Renderer] = MappingProxyType({}),
+) -> dict[str, str]:
     """The errors of examples that cannot be rendered for one of the readers, a sentence by example id."""
     errors: dict[str, str] = {}
     plain: list[dict] = []
     for name, context in contexts.items():
-        if type(context) is NoContext:
+        if type(context) is NoContext and name not in own_renderers:
             if context.template_options in plain:
                 continue  # the same prompts as another reader's
             plain.append(context.template_options)
-        options_renderer = renderer.with_options(context.template_options)  # type: ignore[attr-defined]
+        options_renderer = own_renderers.get(name, renderer).with_options(context.template_options)  # type: ignore[attr-defined]
         system_checked = False
         for example in examples:
             try:

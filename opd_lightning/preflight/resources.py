@@ -110,7 +110,7 @@ def transient_bytes(parts: Components, cfg: DictConfig, config: PretrainedConfig
     Activations are counted as 16 hidden-sized values per token and layer and the feed-forward's width twice (with checkpointing
     2 and none); the head holds `chunk` rows of logits a few times over.
     """
-    longest = max(lengths(list(parts.examples), parts, NoContext(parts.model.template_options)), default=0)
+    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
     length, checkpointing = longest + parts.rollout.sampling.max_new_tokens, parts.model.checkpointing
     rows = cfg.data.batch_size * parts.rollout.sampling.n
     tokens = min(rows * length, max(cfg.max_tokens_per_microbatch or rows * length, length))

@@ -1,5 +1,6 @@
 """Teachers: scorers of the student's tokens, each a `contracts.Teacher`."""
 
+from opd_lightning.teachers.alignment import AlignedTeacher
 from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.cached import CachedTeacher
 from opd_lightning.teachers.hidden import RemoteHiddenTeacher
@@ -10,6 +11,7 @@ from opd_lightning.teachers.routed import RoutedTeacher
 from opd_lightning.teachers.topk import TopKTeacher
 
 __all__ = [
+    "AlignedTeacher",
     "BaseTeacher",
     "CachedTeacher",
     "Composite",

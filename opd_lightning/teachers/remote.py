@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.data.batching import packed_index
 from opd_lightning.losses.targets import HiddenScores, SampledLogProbs, TopKLogProbs, TopKScores
 from opd_lightning.models import Pretrained
+from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.readable import of_tokens
 from opd_lightning.teachers.reading import Reading, read
 from opd_lightning.teachers.self_test import check_local, check_repeats, check_vocabulary, served_model
 from opd_lightning.teachers.weights.external import External
@@ -36,6 +38,8 @@ class RemoteTeacher(BaseTeacher):
         local: folder or hub id of the same model, loaded for the test and dropped; None leaves that part of the test out.
         tolerance: nats per token by which the test's log-probabilities may differ.
         context: builds the teacher's prompt; see `teachers.contexts`.
+        alignment: how a teacher with another tokenizer is read, see `alignment.readings`; None takes "shared" if it is needed.
+        chat_template: its chat template, where it has another tokenizer without one.
 
     Raises:
         ValueError: k or the tolerance is negative.
@@ -53,8 +57,13 @@ class RemoteTeacher(BaseTeacher):
         local: str | None = None,
         tolerance: float = 0.1,
         context: NoContext | None = None,
+        alignment: Any = None,
+        chat_template: str | None = None,
     ):
         super().__init__(context)
+        self.alignment = alignment_of(alignment)
+        if tokenizer is not None:
+            self.own_tokenizer = Pretrained(tokenizer, chat_template=chat_template, field="teacher.tokenizer")
         if k < 0:
             raise ValueError(f"teacher.k={k} must not be negative; 0 asks for the written token alone.")
         if tolerance < 0:
@@ -122,24 +131,6 @@ class RemoteTeacher(BaseTeacher):
                 f"{self.servers.field}.urls={self.servers.urls[0]}: {error}; the server must give log-probabilities of "
                 f"prompts, {self.k} per token. Choose another teacher.api, or another teacher.k."
             ) from error
-
-
-def of_tokens(ids: Tensor, logprobs: Tensor, known: ValidIds) -> tuple[Tensor, Tensor]:
-    """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
-
-    Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.
-    """
-    foreign = ~known.contains(ids)
-    if not foreign.any():
-        return ids, logprobs
-    k = ids.shape[1]
-    candidates = [i for i in range(min(known.size, 2 * k + len(known.absent))) if i not in set(known.absent)]
-    ids, logprobs = ids.clone(), logprobs.masked_fill(foreign, -torch.inf)
-    for row in foreign.any(1).nonzero().flatten().tolist():
-        used = set(ids[row].tolist())
-        unused = [i for i in candidates if i not in used]
-        ids[row, foreign[row]] = torch.tensor(unused[: int(foreign[row].sum())])
-    return ids, logprobs
 
 
 def ids_of(reading: Reading, row: int) -> list[int]:
