@@ -59,8 +59,7 @@ def first_tokens(ends: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 
 def with_end(spelling: Spelling, end: bool) -> np.ndarray:
     """The ends of the tokens, with one for an end token, which counts as a byte behind the text."""
-    total = int(spelling.ends[-1]) if len(spelling.ends) else 0
-    return np.append(spelling.ends, total + 1) if end else spelling.ends
+    return np.append(spelling.ends, len(spelling.text.encode()) + 1) if end else spelling.ends
 
 
 def shared_tokens(student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int] | None = None) -> tuple[list[int], list[int]]:

@@ -25,8 +25,8 @@ class Spans:
         c_g = sum_{i in g} log S(y_i) - sum_{j in g} log T(z_j)
 
     It is spread evenly: each of the n tokens has c_g / n, so that a completion's signals add up to its log-ratio over the
-    aligned text. For n = m = 1 it is the sampled token's own, whose gradient is unbiased; for n > 1 it is 1 / n of the signal of
-    the span as a whole, and zero where both give it the same probability. Token t has as its target the log-probability
+    aligned text. For n = m = 1 it is the sampled token's own, whose gradient is unbiased; for n > 1 it is 1 / n of the signal
+    of the span as a whole, and zero where both give it the same probability. Token t has as its target the log-probability
 
         log T_t = log S'(y_t) - c'_g / n
 
@@ -70,8 +70,8 @@ class SharedVocabulary:
 
     for any divergence D of the loss. By the data-processing inequality a KL of these is at most that over all tokens, if
     both had the same; for equal tokenizers it is that KL, and zero where S = T. A token that begins inside of one of the
-    teacher's has no target. TRL's GOLD and KDFlow compare shared tokens too, without an outcome for the rest, so that their values
-    are no divergence. Of a teacher that tells its top k, those of them that are shared are outcomes.
+    teacher's has no target. TRL's GOLD and KDFlow compare shared tokens too, without an outcome for the rest, so that their
+    values are no divergence. Of a teacher that tells its top k, those of them that are shared are outcomes.
     """
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
