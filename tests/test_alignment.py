@@ -20,7 +20,7 @@ PLANTED = [
     "👩‍👩‍👧 🙂🙂 🏳️‍🌈",
     "e\u0301 a\u0308o\u0302 \u1100\u1161",
     "漢字かな混じり文、句読点。",
-    "ﬁ ½ Ⅷ ｆｕｌｌ",
+    "ﬁ ½ Ⅷ \uff46\uff55\uff4c",
     "▁ literal ▁the",
     "<s> </s> <unk> <0x41>",
     "\t\r\n\n\x00\x7f",
@@ -28,7 +28,10 @@ PLANTED = [
 ]
 CODE = st.sampled_from(["def f(", "):\n\t", "return ", "x ** 2", '{"name": "', '"}}', "</tool_call>", "# ", "the ", "red"])
 TEXT = st.one_of(
-    st.text(max_size=24), st.lists(CODE, max_size=6).map("".join), st.sampled_from(PLANTED), st.text("a é🙂漢\u0301 \n", max_size=16)
+    st.text(max_size=24),
+    st.lists(CODE, max_size=6).map("".join),
+    st.sampled_from(PLANTED),
+    st.text("a é🙂漢\u0301 \n", max_size=16),
 )
 
 
@@ -44,7 +47,7 @@ def check_spelling(spelling, tokens: TokenBytes):
     assert b"".join(data[start:end] for start, end in spans) == (data if spans else b"")
     for i, (start, end), exact in zip(spelling.ids, spans, spelling.exact, strict=True):
         if exact and tokens.table[i] is not None and end > start:
-            assert data[start:end] == tokens.table[i] or not tokens.backend.decoder, (spelling, i)
+            assert data[start:end].strip() == tokens.table[i].strip(), (spelling, i)  # a decoder may leave out a blank
 
 
 def check_pair(student: TokenBytes, teacher: TokenBytes, ids: list[int], ended: bool):
@@ -66,7 +69,7 @@ def check_pair(student: TokenBytes, teacher: TokenBytes, ids: list[int], ended: 
     assert inside - {0} == set(spans.bounds.tolist()) - {0}  # and no span could be cut
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(text=TEXT, ended=st.booleans(), data=st.data())
 def test_spans_are_the_same_bytes(text, ended, data):
     """Of the tokenizer's own tokens, and of any tokens, which need not be text."""

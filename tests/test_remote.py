@@ -9,7 +9,7 @@ from opd_lightning.config import compose
 from opd_lightning.runs.identity import run_hash
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.teachers import RemoteTeacher
-from opd_lightning.teachers.readable import of_tokens
+from opd_lightning.teachers.remote import of_tokens
 from opd_lightning.teachers.wire import VLLM, SGLang
 from opd_lightning.training.run import run
 from opd_lightning.utils.http import ServerError, Servers

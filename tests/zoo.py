@@ -18,7 +18,8 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
-WORDS = "the of and to in quick brown fox return range print answer red green blue copy sort rotate".split()
+WORDS = ["the", "of", "and", "to", "in", "quick", "brown", "fox", "return", "range", "print", "answer"]
+WORDS += ["red", "green", "blue", "copy", "sort", "rotate"]
 LETTERS = sorted({c for text in TEXTS for c in text if c.isprintable()} - {" "})
 SPECIAL = ["<unk>", "<s>", "</s>"]
 

@@ -4,13 +4,14 @@ A target keeps the teacher's logits over its own vocabulary until a block of log
 student's log-probabilities on the target's outcomes (see `shared.view`), where any divergence can be taken.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.targets import FullLogProbs, log_sum
+from opd_lightning.losses.targets import FullLogProbs, TopKLogProbs, log_sum
 from opd_lightning.types import Tokens
 
 
@@ -112,6 +113,67 @@ class CoarseLogits:
         log_p = log_softmax(self.own_logits, temperature)
         log_p, log_mass = self.outcomes.coarsened(log_p, self.outcomes.teacher_ids, self.outcomes.teacher_rest)
         return CoarseLogProbs(log_p, self.valid, outcomes=self.outcomes, log_mass=log_mass)
+
+
+@dataclass(frozen=True)
+class CoarseTopKLogProbs(CoarseLogProbs):
+    """Log-probabilities [n, k + 1] of those of a teacher's k most probable tokens that are shared, and of the rest.
+
+    Attributes:
+        ids [n, k]: the student's; those that it does not have, with a log-probability of -inf, are `size` or more.
+        size: V, of the student.
+    """
+
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    size: int = 0
+
+    def compared(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, "CoarseTopKLogProbs", Tokens, Tensor]:
+        """See `CoarseLogProbs`; a slot without a shared token has probability 0 on both sides."""
+        present = self.ids < self.size
+        # An extra column takes the writes of ids that the student does not have.
+        rest = torch.nn.functional.pad(log_s, (0, 1), value=-torch.inf).scatter(-1, self.ids.clamp(max=self.size), -torch.inf)
+        chosen = log_s.gather(-1, self.ids.clamp(max=self.size - 1)).masked_fill(~present, -torch.inf)
+        coarse = torch.cat([chosen, log_sum(rest)], -1)
+        written = self.ids == tokens.ids[:, None]
+        ids = torch.where(written.any(-1), written.long().argmax(-1), self.ids.shape[1])
+        return coarse, self, moved(tokens, ids, log_s, coarse), log_sum(chosen.detach()).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class CoarseTopK:
+    """A teacher's k most probable tokens, by the student's ids, to be compared on those that are shared.
+
+    Attributes:
+        ids [n, k]: `size` or more for those that the student does not have.
+        logprobs [n, k]: the teacher's.
+        size: V, of the student.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    size: int
+    valid: Tensor | None = None
+    shared: None = None
+
+    def take(self, index: Tensor | slice) -> "CoarseTopK":
+        """The rows at an index."""
+        valid = None if self.valid is None else self.valid[index]
+        return replace(self, ids=self.ids[index], logprobs=self.logprobs[index], valid=valid)
+
+    def narrow(self, vocabulary: int, dtype: torch.dtype) -> "CoarseTopK":
+        """The log-probabilities in a dtype, with finite numbers at invalid rows."""
+        logprobs = self.logprobs.to(dtype)
+        if self.valid is not None:
+            logprobs = torch.where(self.valid[:, None], logprobs, -math.log(logprobs.shape[1] + 1))
+        return replace(self, logprobs=logprobs)
+
+    def log_probs(self, temperature: float) -> CoarseTopKLogProbs:
+        """Log-probabilities of the outcomes; raises ValueError for a temperature other than 1."""
+        plain = TopKLogProbs(self.ids, self.logprobs.masked_fill(self.ids >= self.size, -torch.inf), self.logprobs[:, 0])
+        plain = plain.log_probs(temperature)
+        log_p = torch.cat([plain.logprobs, plain.log_tail(self.ids)], -1)
+        log_mass = log_sum(plain.logprobs).squeeze(-1)
+        return CoarseTopKLogProbs(log_p, self.valid, log_mass=log_mass, ids=self.ids, size=self.size)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Samples for a teacher that lacks some of the student's tokens, and top-k scores of one that has others."""
+"""Samples for a teacher that lacks some of the student's tokens, for which it has no embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,21 +47,3 @@ def readable(samples: Sequence[Sample], prompts: Sequence[list[int] | None], val
             else [i if present else filler for i, present in zip(prompt, in_prompt.tolist(), strict=True)]
         )
     return Readable(filled, filled_prompts, torch.cat(valid), torch.tensor(cut))
-
-
-def of_tokens(ids: Tensor, logprobs: Tensor, known: ValidIds) -> tuple[Tensor, Tensor]:
-    """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
-
-    Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.
-    """
-    foreign = ~known.contains(ids)
-    if not foreign.any():
-        return ids, logprobs
-    k = ids.shape[1]
-    candidates = [i for i in range(min(known.size, 2 * k + len(known.absent))) if i not in set(known.absent)]
-    ids, logprobs = ids.clone(), logprobs.masked_fill(foreign, -torch.inf)
-    for row in foreign.any(1).nonzero().flatten().tolist():
-        used = set(ids[row].tolist())
-        unused = [i for i in candidates if i not in used]
-        ids[row, foreign[row]] = torch.tensor(unused[: int(foreign[row].sum())])
-    return ids, logprobs

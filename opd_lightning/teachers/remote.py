@@ -13,7 +13,6 @@ from opd_lightning.models import Pretrained
 from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.teachers.readable import of_tokens
 from opd_lightning.teachers.reading import Reading, read
 from opd_lightning.teachers.self_test import check_local, check_repeats, check_vocabulary, served_model
 from opd_lightning.teachers.weights.external import External
@@ -131,6 +130,24 @@ class RemoteTeacher(BaseTeacher):
                 f"{self.servers.field}.urls={self.servers.urls[0]}: {error}; the server must give log-probabilities of "
                 f"prompts, {self.k} per token. Choose another teacher.api, or another teacher.k."
             ) from error
+
+
+def of_tokens(ids: Tensor, logprobs: Tensor, known: ValidIds) -> tuple[Tensor, Tensor]:
+    """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
+
+    Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.
+    """
+    foreign = ~known.contains(ids)
+    if not foreign.any():
+        return ids, logprobs
+    k = ids.shape[1]
+    candidates = [i for i in range(min(known.size, 2 * k + len(known.absent))) if i not in set(known.absent)]
+    ids, logprobs = ids.clone(), logprobs.masked_fill(foreign, -torch.inf)
+    for row in foreign.any(1).nonzero().flatten().tolist():
+        used = set(ids[row].tolist())
+        unused = [i for i in candidates if i not in used]
+        ids[row, foreign[row]] = torch.tensor(unused[: int(foreign[row].sum())])
+    return ids, logprobs
 
 
 def ids_of(reading: Reading, row: int) -> list[int]:

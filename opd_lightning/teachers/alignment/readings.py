@@ -11,7 +11,7 @@ import torch
 
 from opd_lightning.losses.targets import SampledLogProbs, TopKScores
 from opd_lightning.teachers.alignment.match import Match
-from opd_lightning.teachers.alignment.scores import AlignedScores, ByRank, OnShared, sampled_logprobs
+from opd_lightning.teachers.alignment.scores import AlignedScores, OnShared, by_rank, sampled_logprobs
 from opd_lightning.utils.vocabulary import valid_ids_of
 
 
@@ -71,7 +71,7 @@ class SharedVocabulary:
     for any divergence D of the loss. By the data-processing inequality a KL of these is at most that over all tokens, if
     both had the same; for equal tokenizers it is that KL, and zero where S = T. A token that begins inside of one of the
     teacher's has no target. TRL's GOLD and KDFlow compare shared tokens too, without an outcome for the rest, so that their
-    values are no divergence. Of a teacher that tells its top k, those of them that are shared are outcomes.
+    values are no divergence. Of a teacher that tells its top k, the shared ones of these are the outcomes.
     """
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
@@ -81,7 +81,7 @@ class SharedVocabulary:
     def scores(self, inner: Any, match: Match) -> AlignedScores:
         """The scores of the student's tokens."""
         row = match.rows(inner.valid)
-        target = OnShared(match.shared, valid_ids_of(inner), match.single)
+        target = OnShared(match.shared, valid_ids_of(inner))
         metrics = {**inner.metrics, **match.metrics(row >= 0)}
         return AlignedScores(inner, row, target, match.vocabulary.size, match.vocabulary.absent, metrics)
 
@@ -105,7 +105,7 @@ class SortedProbabilities:
         """The scores of the student's tokens."""
         row = match.rows(inner.valid)
         metrics = {**inner.metrics, **match.metrics(row >= 0)}
-        return AlignedScores(inner, row, ByRank(), match.vocabulary.size, match.vocabulary.absent, metrics)
+        return AlignedScores(inner, row, by_rank, match.vocabulary.size, match.vocabulary.absent, metrics)
 
 
 ALIGNMENTS = {"spans": Spans(), "shared": SharedVocabulary(), "uld": SortedProbabilities()}

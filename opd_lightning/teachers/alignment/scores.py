@@ -1,18 +1,17 @@
 """Scores of a teacher with another tokenizer at the student's tokens, chunk by chunk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd_lightning.losses.aligned_targets import CoarseLogits, SortedLogits
+from opd_lightning.losses.aligned_targets import CoarseLogits, CoarseTopK, SortedLogits
 from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.losses.head import widen
 from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.alignment.match import SharedIds
-from opd_lightning.teachers.readable import of_tokens
 from opd_lightning.types import Cost
 from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
@@ -27,13 +26,13 @@ class AlignedScores:
     Attributes:
         inner: the teacher's scores of M tokens.
         row [N]: the row of them for each of the student's tokens; -1 where there is none.
-        target: makes a target for the student of the teacher's target, given the rows [n] that it is for.
+        target: makes of a teacher's target of n rows, and whether each is valid, the student's.
         vocabulary, absent: the student's.
     """
 
     inner: Any
     row: Tensor
-    target: Any
+    target: Callable[[Any, Tensor], Any]
     vocabulary: int
     absent: tuple[int, ...] = ()
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
@@ -51,14 +50,14 @@ class AlignedScores:
 
     def take(self, index: Tensor | slice) -> "AlignedScores":
         """The rows at an index of the packed axis."""
-        return replace(self, row=self.row[index], target=self.target.take(index))
+        return replace(self, row=self.row[index])
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> Any:
         """The target of the rows; the teacher's logits have a buffer of their own, for they are not as wide as `out`."""
         row = self.row[rows]
         valid = row >= 0
         buffer = self.scratch.like("teacher", torch.empty(len(row), 0, device=row.device), self.inner.vocabulary)
-        return self.target.take(rows).of(self.inner.take(row.clamp_min(0)).chunk(slice(None), buffer), valid)
+        return self.target(self.inner.take(row.clamp_min(0)).chunk(slice(None), buffer), valid)
 
 
 @dataclass(frozen=True)
@@ -67,33 +66,17 @@ class OnShared:
 
     shared: SharedIds
     teacher: ValidIds
-    single: Tensor
 
-    def take(self, index: Tensor | slice) -> "OnShared":
-        """The rows at an index."""
-        return replace(self, single=self.single[index])
-
-    def of(self, target: Any, valid: Tensor) -> Any:
+    def __call__(self, target: Any, valid: Tensor) -> Any:
         """The target for the student, valid [n]."""
-        if not isinstance(target, TopKLogProbs):
-            return CoarseLogits(target.logits, self.shared.outcomes(self.teacher), valid)
-        ids, logprobs = of_tokens(self.shared.to_student(target.ids), target.logprobs, self.shared.known)
-        # The written token is the same in both only where it is one token of both.
-        sampled = torch.where(self.single, target.sampled, torch.nan)
-        return TopKLogProbs(ids, logprobs, sampled, valid)
+        if isinstance(target, TopKLogProbs):
+            return CoarseTopK(self.shared.to_student(target.ids), target.logprobs, self.shared.known.size, valid)
+        return CoarseLogits(target.logits, self.shared.outcomes(self.teacher), valid)
 
 
-@dataclass(frozen=True)
-class ByRank:
-    """Targets of the teacher's sorted log-probabilities."""
-
-    def take(self, index: Tensor | slice) -> "ByRank":
-        """The same for any rows."""
-        return self
-
-    def of(self, target: Any, valid: Tensor) -> SortedLogits:
-        """The target for the student, valid [n]."""
-        return SortedLogits(target.logits, valid)
+def by_rank(target: Any, valid: Tensor) -> SortedLogits:
+    """The target of the teacher's sorted probabilities, valid [n]."""
+    return SortedLogits(target.logits, valid)
 
 
 @torch.no_grad()

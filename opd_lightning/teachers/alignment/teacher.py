@@ -167,7 +167,7 @@ class AlignedTeacher(BaseTeacher):
         student = self.student_bytes.spell(written[:-1] if ended else written)
         teacher = self.teacher_bytes.encode(student.text)
         spans = align(with_end(student, ended), with_end(teacher, ended))
-        marks = [np.append(spelling.exact, [True] * ended) for spelling in (student, teacher)]
+        marks = [np.append(spelling.exact, np.ones(int(ended), dtype=bool)) for spelling in (student, teacher)]
         return Pair(self.translated(sample, [*teacher.ids, *end]), spans, *marks)
 
     def translated(self, sample: Sample, ids: list[int]) -> Sample:
