@@ -29,8 +29,8 @@ class Spelling:
         ids: L of them.
         text: what they spell.
         ends [L]: not decreasing; the last is the number of the text's bytes. A token of no bytes belongs to what is behind it.
-        exact [L]: whether the token's own bytes are those that it covers. They are not where they are no UTF-8, where a
-            normaliser changed the text, or where a blank was put before it.
+        exact [L]: whether the token is the bytes that it covers. Of any tokens, those that are no UTF-8 are not; of a
+            tokenizer's own also those whose text a normaliser changed, or that have a blank before it.
     """
 
     ids: list[int]
@@ -125,7 +125,10 @@ class TokenBytes:
             raw = b"".join(known)
             for blank in (0, 1):
                 if raw == b" " * blank + data:
-                    return replace_text(by_bytes(ids, known, blank), text)
+                    spelling = by_bytes(ids, known, blank)
+                    assert spelling.text == text, "the bytes of the tokens are those of the text"
+                    spelling.exact[:blank] = False
+                    return spelling
         return self.by_offsets(ids, offsets, text)
 
     def by_offsets(self, ids: list[int], offsets: list[tuple[int, int]], text: str) -> Spelling:
@@ -162,7 +165,6 @@ def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
     raw, ends = b"".join(parts)[blank:], np.maximum(np.cumsum([len(part) for part in parts], dtype=np.int64) - blank, 0)
     starts = np.concatenate([np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]])
     exact = ends >= starts
-    exact[: min(blank, len(ids))] = False
     pieces: list[str] = []
     mapped, done, size = ends.copy(), 0, 0
     while done < len(raw):
@@ -183,12 +185,6 @@ def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
             mapped[ends == stop + bad] = size
         done = stop + bad
     return Spelling(list(ids), "".join(pieces), mapped, exact)
-
-
-def replace_text(spelling: Spelling, text: str) -> Spelling:
-    """The spelling, after a check that it is of this text."""
-    assert spelling.text == text, "the bytes of the tokens are those of the text"
-    return spelling
 
 
 def decoder_kinds(backend: Any) -> set[str]:

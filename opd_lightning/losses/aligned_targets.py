@@ -90,6 +90,18 @@ class CoarseLogProbs(FullLogProbs):
             target = replace(self, valid=covered if self.valid is None else covered & self.valid)
         return coarse, target, moved(tokens, ids, log_s, coarse), log_mass
 
+    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
+        """The most probable shared tokens: the student's ids [n, k] and log-probabilities [n, k]."""
+        ids: Tensor = self.outcomes.student_ids
+        top = self.log_p[:, : len(ids)].topk(k, -1)
+        return ids[top.indices], top.values
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the student's tokens ids [n]; NaN for those that are not shared."""
+        outcome: Tensor = self.outcomes.outcome[ids]
+        shared = outcome < len(self.outcomes.student_ids)
+        return self.of(torch.where(shared, outcome, 0)).masked_fill(~shared, torch.nan)
+
 
 @dataclass(frozen=True)
 class CoarseLogits:

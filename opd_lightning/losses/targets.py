@@ -74,6 +74,14 @@ class FullLogProbs:
         top = self.log_p.topk(k, -1)
         return top.indices, top.values
 
+    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
+        """The student's k tokens that are most probable: ids [n, k] and log-probabilities [n, k]."""
+        return self.top(k)
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the student's tokens ids [n]; NaN where the target does not tell."""
+        return self.of(ids)
+
     def at(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n, k] of the tokens ids [n, k]."""
         return self.log_p.gather(-1, ids)

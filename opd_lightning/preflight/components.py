@@ -157,6 +157,9 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
             )
         if name == "teacher" and objective.divergence is not None:
             check_provides(teacher, objective.divergence.support)
+        divergence = objective.divergence.divergence if name == "teacher" and objective.divergence else objective.reference
+        if divergence is not None and "full" in teacher.provides:
+            teacher.alignment.check_divergence(divergence)
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:

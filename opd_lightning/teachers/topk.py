@@ -59,10 +59,10 @@ class TopKView:
     def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs:
         """The k most probable tokens of the rows."""
         full = self.inner.chunk(rows, out).log_probs(1.0)
-        ids, logprobs = full.top(self.k)
+        ids, logprobs = full.top_tokens(self.k)
         sampled = self.ids[rows]
         covered = valid_ids_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
-        return TopKLogProbs(ids, logprobs, full.of(torch.where(covered, sampled, 0)), full.valid)
+        return TopKLogProbs(ids, logprobs, full.of_tokens(torch.where(covered, sampled, 0)), full.valid)
 
 
 class TopKTeacher(Composite):

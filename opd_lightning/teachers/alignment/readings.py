@@ -1,8 +1,8 @@
 """Readings of a teacher with another tokenizer: what its scores of its own tokens say about the student's.
 
-Each is an object with `provides(kinds)`, what it can tell given what the teacher provides, and `scores(inner, match)`, the
-teacher's scores of M tokens of its own as scores of the student's N tokens. `teacher.alignment` chooses one by its name in
-`ALIGNMENTS`, or gives another object.
+Each is an object with `provides(kinds)`, what it can tell given what the teacher provides, `check_divergence(divergence)`, and
+`scores(inner, match)`, the teacher's scores of M tokens of its own as scores of the student's N tokens. `teacher.alignment`
+chooses one by its name in `ALIGNMENTS`, or gives another object.
 """
 
 from typing import Any
@@ -36,6 +36,9 @@ class Spans:
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """Sampled log-probabilities."""
         return kinds & {"sampled"}
+
+    def check_divergence(self, divergence: Any) -> None:
+        """Every divergence will do."""
 
     def scores(self, inner: Any, match: Match) -> TopKScores:
         """The scores of the student's tokens; a token has none where its span holds what is no text, or is not valid."""
@@ -78,6 +81,9 @@ class SharedVocabulary:
         """As much as the teacher, but for the written token, which may be several."""
         return kinds & {"full", "topk"}
 
+    def check_divergence(self, divergence: Any) -> None:
+        """Every divergence will do."""
+
     def scores(self, inner: Any, match: Match) -> AlignedScores:
         """The scores of the student's tokens."""
         row = match.rows(inner.valid)
@@ -100,6 +106,15 @@ class SortedProbabilities:
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """The whole vocabulary."""
         return kinds & {"full"}
+
+    def check_divergence(self, divergence: Any) -> None:
+        """Raises ValueError for a divergence that is infinite where one side gives no probability."""
+        certain, even = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.5, 0.5]]).log()
+        if not all(torch.isfinite(divergence(*pair).sum()) for pair in ((certain, even), (even, certain))):
+            raise ValueError(
+                "teacher.alignment=uld fills the shorter list of probabilities with zeros, where this divergence is infinite; "
+                "choose loss/divergence=total_variation, which is half of ULD's distance, or jsd."
+            )
 
     def scores(self, inner: Any, match: Match) -> AlignedScores:
         """The scores of the student's tokens."""
