@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_lightning.data.batching import collate, pack
-from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation.divergence import TeacherDivergence
 from opd_lightning.losses import Head, head_loss
 from opd_lightning.losses.aligned_targets import CoarseLogits, Outcomes
@@ -17,47 +16,16 @@ from opd_lightning.losses.objective import Objective
 from opd_lightning.losses.targets import FullLogits, HiddenScores, SampledLogProbs, TopKScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
-from opd_lightning.models import Pretrained, Student
-from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.models import Student
 from opd_lightning.teachers import TopKTeacher, external
 from opd_lightning.teachers.alignment import AlignedTeacher, SharedVocabulary, SortedProbabilities, Spans, aligned
 from opd_lightning.teachers.alignment import scores as aligned_scores
 from opd_lightning.teachers.alignment.match import Match, SharedIds
-from opd_lightning.training.run import run
-from opd_lightning.types import Example, Sample, Tokens
+from opd_lightning.types import Sample, Tokens
 from opd_lightning.utils.vocabulary import ValidIds
-from tests.zoo import save_model, tokenizers
+from tests.zoo import CHAT, samples_of, student_of
 
-CHAT = [{"role": "user", "content": "sort red blue"}]
 TEXTS = ["the quick brown fox 🙂 漢字", "def f(x):\n\treturn x", "red green"]
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory) -> dict[str, str]:
-    """Models by the names of their tokenizers, and one more."""
-    folder = tmp_path_factory.mktemp("zoo")
-    names = {"byte_bpe": 0, "unigram": 1, "characters": 2}
-    made = {name: save_model(folder / name, tokenizers()[name], seed) for name, seed in names.items()}
-    return made | {"other": save_model(folder / "other", tokenizers()["byte_bpe"], 3)}
-
-
-def student_of(path: str) -> tuple[Student, ChatRenderer]:
-    model = Pretrained(path)
-    renderer = model.renderer()
-    return Student(model.model(), valid_ids=renderer.valid_ids), renderer
-
-
-def samples_of(renderer: ChatRenderer, texts: list[str], ended: bool = True) -> list[Sample]:
-    """Replies with made-up log-probabilities of their sampling."""
-    rows = []
-    prompt = renderer.render(CHAT).token_ids
-    for i, text in enumerate(texts):
-        reply = renderer.reply(text)[: None if ended else -1]
-        ids = torch.tensor([*prompt, *reply])
-        logprobs = -torch.rand(len(ids), generator=torch.Generator().manual_seed(i)) * 3
-        mask = torch.arange(len(ids)) >= len(prompt)
-        rows.append(Sample(Example("e", CHAT), i, ids, mask, len(prompt), "student", "stop", logprobs))
-    return rows
 
 
 def objective(divergence, support=None, **options) -> Objective:
@@ -276,21 +244,6 @@ def test_a_top_k_teacher_is_compared_on_its_shared_tokens(paths):
     assert 0 < gradients(student, samples, scores, objective(reverse_kl, TopK(4)))[0] < losses[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "logged"),
-    [
-        ((), "train/reverse_kl_shared"),
-        (("teacher.alignment=spans", "loss/vocab_support=sampled"), "train/log_ratio"),
-        (("teacher.alignment=uld", "loss/divergence=total_variation"), "train/sorted_l1"),
-    ],
-)
-def test_a_run_with_another_tokenizer(small, paths, options, logged):
-    rows = read_csv(run(small(f"teacher.path={paths['byte_bpe']}", "evaluation=none", *options)) / "metrics.csv")
-    row = next(row for row in reversed(rows) if "train/loss" in row and row["train/loss"] is not None)
-    assert 0 < row["rollout/teacher_aligned"] <= 1 and row["train/grad_norm"] > 0
-    assert row[logged] == row[logged]
-
-
 def test_the_distance_to_a_teacher_is_that_of_shared_tokens(paths):
     student, renderer = student_of(paths["byte_bpe"])
     samples = samples_of(renderer, TEXTS)
@@ -304,45 +257,6 @@ def test_the_distance_to_a_teacher_is_that_of_shared_tokens(paths):
     assert all(number.value > 0 for number in numbers.values())
     teacher.alignment = SortedProbabilities()
     assert evaluation(student, {"teacher": teacher}, None) == {}
-
-
-def test_what_does_not_fit_is_refused(small, paths, tmp_path):
-    student, renderer = student_of(paths["byte_bpe"])
-    with pytest.raises(ValueError, match=r"teacher.alignment='words' is unknown; choose spans, shared, uld, or null"):
-        external(paths["unigram"], alignment="words")
-    with pytest.raises(ValueError, match=r"another tokenizer.*teacher.alignment=shared, spans or uld"):
-        external(paths["unigram"]).check_tokenizer(renderer.tokenizer)
-    teacher = aligned(external(paths["unigram"]), renderer)
-    teacher.setup(student, renderer)
-    (sample,) = samples_of(renderer, ["red"])
-    gap = sample.loss_mask.clone()
-    gap[-2] = False
-    with pytest.raises(ValueError, match=r"turns of an environment.*environment=single_turn"):
-        teacher.score([replace(sample, loss_mask=gap)])
-    with pytest.raises(ValueError, match=r"written by|lets the teacher write.*another tokenizer"):
-        run(small(f"teacher.path={paths['byte_bpe']}", "rollout=teacher"))
-    with pytest.raises(ValueError, match=r"SampledToken reads of the teacher.*its whole vocabulary and its most probable"):
-        run(small(f"teacher.path={paths['byte_bpe']}", "loss/vocab_support=sampled"))
-    spans = aligned(external(paths["unigram"], alignment="spans"), renderer)
-    spans.setup(student, renderer)
-    (sample,) = samples_of(renderer, ["the quick fox"])
-    with pytest.raises(ValueError, match="log-probabilities with which they were drawn"):
-        spans.score([replace(sample, logprobs=None)])
-
-
-def test_a_base_model_reads_by_a_given_chat_template(paths, tmp_path):
-    tokenizer = tokenizers()["unigram"]
-    kept, tokenizer.chat_template = tokenizer.chat_template, None
-    try:
-        path = save_model(tmp_path / "base", tokenizer)
-    finally:
-        tokenizer.chat_template = kept
-    _, renderer = student_of(paths["byte_bpe"])
-    with pytest.raises(ValueError, match=r"no chat template.*teacher.chat_template=<file>"):
-        aligned(external(path), renderer)
-    plain = "{{ bos_token }}{{ messages[-1]['content'] }}"
-    teacher = aligned(external(path, chat_template=plain), renderer)
-    assert teacher.own.tokenizer.decode(teacher.rendering(CHAT).token_ids) == "<s>sort red blue"
 
 
 def test_full_logits_are_no_aligned_target():

@@ -7,6 +7,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.models import Pretrained, Student
+from opd_lightning.types import Example, Sample
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. the the of and to in",
     "def f(x):\n\treturn x ** 2  # squares\n\nfor i in range(10):\n    print(f(i))",
@@ -21,6 +25,7 @@ TEMPLATE = (
 WORDS = ["the", "of", "and", "to", "in", "quick", "brown", "fox", "return", "range", "print", "answer"]
 WORDS += ["red", "green", "blue", "copy", "sort", "rotate"]
 LETTERS = sorted({c for text in TEXTS for c in text if c.isprintable()} - {" "})
+CHAT = [{"role": "user", "content": "sort red blue"}]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
@@ -110,3 +115,22 @@ def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) 
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def student_of(path: str) -> tuple[Student, ChatRenderer]:
+    model = Pretrained(path)
+    renderer = model.renderer()
+    return Student(model.model(), valid_ids=renderer.valid_ids), renderer
+
+
+def samples_of(renderer: ChatRenderer, texts: list[str], ended: bool = True) -> list[Sample]:
+    """Replies with made-up log-probabilities of their sampling."""
+    rows = []
+    prompt = renderer.render(CHAT).token_ids
+    for i, text in enumerate(texts):
+        reply = renderer.reply(text)[: None if ended else -1]
+        ids = torch.tensor([*prompt, *reply])
+        logprobs = -torch.rand(len(ids), generator=torch.Generator().manual_seed(i)) * 3
+        mask = torch.arange(len(ids)) >= len(prompt)
+        rows.append(Sample(Example("e", CHAT), i, ids, mask, len(prompt), "student", "stop", logprobs))
+    return rows
