@@ -78,6 +78,19 @@ def test_cached_scores_of_shared_tokens_train_nearly_as_the_live_teacher(small, 
     assert all(0 < a <= b + 1e-6 for a, b in zip(kept[:1], live[:1], strict=True)) and len(kept) == len(live) == 2
 
 
+@pytest.mark.parametrize("name", ["unigram", "byte_bpe"])
+def test_what_exceeds_the_teachers_window_has_no_target(paths, name):
+    student, renderer = student_of(paths["byte_bpe"])
+    teacher = aligned(external(paths[name], alignment="shared"), renderer)
+    teacher.setup(student, renderer)
+    samples = samples_of(renderer, ["red", "the quick brown fox"])
+    before = teacher.score(samples).valid
+    teacher.window = len(teacher.rendering(CHAT).token_ids) + 3
+    after = teacher.score(samples).valid
+    assert teacher.pair(samples[1]).sample.trainable == 3
+    assert (after <= before).all() and after.sum() < before.sum() and torch.equal(after[:2], before[:2])
+
+
 def test_a_context_is_rendered_by_the_teachers_own_template(paths):
     student, renderer = student_of(paths["byte_bpe"])
     teacher = aligned(

@@ -31,6 +31,11 @@ class Alignment:
         """Whether each span [S] is one token of both."""
         return (np.diff(self.student) == 1) & (np.diff(self.teacher) == 1)
 
+    def up_to(self, n: int) -> "Alignment":
+        """The spans of the teacher's first n tokens."""
+        kept = max(int((self.teacher <= n).sum()), 1)
+        return Alignment(self.bounds[:kept], self.student[:kept], self.teacher[:kept])
+
 
 def align(student: np.ndarray, teacher: np.ndarray) -> Alignment:
     """The alignment of two tokenizations by the byte offsets [L] where their tokens end.

@@ -131,6 +131,8 @@ class AlignedTeacher(BaseTeacher):
         device, known = student.lm.device, student.head.known
         if self.own.valid_ids is None:
             raise ValueError(f"{self.own.tokenizer} has no tokens.")
+        served = getattr(self.inner, "window", None) or student.window
+        self.window = served if self.source is None else self.source.window()
         self.inner.setup(OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids), self.own)
         student_ids, teacher_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in self.ids)
         self.shared = SharedIds(student_ids, teacher_ids, known)
@@ -161,14 +163,21 @@ class AlignedTeacher(BaseTeacher):
         end = [self.to_teacher.get(written[-1], self.own.end_id)] if ended else []
         if end and end[0] not in self.own.end_ids:
             end = [self.own.end_id]
+        room = self.window - self.prompt_length(sample)
         if self.same_tokens:
             ends = np.arange(1, len(written) + 1)
-            return Pair(self.translated(sample, written), align(ends, ends), *(np.ones(len(written), dtype=bool),) * 2)
+            spans = align(ends, ends).up_to(room)
+            return Pair(self.translated(sample, written[:room]), spans, *(np.ones(len(written), dtype=bool),) * 2)
         student = self.student_bytes.spell(written[:-1] if ended else written)
         teacher = self.teacher_bytes.encode(student.text)
-        spans = align(with_end(student, ended), with_end(teacher, ended))
+        spans = align(with_end(student, ended), with_end(teacher, ended)).up_to(room)
         marks = [np.append(spelling.exact, np.ones(int(ended), dtype=bool)) for spelling in (student, teacher)]
-        return Pair(self.translated(sample, [*teacher.ids, *end]), spans, *marks)
+        return Pair(self.translated(sample, [*teacher.ids, *end][:room]), spans, *marks)
+
+    def prompt_length(self, sample: Sample) -> int:
+        """The tokens of the teacher's prompt; one that is made of attempts is checked against its window when it is read."""
+        chat = None if self.context.needs_rollouts else self.context(sample.example)
+        return len(self.rendering(sample.example.messages if chat is None else chat).token_ids)
 
     def translated(self, sample: Sample, ids: list[int]) -> Sample:
         """The sample with a completion in the teacher's tokens, at least one, behind the prompt in its own."""
@@ -195,7 +204,7 @@ class AlignedTeacher(BaseTeacher):
                 span[base : base + edges[-1]] = first_span[b] + np.repeat(np.arange(spans[b]), np.diff(edges))
             columns[0].append(found.student[:-1] + s)
             columns[1].append(found.teacher[:-1] + t)
-            columns[2].append(np.logical_and.reduceat(pair.exact, found.student[:-1]))
+            columns[2].append(np.logical_and.reduceat(pair.exact[: found.student[-1]], found.student[:-1]))
             columns[3].append(pair.faithful[found.teacher[:-1]])
         first_student, first_teacher, exact, faithful = (
             torch.from_numpy(np.concatenate([np.zeros(0, dtype=kind), *column])).to(device)
