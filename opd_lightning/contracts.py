@@ -145,6 +145,9 @@ class Target(Protocol):
     Attributes:
         valid [n]: whether the token has a target; None where all have.
         shared: the ids that the target covers where the student has more; None where it covers all of the student's.
+
+    Log-probabilities of other outcomes than the student's tokens, as of a teacher with another tokenizer, have
+    `compared(log_s, tokens)`, which puts the student on them; see `opd_lightning.losses.aligned_targets`.
     """
 
     valid: Tensor | None

@@ -2,7 +2,8 @@
 
 A `TeacherScores` stores N tokens compactly and gives targets chunk by chunk; a target becomes log-probabilities, on which the
 vocabulary supports work. Combinations of targets and supports that do not fit are refused when a run is built.
-`shared` are the ids that a target covers where the student has more (see `shared.py`); None where it covers all.
+`shared` are the ids that a target covers where the student has more (see `shared.py`); None where it covers all. Targets of
+teachers with another vocabulary are in `aligned_targets.py`.
 """
 
 import math

@@ -1,11 +1,14 @@
 """The match of two tokenizations of the same completions: spans on packed axes, and the tokens that both vocabularies have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from opd_lightning.data.alignment import Alignment
 from opd_lightning.losses.aligned_targets import Outcomes
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -100,3 +103,25 @@ class Match:
             name: torch.bincount(self.sample, weights=column.double()).float() / n
             for name, column in (("aligned", valid), ("one_to_one", self.single))
         }
+
+
+def pack_spans(alignments: Sequence[Alignment], student: Sequence[int], teacher: Sequence[int]) -> dict[str, Tensor]:
+    """The columns of a `Match` that say where spans are, from the alignment of each sample.
+
+    Args:
+        student, teacher: trainable tokens of each sample.
+    """
+    spans = [len(alignment.bounds) - 1 for alignment in alignments]
+    numbers = np.split(np.arange(sum(spans)), np.cumsum(spans)[:-1])
+    columns = {}
+    for name, counts in (("student", student), ("teacher", teacher)):
+        edges = [getattr(alignment, name) for alignment in alignments]
+        before = np.cumsum([0, *counts])[:-1]
+        rows = [
+            np.append(np.repeat(number, np.diff(edge)), np.full(count - edge[-1], -1))
+            for number, edge, count in zip(numbers, edges, counts, strict=True)
+        ]
+        first = [edge[:-1] + base for edge, base in zip(edges, before, strict=True)]
+        columns[f"{name}_span"] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        columns[f"first_{name}"] = torch.from_numpy(np.concatenate(first).astype(np.int64))
+    return columns

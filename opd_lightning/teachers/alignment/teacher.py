@@ -13,7 +13,7 @@ from opd_lightning.contracts import Renderer
 from opd_lightning.data.alignment import Alignment, align, shared_tokens, with_end
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.data.token_bytes import TokenBytes
-from opd_lightning.teachers.alignment.match import Match, SharedIds
+from opd_lightning.teachers.alignment.match import Match, SharedIds, pack_spans
 from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.weights.base import Parameters
@@ -158,17 +158,17 @@ class AlignedTeacher(BaseTeacher):
                 f"teacher.alignment: the completion of example {sample.example.id} has turns of an environment, which are in "
                 "the student's chat template; use environment=single_turn, or a teacher with the student's tokenizer."
             )
-        written = sample.completion_ids
-        ended = bool(written) and written[-1] in self.renderer.end_ids
-        end = [self.to_teacher.get(written[-1], self.own.end_id)] if ended else []
+        completion = sample.completion_ids
+        ended = bool(completion) and completion[-1] in self.renderer.end_ids
+        end = [self.to_teacher.get(completion[-1], self.own.end_id)] if ended else []
         if end and end[0] not in self.own.end_ids:
             end = [self.own.end_id]
-        room = self.window - self.prompt_length(sample)
+        room = max(self.window - self.prompt_length(sample), 0)
         if self.same_tokens:
-            ends = np.arange(1, len(written) + 1)
+            ends = np.arange(1, len(completion) + 1)
             spans = align(ends, ends).up_to(room)
-            return Pair(self.translated(sample, written[:room]), spans, *(np.ones(len(written), dtype=bool),) * 2)
-        student = self.student_bytes.spell(written[:-1] if ended else written)
+            return Pair(self.translated(sample, completion[:room]), spans, *(np.ones(len(completion), dtype=bool),) * 2)
+        student = self.student_bytes.spell(completion[:-1] if ended else completion)
         teacher = self.teacher_bytes.encode(student.text)
         spans = align(with_end(student, ended), with_end(teacher, ended)).up_to(room)
         marks = [np.append(spelling.exact, np.ones(int(ended), dtype=bool)) for spelling in (student, teacher)]
@@ -190,39 +190,27 @@ class AlignedTeacher(BaseTeacher):
     def match(self, samples: Sequence[Sample], pairs: Sequence[Pair]) -> Match:
         """The spans of all samples on the packed axes."""
         device = self.student.lm.device
-        counts = np.array([(sample.trainable, pair.sample.trainable) for sample, pair in zip(samples, pairs, strict=True)])
-        before = np.vstack([[0, 0], counts.cumsum(0)])
-        spans = np.array([len(pair.alignment.bounds) - 1 for pair in pairs])
-        first_span = np.append(0, spans.cumsum())
-        student_span, teacher_span = (np.full(total, -1) for total in before[-1])
-        columns: list[list[np.ndarray]] = [[], [], [], []]
-        for b, (pair, (s, t)) in enumerate(zip(pairs, before[:-1], strict=True)):
-            found = pair.alignment
-            if not spans[b]:
-                continue
-            for span, base, edges in ((student_span, s, found.student), (teacher_span, t, found.teacher)):
-                span[base : base + edges[-1]] = first_span[b] + np.repeat(np.arange(spans[b]), np.diff(edges))
-            columns[0].append(found.student[:-1] + s)
-            columns[1].append(found.teacher[:-1] + t)
-            columns[2].append(np.logical_and.reduceat(pair.exact[: found.student[-1]], found.student[:-1]))
-            columns[3].append(pair.faithful[found.teacher[:-1]])
-        first_student, first_teacher, exact, faithful = (
-            torch.from_numpy(np.concatenate([np.zeros(0, dtype=kind), *column])).to(device)
-            for column, kind in zip(columns, (np.int64, np.int64, bool, bool), strict=True)
-        )
-        drawn = [sample.logprobs for sample in samples]
-        known = [x[sample.loss_mask] for x, sample in zip(drawn, samples, strict=True) if x is not None]
+        read = [pair.sample for pair in pairs]
+        counts = [[sample.trainable for sample in part] for part in (samples, read)]
+        packed = pack_spans([pair.alignment for pair in pairs], *counts)
+        exact = [
+            np.logical_and.reduceat(pair.exact[: pair.alignment.student[-1]], pair.alignment.student[:-1])
+            for pair in pairs
+            if len(pair.alignment.bounds) > 1
+        ]
+        faithful = [pair.faithful[pair.alignment.teacher[:-1]] for pair in pairs]
+        logprobs = [sample.logprobs[sample.loss_mask] for sample in samples if sample.logprobs is not None]
+        columns = {
+            **packed,
+            "exact": torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *exact])),
+            "faithful": torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *faithful])),
+            "student_ids": trainable_ids(samples),
+            "teacher_ids": trainable_ids(read),
+            "sample": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts[0])),
+        }
         return Match(
-            student_span=torch.from_numpy(student_span).to(device),
-            teacher_span=torch.from_numpy(teacher_span).to(device),
-            first_student=first_student,
-            first_teacher=first_teacher,
-            exact=exact,
-            faithful=faithful,
-            student_ids=written(samples).to(device),
-            teacher_ids=written([pair.sample for pair in pairs]).to(device),
-            sample=torch.repeat_interleave(torch.arange(len(samples)), torch.from_numpy(counts[:, 0])).to(device),
-            sampler_logprob=torch.cat(known).to(device) if len(known) == len(samples) else None,
+            **{name: column.to(device) for name, column in columns.items()},
+            sampler_logprob=torch.cat(logprobs).to(device) if len(logprobs) == len(samples) else None,
             vocabulary=self.shared.known,
             shared=self.shared,
         )
@@ -256,6 +244,6 @@ class AlignedTeacher(BaseTeacher):
         self.inner.load_state_dict(state)
 
 
-def written(samples: Sequence[Sample]) -> Tensor:
+def trainable_ids(samples: Sequence[Sample]) -> Tensor:
     """The trainable tokens of samples, packed."""
     return torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
