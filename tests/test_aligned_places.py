@@ -1,11 +1,14 @@
 """Teachers with another tokenizer in runs: local, served and cached, with contexts; and what is refused."""
 
+import csv
 from dataclasses import replace
 
 import pytest
 import torch
 from served import Served
 
+from experiments.cross_tokenizer.run import READINGS
+from experiments.cross_tokenizer.run import main as experiment
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.score.__main__ import score
 from opd_lightning.teachers import RemoteTeacher, external
@@ -89,6 +92,15 @@ def test_what_exceeds_the_teachers_window_has_no_target(paths, name):
     after = teacher.score(samples).valid
     assert teacher.pair(samples[1]).sample.trainable == 3
     assert (after <= before).all() and after.sum() < before.sum() and torch.equal(after[:2], before[:2])
+
+
+@pytest.mark.slow
+def test_the_experiment_with_real_weights_runs_on_tiny_ones(paths, tmp_path):
+    places = ["--student", paths["byte_bpe"], "--teacher", paths["unigram"], "--out", str(tmp_path)]
+    experiment(["--updates", "1", "--results", str(tmp_path / "results.csv"), *places])
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["reading"], row["step"]) for row in rows] == [(name, step) for name in READINGS for step in "01"]
+    assert all(float(row["nats_per_byte"]) > 0 for row in rows)
 
 
 def test_a_context_is_rendered_by_the_teachers_own_template(paths):
