@@ -138,6 +138,10 @@ def test_what_does_not_fit_is_refused(small, paths, tmp_path):
         run(small(f"teacher.path={paths['byte_bpe']}", "rollout=teacher"))
     with pytest.raises(ValueError, match=r"SampledToken reads of the teacher.*its whole vocabulary and its most probable"):
         run(small(f"teacher.path={paths['byte_bpe']}", "loss/vocab_support=sampled"))
+    with pytest.raises(ValueError, match=r"environment=.*answers in the student's chat template"):
+        run(small(f"teacher.path={paths['byte_bpe']}", "environment=calculator"))
+    with pytest.raises(ValueError, match=r"teacher.alignment=uld fills .* infinite; choose loss/divergence=total_variation"):
+        run(small(f"teacher.path={paths['byte_bpe']}", "teacher.alignment=uld"))
     spans = aligned(external(paths["unigram"], alignment="spans"), renderer)
     spans.setup(student, renderer)
     (sample,) = samples_of(renderer, ["the quick fox"])

@@ -111,7 +111,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     rollout, objective = build(cfg.rollout, environment=environment, window=window, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     teachers = {name: aligned(teacher, renderer) for name, teacher in teachers.items()}
-    check_aligned(teachers, objective, rollout)
+    check_aligned(teachers, objective, rollout, cfg.get("environment"))
     contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
     own_renderers = {name: part.own for name, part in all_parts(teachers) if part.aligned}
     template_error = None
@@ -145,7 +145,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     return Components(**{**vars(parts), "examples": kept})
 
 
-def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: RolloutPolicy) -> None:
+def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: RolloutPolicy, environment: Any) -> None:
     """Raises ValueError if a teacher with another tokenizer is asked for what such teachers do not give."""
     for name, teacher in teachers.items():
         if not teacher.aligned:
@@ -155,11 +155,14 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
                 f"rollout lets the {name} write, and it has another tokenizer ({teacher.own_tokenizer.name}): its tokens are "
                 "not the student's; choose rollout=student, or a teacher of the student's family."
             )
+        if environment and not environment["_target_"].endswith(".SingleTurn"):
+            raise ValueError(
+                f"environment={environment['_target_']} answers in the student's chat template, which the {name} with another "
+                "tokenizer cannot read; choose environment=single_turn, or a teacher of the student's family."
+            )
         if name == "teacher" and objective.divergence is not None:
             check_provides(teacher, objective.divergence.support)
-        divergence = objective.divergence.divergence if name == "teacher" and objective.divergence else objective.reference
-        if divergence is not None and "full" in teacher.provides:
-            teacher.alignment.check_divergence(divergence)
+            teacher.alignment.check_divergence(objective.divergence.divergence)
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
