@@ -17,11 +17,12 @@ from opd_lightning.data.batching import Batch, packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.models import Pretrained, Student, adapters
-from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
+from opd_lightning.models.flops import Sizes, rollout_flops
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.models.sharding import full_tensor, shard
 from opd_lightning.step.checkpoint import dump, restore, save
 from opd_lightning.step.log import log_flops, log_rollout, log_tokens
+from opd_lightning.step.prepass import observed, with_old_logprobs
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
@@ -66,7 +67,8 @@ class DistillationModule(L.LightningModule):
         self.model, self.renderer, self.generator = model, renderer, generator
         self.rollout, self.objective = rollout, objective
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
-        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch)
+        mixed = rollout.student_writes and not rollout.on_policy
+        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch, mixed)
         self.optim, self.seed = optim, seed
         self.max_tokens_per_microbatch, self.chunk, self.adapter = max_tokens_per_microbatch, logits_chunk_size, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
@@ -120,8 +122,9 @@ class DistillationModule(L.LightningModule):
         samples, tokens = self.scoring.pack(samples, metrics, self)
         scores = self.scoring.teacher_scores(samples, metrics)
         valid = scores["teacher"].valid if "teacher" in scores else None
+        tokens = observed(self, samples, tokens, scores, metrics)
         weight, normaliser = self.objective.weights(tokens, len(samples), valid)
-        tokens = replace(tokens, weight=weight)
+        tokens = replace(tokens, weight=weight, seen=None)
         active = self.objective.active(tokens, valid)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
         if normaliser == 0 and self.global_step == 0 and valid is None:
@@ -131,11 +134,7 @@ class DistillationModule(L.LightningModule):
             )
         rows = tokens.sample[weight != 0].unique().tolist() or [0]  # type: ignore[index]
         tokens = replace(tokens, weight=weight / normaliser.clamp_min(1e-12))
-        batch = Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows)
-        if self.rollout.num_iterations == 1 or not self.objective.compares_updates or batch.skip_update:
-            return batch
-        metrics.total("flops/forward", update_flops(self.sizes, [samples[b] for b in rows])["forward"])
-        return self.with_old_logprobs(batch)
+        return with_old_logprobs(self, Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows), metrics)
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers' updates."""
@@ -155,7 +154,7 @@ class DistillationModule(L.LightningModule):
                 # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
                 self.manual_backward(loss * self.trainer.world_size)
             losses[packed_index(rows, counts).to(losses.device)] = stats["loss"].to(losses.dtype)
-            log_tokens(metrics, loss, stats, tokens, live)
+            log_tokens(metrics, loss, stats, tokens, live, scores)
         if plan:
             norm = full_tensor(self.optim.clip(self.student.parameters()))
             if not torch.isfinite(norm):
@@ -176,18 +175,6 @@ class DistillationModule(L.LightningModule):
         plan = [([batch.active[i] for i in part], True) for part in plan_micro_batches(lengths, self.max_tokens_per_microbatch)]
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
-
-    def with_old_logprobs(self, batch: Batch) -> Batch:
-        """The batch with each token's log-probability before the first update on it."""
-        old = batch.tokens.weight.new_zeros(batch.tokens.ids.shape)
-        counts = [sample.trainable for sample in batch.samples]
-        with self.student.eval_mode():  # without dropout: the ratio compares policies
-            for rows, _ in self.plan(batch):
-                sequences, tokens, _ = batch.micro(rows, self.renderer.tokenizer.pad_token_id)
-                _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
-                old = old.to(stats["loss"].dtype)
-                old[packed_index(rows, counts).to(old.device)] = stats["loss"]
-        return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
     def report(self, metrics: StepMetrics) -> dict[str, float]:
         """Reduce metrics over devices, log them, and update the ledger."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,7 +105,10 @@ def check_objective(parts: Any) -> None:
         name: kinds[next(kind for kind in kinds if kind in provides)] for name, provides in provided.items()
     }
     try:
-        parts.objective(logits, targets, Tokens(zero, zero, one, zero, one, one))
+        tokens = Tokens(zero, zero, one, zero, one, one, group=zero, pass_rate=one, future=0 * one)
+        parts.objective(logits, targets, tokens)
+        if parts.objective.reads_scores:
+            parts.objective.weights(replace(tokens, seen=parts.objective.observe(logits, targets, tokens)[1]), 1)
     except AttributeError as error:
         raise ValueError(
             f"loss: a part of it reads more of a teacher than it provides ({error}); choose another loss/gate, or "

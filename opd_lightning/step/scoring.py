@@ -1,6 +1,6 @@
 """Scoring: verdicts, advantages and teachers' targets for the samples of a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Scoring:
         verify: the task's verifier, for samples without an environment's verdict.
         group_size: samples per prompt.
         max_tokens: padded tokens that a teacher reads at a time; None reads all at once.
+        mixed: whether the student writes some of the samples and others write the rest.
     """
 
     objective: Objective
@@ -33,6 +34,7 @@ class Scoring:
     verify: Callable[[Example, str], Verdict] | None
     group_size: int
     max_tokens: int | None
+    mixed: bool = False
 
     @property
     def needs_verdicts(self) -> bool:
@@ -54,7 +56,13 @@ class Scoring:
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         if inputs := next((name for sample in samples for name in sample.model_inputs), None):
             raise ValueError(f"the prompts have {inputs} beside their text, which training does not read; use text prompts.")
+        self.objective.set_step(module.global_step)
+        for name, number in self.objective.scheduled.items():
+            metrics.mean(f"train/{name}", torch.tensor(number, device=module.device))
         tokens = pack(samples, module.device)
+        if self.mixed:
+            own = torch.tensor([sample.source == "student" for sample in samples], device=module.device)
+            tokens = replace(tokens, own=own[tokens.sample])
         valid_ids = self.renderer.valid_ids
         if valid_ids is not None and not (known := valid_ids.contains(tokens.ids)).all():
             raise ValueError(
@@ -66,7 +74,7 @@ class Scoring:
         samples = self.judge(samples)
         rewards = torch.tensor([sample.verdict.content for sample in samples if sample.verdict], device=module.device)
         metrics.mean("rollout/reward", rewards)
-        tokens = replace(tokens, reward=rewards[tokens.sample])
+        tokens = replace(tokens, reward=rewards[tokens.sample], pass_rate=pass_rates(rewards, samples)[tokens.sample])
         if self.objective.rewarded:
             tokens = replace(tokens, advantage=self.advantages(samples, rewards, metrics, module)[tokens.sample])
         return samples, tokens
@@ -115,3 +123,10 @@ class Scoring:
                     f"{scores.vocabulary}); choose models of one family."
                 )
         return results
+
+
+def pass_rates(rewards: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The mean reward [B] of the completions of each sample's prompt."""
+    _, group = torch.tensor([sample.group for sample in samples], device=rewards.device).unique(return_inverse=True)
+    total = torch.zeros_like(rewards).index_add_(0, group, rewards)
+    return (total / torch.bincount(group, minlength=len(rewards)).clamp_min(1))[group]

@@ -7,6 +7,7 @@ from opd_lightning.teachers.local import LocalTeacher, average, external, frozen
 from opd_lightning.teachers.mixed import MixedTeacher
 from opd_lightning.teachers.remote import RemoteTeacher
 from opd_lightning.teachers.routed import RoutedTeacher
+from opd_lightning.teachers.shuffled import ShuffledTeacher
 from opd_lightning.teachers.topk import TopKTeacher
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "RemoteTeacher",
     "RoutedTeacher",
     "SharedWeights",
+    "ShuffledTeacher",
     "TopKTeacher",
     "average",
     "external",
