@@ -62,7 +62,7 @@ def pack(samples: Sequence[Sample], device: torch.device) -> Tokens:
     }
     if all(has_logprobs):
         columns["sampler_logprob"] = torch.cat([s.logprobs[s.loss_mask] for s in samples if s.logprobs is not None])
-    return Tokens(**{name: column.to(device) for name, column in columns.items()})
+    return Tokens(**{name: column.to(device) for name, column in columns.items()})  # type: ignore[arg-type]
 
 
 def collate(

@@ -74,7 +74,7 @@ class Objective:
         gate: Gate | None = None,
         returns: Returns | None = None,
     ):
-        self.schedules: dict[str, float | Schedule] = dict.fromkeys(self.TERMS, 1.0) | dict(coefficients or {})
+        self.schedules: dict[str, float | Schedule] = {**dict.fromkeys(self.TERMS, 1.0), **(coefficients or {})}
         check_coefficients(self.schedules, beyond=beta_of(divergence) == beta_of(reference) == 1)
         off = {name for name, value in self.schedules.items() if value == 0}
         divergence = None if "divergence" in off else divergence
@@ -104,8 +104,8 @@ class Objective:
         """The numbers that follow a schedule, at this step."""
         names = [name for name, number in self.schedules.items() if callable(number)]
         found = {f"{name}_coefficient": self.coefficients[name] for name in names}
-        divergence = getattr(self.divergence, "divergence", None)
-        return found | ({"interpolation_share": divergence.now} if hasattr(divergence, "now") else {})
+        share = getattr(getattr(self.divergence, "divergence", None), "now", None)
+        return found if share is None else found | {"interpolation_share": share}
 
     @property
     def functions(self) -> list[Any]:

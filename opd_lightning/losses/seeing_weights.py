@@ -7,6 +7,8 @@ NaN stands where the teacher has no target. Those with `reads_verdicts` find `to
 All are over single completions or the completions of one prompt, so that they depend neither on micro-batches nor devices.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -94,11 +96,15 @@ def by_pass_rate(tokens: Tokens, rising: float = 1.0, falling: float = 1.0) -> T
     return tokens.weight * p**rising * (1 - p) ** falling
 
 
-for _function in (by_prefix_gap, ranked, important, by_perplexity):
-    _function.reads_scores = True  # type: ignore[attr-defined]
-for _function in (by_prefix_gap, important, by_perplexity):
-    _function.reads_teachers = frozenset({"teacher"})  # type: ignore[attr-defined]
-by_perplexity.reads_verdicts = by_pass_rate.reads_verdicts = True  # type: ignore[attr-defined]
+SCORES: tuple[Any, ...] = (by_prefix_gap, ranked, important, by_perplexity)
+TEACHERS: tuple[Any, ...] = (by_prefix_gap, important, by_perplexity)
+VERDICTS: tuple[Any, ...] = (by_perplexity, by_pass_rate)
+for _function in SCORES:
+    _function.reads_scores = True
+for _function in TEACHERS:
+    _function.reads_teachers = frozenset({"teacher"})
+for _function in VERDICTS:
+    _function.reads_verdicts = True
 
 
 def column(tokens: Tokens, name: str) -> Tensor:
