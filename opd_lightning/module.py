@@ -127,7 +127,8 @@ class DistillationModule(L.LightningModule):
         tokens = replace(tokens, weight=weight, seen=None)
         active = self.objective.active(tokens, valid)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
-        if normaliser == 0 and self.global_step == 0 and valid is None:
+        fixed = valid is None and tokens.own is None and not self.objective.weighs_verdicts
+        if normaliser == 0 and self.global_step == 0 and fixed:
             raise ValueError(
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
                 "raise rollout.sampling.max_new_tokens, or set rollout.mask_truncated_completions=false."

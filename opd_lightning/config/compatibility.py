@@ -153,6 +153,11 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if writes and not teacher.writes:
         kind = type(getattr(teacher, "weights", teacher)).__name__
         raise ValueError(f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external.")
+    needed = getattr(chosen.rollout, "requires", None)
+    if writes and needed is not None and needed not in teacher.provides:
+        raise ValueError(
+            f"rollout={type(chosen.rollout).__name__} reads {PROVIDED[needed]} of the teacher; choose another teacher."
+        )
     if writes and teacher.context.needs_rollouts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "

@@ -141,6 +141,11 @@ class Objective:
         return self.rewarded or any(getattr(function, "reads_verdicts", False) for function in self.functions)
 
     @property
+    def weighs_verdicts(self) -> bool:
+        """Whether token weights follow from verdicts, so that some rollouts may have none."""
+        return getattr(self.functions[1], "reads_verdicts", False)
+
+    @property
     def reads_scores(self) -> bool:
         """Whether weight or returns need statistics of the whole batch before its first update."""
         returns = self.divergence is not None and self.divergence.returns is not None
