@@ -1,7 +1,8 @@
 """python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
 
 A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of student and teacher), --config-dir FOLDER (options of your own).
+Options: --fast (no weights are loaded: no probe of student and teacher), --config-dir FOLDER (options of your own),
+--advise (also a table of what the teacher, and its weights behind each context, would tell this student).
 """
 
 import sys
@@ -15,11 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.config import build
+from opd_lightning.config import CONF_DIR, build
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured, unwritable
 from opd_lightning.models import Student
+from opd_lightning.preflight.advice import Advice, advise
 from opd_lightning.preflight.architecture import architecture, load
 from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
 from opd_lightning.preflight.components import Components, assemble
@@ -102,6 +104,36 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
     return results
 
 
+def contexts_of(arguments: list[str]) -> dict[str, DictConfig]:
+    """The context of each option of its group, in a run with these arguments."""
+    others = [a for a in arguments if not a.lstrip("+~").startswith(("context=", "context."))]
+    found = {}
+    for path in sorted((Path(CONF_DIR) / "context").glob("*.yaml")):
+        if path.stem != "none":
+            found[path.stem] = configured([*others, f"context={path.stem}"]).context
+    return found
+
+
+def advice(cfg: DictConfig, contexts: dict[str, DictConfig]) -> list[Advice]:
+    """What each candidate would tell the student; the models are loaded."""
+    made = assemble(cfg, None)
+    return advise(made, load(made, limited(cfg, made.task.max_new_tokens)), contexts)
+
+
+def show_advice(rows: list[Advice]) -> None:
+    """Print the table of advice, and a sentence on each candidate."""
+    columns = ("candidate", "right", "student", "KL(S|T)", "KL(T|S)", "changed", "aligned")
+    table = Table(*columns, title="asked about the student's completions, before training", title_justify="left")
+    for row in rows:
+        numbers = (row.accuracy, row.student_accuracy, row.reverse_kl, row.forward_kl, row.changed, row.alignment)
+        cells = ["" if number is None else f"{number:.3g}" for number in numbers]
+        table.add_row(row.candidate, *cells)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        console.print(f"{row.candidate}: {escape(redact_secrets(row.sentence))}")
+
+
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -117,17 +149,22 @@ def show(results: list[CheckResult]) -> None:
 def main() -> None:
     """The command of checks; exits with 1 if one fails."""
     arguments = sys.argv[1:]
-    fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
+    fast, advising = "--fast" in arguments, "--advise" in arguments
+    arguments = [a for a in arguments if a not in ("--fast", "--advise")]
     if any(a in ("-h", "--help") for a in arguments):
         print(__doc__)
         return
     quiet()
     try:
-        results = examine(configured(arguments), fast)
+        cfg = configured(arguments)
+        results = examine(cfg, fast or advising)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redact_secrets(str(error))}")
     show(results)
-    sys.exit(any(result.state == "fail" for result in results))
+    failed = any(result.state == "fail" for result in results)
+    if advising and not failed:
+        show_advice(advice(cfg, contexts_of(arguments)))
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
