@@ -4,6 +4,7 @@ The rows are those that no composition could express in November 2026. `shown_by
 """
 
 import importlib
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -170,6 +171,13 @@ def test_a_composition_trains(name, small):
     own = [] if "rollout.num_iterations" in COMPOSITIONS[name].overrides else ["rollout.num_iterations=2"]
     folder = run(small(*words(COMPOSITIONS[name]), "evaluation=none", "rollout.sampling.max_new_tokens=6", *own))
     assert (folder / "metrics.csv").is_file()
+
+
+def test_the_page_lists_the_compositions():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "papers.md").read_text()
+    for name, row in COMPOSITIONS.items():
+        overrides, test = row.overrides.replace("|", " "), row.shown_by.rpartition(".")[2]
+        assert f"| {name} | `{overrides}` | `{test}` |" in page, name
 
 
 def test_what_stays_out_has_a_reason():
