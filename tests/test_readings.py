@@ -128,3 +128,24 @@ def test_a_speculative_rollout_replaces_what_the_teacher_would_not_write(block):
     assert [(s.completion_ids, s.finish_reason) for s in all_own.samples] == [([0, 1, 2, 3, 4, 5], "stop")] * 2
     with pytest.raises(ValueError, match=r"rollout\.accept=-1"):
         SpeculativeRollout(Plain(), free, accept=-1)
+
+
+@pytest.mark.slow
+def test_schedules_and_returns_resume_with_equal_bits(small):
+    falling = "{_target_: opd_lightning.losses.schedules.Linear, start: 1.0, end: 0.0, steps: 8}"
+    words = ["method=grpo_opd", f"loss.coefficients.divergence={falling}", "loss/returns=discounted", "loss/weight=important"]
+    words += ["evaluation=none", "rollout.sampling.max_new_tokens=6"]
+    folder = run(small(*words, "study.name=parts", "trainer.max_steps=3"))
+    assert run(small(*words, "study.name=parts", "trainer.max_steps=5")) == folder
+    whole = run(small(*words, "study.name=whole", "trainer.max_steps=5"))
+    a, b = (torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (folder, whole))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    shares = [row["train/divergence_coefficient"] for row in read_csv(whole / "metrics.csv")[1:]]
+    assert shares == pytest.approx([1 - step / 8 for step in range(5)])
+
+
+@pytest.mark.slow
+def test_the_drawn_path_of_a_speculative_rollout_trains_and_counts_the_teachers_reading(small):
+    folder = run(small("method=opd", "rollout=speculative", "rollout.accept=4", "rollout.block=3", "evaluation=none"))
+    row = read_csv(folder / "metrics.csv")[-1]
+    assert row["cost/teacher_tokens"] > 0 and row["cost/student_tokens"] == 0
