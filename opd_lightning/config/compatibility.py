@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import SchedulerType
 
 from opd_lightning.config import build, plain
+from opd_lightning.config.ahead import check_ahead
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.limits import LEAST, limited
 from opd_lightning.config.names import nearest
@@ -75,6 +76,7 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
     chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
+    check_ahead(cfg, chosen.rollout, chosen.support)
     if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
         raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []

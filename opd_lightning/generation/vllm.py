@@ -45,6 +45,8 @@ class VLLMGenerator:
         ValueError: vLLM is not installed.
     """
 
+    holds_weights = True
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
