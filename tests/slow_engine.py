@@ -1,6 +1,5 @@
 """An engine with a copy of the weights, as slow as wanted, that keeps a diary; for tests of rollouts ahead of training."""
 
-import copy
 import json
 import os
 import signal
@@ -8,7 +7,9 @@ import threading
 import time
 
 import torch
+from transformers import AutoModelForCausalLM
 
+from opd_lightning.models.weights import full_weights
 from opd_lightning.types import Completion
 from opd_lightning.utils.seeds import derive_seed
 
@@ -27,6 +28,7 @@ class SlowEngine:
     def __init__(self, tokenizer, folder=None, seconds=0.0, fails_at=None, stops_at=None):
         self.tokenizer, self.folder, self.seconds = tokenizer, folder, seconds
         self.fails_at, self.stops_at = fails_at, stops_at
+        self.lm, self.version = None, None
         self.diary, self.calls, self.spent = [], 0, 0.0
         self.before = lambda call: None
 
@@ -37,7 +39,10 @@ class SlowEngine:
                 file.write(json.dumps(self.diary[-1]) + "\n")
 
     def update_weights(self, student, version):
-        self.lm, self.version = copy.deepcopy(student.lm).eval(), version
+        if self.lm is None:
+            self.lm = AutoModelForCausalLM.from_config(student.lm.config).eval()
+        self.lm.load_state_dict({name: weight.clone() for name, weight in full_weights(student.lm)})
+        self.version = version
         self.note(pushed=version)
 
     @torch.no_grad()
