@@ -90,7 +90,7 @@ class DistillationModule(L.LightningModule):
             for teacher in self.teachers.values():
                 teacher.setup(self.student, self.renderer)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                shard(self.student, self.device_mesh["data_parallel"], self.objective)
+                shard(self.student, self.trainer.strategy, self.objective)
 
     def configure_optimizers(self):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)

@@ -60,3 +60,8 @@ def without(value: Any, names: tuple[str, ...]) -> Any:
 def run_folder(cfg: DictConfig) -> Path:
     """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again."""
     return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is the folder of a run with a checkpoint."""
+    return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()
