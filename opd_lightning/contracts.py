@@ -58,7 +58,8 @@ class Generator(Protocol):
     """An inference engine, for rollouts, teachers that generate, and evaluations.
 
     An engine may have `metrics`, numbers by name of its last update, which are logged. One with a copy of the weights may have
-    `holds_weights` = True: its `generate` without a `model` may then be called in a thread while the student trains.
+    `holds_weights` = True: its `generate` without a `model` may then be called in a thread while the student trains, so it
+    draws from random states of its own.
     """
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:

@@ -203,10 +203,10 @@ def rollouts(folder):
 def test_a_run_that_is_broken_off_goes_on_as_if_it_had_not_been(small, how, ahead):
     """An error of the engine, and SIGINT: rollouts that were written ahead are in the checkpoint, with older weights."""
     parts = (*ENGINE, "method=opd", f"rollout.async_steps={ahead}", "evaluation=none", "callbacks.checkpoint.every=2")
-    whole = run(small(*parts, "study.name=whole", "trainer.max_steps=7"))
-    broken = (*parts, "study.name=broken", "trainer.max_steps=7")
+    whole = run(small(*parts, "study.name=whole", "trainer.max_steps=5"))
+    broken = (*parts, "study.name=broken", "trainer.max_steps=5")
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        run(small(*broken, f"+generator.{how}=6"))
+        run(small(*broken, f"+generator.{how}=4"))
     folder = run(small(*broken))
     assert len([p for p in folder.glob("diary-0.jsonl")]) > 0 and rollouts(folder) == rollouts(whole)
     a, b = state(whole), state(folder)

@@ -39,8 +39,6 @@ class VLLMGenerator(CopyingGenerator):
         ValueError: vLLM is not installed.
     """
 
-    holds_weights = True
-
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -35,7 +35,7 @@ def restore(module: Any, checkpoint: dict[str, Any]) -> None:
                 "another study.name."
             )
     module.ledger.load_state_dict(checkpoint["ledger"])
-    module.rollouts.load_state_dict(checkpoint, module.global_rank, module.trainer.world_size)
+    module.rollouts.load_state_dict(checkpoint)
     for name, teacher in module.teachers.items():
         teacher.load_state_dict(checkpoint["teachers"][name])
 

@@ -13,6 +13,7 @@ import torch
 from opd_lightning.contracts import Generator, RolloutPolicy
 from opd_lightning.types import Completion, Example, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
 from opd_lightning.utils.metrics import StepMetrics
+from opd_lightning.utils.ranks import barrier, of_all_ranks, rank, world_size
 from opd_lightning.utils.seeds import derive_seed
 from opd_lightning.utils.worker import Worker
 
@@ -49,7 +50,7 @@ class Rollouts:
         """What a resumed run needs, for the checkpoint."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from a checkpoint."""
 
 
@@ -74,7 +75,7 @@ class RolloutsAhead(Rollouts):
             )
         self.engine, self.ahead, self.num_iterations = generator, ahead, num_iterations
         self.writer, self.reader = Worker("rollouts"), Worker("scores")
-        self.generator = InTurn(generator, [self.writer, self.reader])
+        self.generator: InTurn = InTurn(generator, [self.writer, self.reader])
         self.written: deque[tuple[Future, Future]] = deque()
         self.restored: list[list[Sample]] = []
         self.waited, self.since, self.busy = 0.0, 0.0, 0.0
@@ -118,7 +119,7 @@ class RolloutsAhead(Rollouts):
     def after_update(self, module: Any, metrics: StepMetrics) -> None:
         """Wait for the engine, give it the new weights, and begin with the next rollout."""
         with module.ledger.timing("rollout"), self.waiting():
-            self.writer.wait()
+            self.generator.finish(everywhere=True)
         super().after_update(module, metrics)
         self.begin(module, module.global_step // self.num_iterations + self.ahead)
         idle = time.perf_counter() - self.since - (self.writer.busy_seconds() - self.busy)
@@ -135,17 +136,12 @@ class RolloutsAhead(Rollouts):
     def state_dict(self) -> dict[str, Any]:
         """The next k rollouts of each rank, which are by weights that a resumed run does not have."""
         pending = [written.result().samples for written, _ in list(self.written)[: self.ahead]]
-        own: list[Any] = [[asdict(sample) for sample in samples] for samples in pending]
-        every: list[Any] = [own]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            every = [own] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, own)
-        return {"rollouts": every}
+        return {"rollouts": of_all_ranks([[asdict(sample) for sample in samples] for samples in pending])}
 
-    def load_state_dict(self, state: dict[str, Any], rank: int, world_size: int) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the rollouts of this rank; with another number of ranks they are written anew."""
         every = state.get("rollouts", [])
-        self.restored = [list(map(sample_of, rows)) for rows in every[rank]] if len(every) == world_size else []
+        self.restored = [list(map(sample_of, rows)) for rows in every[rank()]] if len(every) == world_size() else []
 
 
 def sample_of(row: dict[str, Any]) -> Sample:
@@ -173,16 +169,22 @@ class InTurn:
         return getattr(self.engine, "metrics", {})
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
-        """The engine's completions."""
-        self.workers[0].wait()
+        """The engine's completions; another model's need its weights in the engine for a while."""
+        self.finish(model is not None)
         with self.workers[0].working():
             return self.engine.generate(prompts, sampling, seed, model)
 
     def update_weights(self, student: Any, version: int | None) -> None:
         """Give the engine new weights."""
-        self.workers[0].wait()
+        self.finish(True)
         with self.workers[0].working():
             self.engine.update_weights(student, version)
+
+    def finish(self, everywhere: bool) -> None:
+        """Wait until the rollouts are written; `everywhere` on all ranks, which may share the engine's servers."""
+        self.workers[0].wait()
+        if everywhere:
+            barrier()
 
     def close(self) -> None:
         """End the workers, then the engine."""
