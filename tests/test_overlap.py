@@ -1,6 +1,8 @@
 """Rollouts ahead of training: their weights and prompts, evaluations between, errors, interrupts, resume, time."""
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -212,6 +214,20 @@ def test_a_run_that_is_broken_off_goes_on_as_if_it_had_not_been(small, how, ahea
     a, b = state(whole), state(folder)
     assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
     assert a["ledger"]["tokens"] == b["ledger"]["tokens"]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_a_long_rollout(small):
+    """The engine's thread does not keep the program, nor its exit."""
+    parts = (*ENGINE, "method=opd", "rollout.async_steps=1", "evaluation=none", "+generator.seconds=60")
+    timers = [threading.Timer(t, os.kill, (os.getpid(), signal.SIGINT)) for t in (3.0, 3.5)]
+    begun = time.perf_counter()
+    for timer in timers:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(small(*parts))
+    assert time.perf_counter() - begun < 20
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "rollouts")
 
 
 def test_saved_runs_without_the_key_are_found_again(small):

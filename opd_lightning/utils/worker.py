@@ -69,7 +69,7 @@ class Worker:
         if self.failed is not None:
             raise self.failed
 
-    def close(self, seconds: float = 10.0) -> None:
+    def close(self, seconds: float = 5.0) -> None:
         """Drop the jobs that are not begun, and wait some seconds for the one that is."""
         for future in self.given:
             future.cancel()
