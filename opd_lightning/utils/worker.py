@@ -33,7 +33,7 @@ class Worker:
     def submit(self, job: Callable[[], Any]) -> Future:
         """Give a job; its result, or the error that it raised, is the future's."""
         if self.thread is None:
-            device = torch.cuda.current_device() if torch.cuda.is_available() else None  # a thread has its own
+            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # a thread has its own
             self.thread = threading.Thread(target=self.run, args=(device,), name=self.name, daemon=True)
             self.thread.start()
         future: Future = Future()
