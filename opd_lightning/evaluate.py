@@ -1,10 +1,19 @@
-"""python -m opd_lightning.evaluate run=<run folder> | [group=option] [key=value] ...: the evaluation suite, without training.
+"""python -m opd_lightning.evaluate run=FOLDER [key=value] ...
+python -m opd_lightning.evaluate [group=option] [key=value] ...
 
-A table in the terminal, and with to=<file>.json or to=<file>.csv a file.
+The evaluation suite of a run or of any model, without training, as a table.
 
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0                 # a run, as it was configured
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 task.n_eval=1024   # on more prompts
-python -m opd_lightning.evaluate model.path=<folder or hub id> task=world             # any model
+A run as it was configured, and on more prompts:
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 \\
+      task.n_eval=1024
+
+Any model:
+  python -m opd_lightning.evaluate model.path=<folder or hub id> task=world
+
+Options
+  to=FILE             also write the numbers to FILE, .json or .csv
+  --config-dir DIR    options of your own, as of python -m opd_lightning
 """
 
 import csv
@@ -13,8 +22,8 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,29 +32,36 @@ from rich.table import Table
 
 from opd_lightning.config import build
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.compatibility import check
 from opd_lightning.config.grammar import grammar_error, parse, quote_override
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
-from opd_lightning.evaluation import Estimate
-from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.models.files import check_vocabulary
-from opd_lightning.preflight.references import limit_for
-from opd_lightning.preflight.rendering import check_rows
+from opd_lightning.config.values import check_made, check_values
+from opd_lightning.runs.identity import is_run
 from opd_lightning.runs.status import started
-from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.utils.atomic_files import replace_text
 from opd_lightning.utils.secrets import redact_secrets
 
+if TYPE_CHECKING:
+    from opd_lightning.evaluation import Estimate
 
-def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
+
+def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """The numbers of the configured suite for the model at `model.path`.
 
     Raises:
         ValueError: something is wrong with the configuration or the model.
     """
+    import torch  # takes seconds, as what follows
+
+    from opd_lightning.config.compatibility import check
+    from opd_lightning.models import Student
+    from opd_lightning.models.files import check_vocabulary
+    from opd_lightning.preflight.references import limit_for
+    from opd_lightning.preflight.rendering import check_rows
+    from opd_lightning.teachers.contexts import NoContext
+
     check(cfg)
-    model: Pretrained = build(cfg.model)
+    model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
     if task.max_new_tokens is None:
@@ -112,7 +128,7 @@ def target(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return path, [word for word in arguments if not word.startswith("to=")]
 
 
-def write(estimates: dict[str, Estimate], path: Path) -> None:
+def write(estimates: "dict[str, Estimate]", path: Path) -> None:
     """Write the numbers with their intervals over prompts."""
     rows = {name: {k: v for k, v in asdict(estimate).items() if v is not None} for name, estimate in estimates.items()}
     if path.suffix == ".json":
@@ -124,7 +140,7 @@ def write(estimates: dict[str, Estimate], path: Path) -> None:
     replace_text(path, text.getvalue())
 
 
-def show(estimates: dict[str, Estimate], title: str) -> None:
+def show(estimates: "dict[str, Estimate]", title: str) -> None:
     """Print the numbers as a table."""
     table = Table("evaluation", "value [95 % over prompts]", "prompts", title=title, title_justify="left")
     for name, estimate in estimates.items():
@@ -142,6 +158,9 @@ def main() -> None:
     try:
         path, arguments = target(sys.argv[1:])
         cfg = configuration(arguments)
+        check_values(cfg)
+        check_made(cfg)
+        print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
         estimates = evaluate(cfg)
         show(estimates, str(cfg.model.path))
         if path is not None:

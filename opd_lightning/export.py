@@ -1,14 +1,16 @@
-"""python -m opd_lightning.export run=<run folder> [to=<folder>] [adapter=true] [push=<repo id>]: a run's model as a folder.
+"""python -m opd_lightning.export run=FOLDER [to=FOLDER] [adapter=true] [push=ID]
 
-The folder has safetensors, the tokenizer with its chat template, and a model card. from_pretrained, vLLM and other tools read
-it without this package.
+A run's model as a folder: safetensors, the tokenizer with its chat template,
+and a model card. from_pretrained, vLLM and others read it without this package.
 
-run=<run folder>    the run
-to=<folder>         where to write; by default model/ in the run's folder, or adapter/
-adapter=true        the adapter alone, as PEFT saves it; by default it is merged into its base
-base=<path or id>   the base that the adapter names, if the run's start model is not to be loaded from where the run found it
-push=<repo id>      also upload the folder to the Hugging Face hub; the token comes from HF_TOKEN or `hf auth login`
-private=false       make a new repository public; by default it is private
+  run=FOLDER      the run
+  to=FOLDER       where to write; by default the run's model/, or adapter/
+  adapter=true    the adapter alone, as PEFT saves it; by default it is merged
+  base=ID         the base that the adapter names, a folder or hub id, if the
+                  run's start model is not where the run found it
+  push=ID         also upload the folder to a repository of the hub; the token
+                  comes from HF_TOKEN or `hf auth login`
+  private=false   make a new repository public; by default it is private
 """
 
 import os
@@ -16,12 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opd_lightning.config.aliases import read_run
-from opd_lightning.models import Pretrained, adapters, is_run
-from opd_lightning.models.pretrained import locate
-from opd_lightning.reporting.card import card
+from opd_lightning.runs.identity import is_run
 from opd_lightning.utils.secrets import redact_secrets
 
 OPTIONS = {"run", "to", "adapter", "base", "push", "private"}
@@ -44,6 +42,9 @@ def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, 
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
     if base is not None and not adapter:
         raise ValueError(f"base={base} is for an adapter alone; add adapter=true, or leave it out.")
+    from opd_lightning.models import Pretrained  # takes seconds
+    from opd_lightning.reporting.card import card
+
     source = Pretrained(str(run), dtype=read_run(run)["model"]["dtype"])
     partial = to.with_name(f"{to.name}.partial")
     base = adapter_base(source, base) if adapter else None
@@ -60,12 +61,14 @@ def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, 
     return to
 
 
-def adapter_base(source: Pretrained, base: str | None) -> str:
+def adapter_base(source: Any, base: str | None) -> str:
     """The folder or hub id of an adapter's base, which transformers can load.
 
     Raises:
         ValueError: the run has no adapter, or its start model is a run or an adapter and no base is given.
     """
+    from opd_lightning.models.pretrained import locate
+
     if read_run(source.path).get("adapter") is None:
         raise ValueError(f"run={source.path} has trained all weights and has no adapter; leave out adapter=true.")
     start = source.start()
@@ -78,12 +81,17 @@ def adapter_base(source: Pretrained, base: str | None) -> str:
     return str(Path(place).absolute()) if Path(place).is_dir() else place
 
 
-def save_adapter(source: Pretrained, base: str, folder: Path) -> None:
+def save_adapter(source: Any, base: str, folder: Path) -> None:
     """Save the adapter of a run as PEFT does, with the name of its base.
 
     Raises:
         ValueError: the base has other weights than the model that the adapter was trained on.
     """
+    import torch
+
+    from opd_lightning.models import Pretrained, adapters
+    from opd_lightning.models.pretrained import locate
+
     lm: Any = source.adapted()
     if base not in (locate(source.start().path), str(Path(locate(source.start().path)).absolute())):
         own = {k.replace(".base_layer.", "."): v for k, v in lm.state_dict().items() if ".lora_" not in k}
@@ -160,6 +168,7 @@ def main() -> None:
         run, repository = Path(given["run"]), given.get("push")
         if repository is not None:
             check_push(repository)
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
         to = Path(given.get("to", run / ("adapter" if adapter else "model")))
         print(f"exported: {export(run, to, adapter, given.get('base'), repository)}")
         if repository is not None:

@@ -23,6 +23,7 @@ from opd_lightning.models.sharding import full_tensor, shard
 from opd_lightning.step.checkpoint import dump, restore, save
 from opd_lightning.step.log import log_flops, log_rollout, log_tokens
 from opd_lightning.step.prepass import observed, with_old_logprobs
+from opd_lightning.step.rollouts import rollouts_of
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
@@ -64,8 +65,9 @@ class DistillationModule(L.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.renderer, self.generator = model, renderer, generator
-        self.rollout, self.objective = rollout, objective
+        self.model, self.renderer, self.rollout, self.objective = model, renderer, rollout, objective
+        self.rollouts = rollouts_of(rollout, generator)
+        self.generator = self.rollouts.generator
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
         mixed = rollout.student_writes and not rollout.on_policy
         self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch, mixed)
@@ -90,37 +92,34 @@ class DistillationModule(L.LightningModule):
             for teacher in self.teachers.values():
                 teacher.setup(self.student, self.renderer)
             if isinstance(self.trainer.strategy, ModelParallelStrategy):
-                shard(self.student, self.device_mesh["data_parallel"], self.objective)
+                shard(self.student, self.trainer.strategy, self.objective)
 
     def configure_optimizers(self):
         optimizer, schedule = self.optim.build(self.student.parameters(), self.trainer.max_steps)
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
-        self.generator.update_weights(self.student, self.global_step)  # a checkpoint may have been restored
+        self.rollouts.start(self)
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns samples, scored batch and metrics (`outputs` in callbacks)."""
         metrics = StepMetrics(self.device)
         with self.ledger.timing("rollout"):
-            seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
-            # Ranks may generate unequally often, so sharded weights are gathered once, around all of it.
-            with self.student.eval_mode() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
-                rollout = self.rollout(prompts, seed, self.generator, self.teachers)
+            rollout = self.rollouts.take(self, prompts, metrics)
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
         with self.ledger.timing("score"):
-            batch = self.score(rollout.samples, metrics)
+            batch = self.score(rollout.samples, metrics, rollout.scores)
         for _ in range(self.rollout.num_iterations):
             dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
             with self.ledger.timing("update"), seeded(dropout, self.device):
                 self.update(batch, metrics)
-        self.generator.update_weights(self.student, self.global_step)
+        self.rollouts.after_update(self, metrics)
         return {"samples": batch.samples, "batch": batch, "metrics": self.report(metrics)}
 
-    def score(self, samples: list[Sample], metrics: StepMetrics) -> Batch:
-        """The batch with each token's weight and advantage, and the teachers' scores."""
+    def score(self, samples: list[Sample], metrics: StepMetrics, known: Mapping[str, Any] | None = None) -> Batch:
+        """The batch with each token's weight and advantage, and the teachers' scores; `known` are those at hand."""
         samples, tokens = self.scoring.pack(samples, metrics, self)
-        scores = self.scoring.teacher_scores(samples, metrics)
+        scores = self.scoring.teacher_scores(samples, metrics, known or {})
         valid = scores["teacher"].valid if "teacher" in scores else None
         tokens = observed(self, samples, tokens, scores, metrics)
         weight, normaliser = self.objective.weights(tokens, len(samples), valid)

@@ -201,10 +201,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Samples, and the cost of those that a teacher wrote; samples of one prompt are adjacent."""
+    """A rollout; samples of one prompt are adjacent.
+
+    Attributes:
+        samples: all of them.
+        teacher_cost: of those that a teacher wrote.
+        scores: of teachers that have read them already, by name.
+    """
 
     samples: list[Sample]
     teacher_cost: Cost = field(default_factory=Cost)
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

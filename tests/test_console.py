@@ -69,6 +69,8 @@ def test_a_run_is_evaluated_into_a_file(command, tmp_path):
 
 
 def test_evaluate_writes_where_it_is_told(monkeypatch, capsys, tmp_path):
+    for name in ("check_values", "check_made"):
+        monkeypatch.setattr(evaluate, name, lambda cfg: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda cfg: {"new/accuracy": Estimate(0.5)})
     monkeypatch.setattr(evaluate, "configuration", lambda words: OmegaConf.create({"model": {"path": words[0]}}))
     monkeypatch.setattr(sys, "argv", ["evaluate", "method=sft", f"to={tmp_path / 'x.json'}"])

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from opd_lightning.callbacks import Checkpoint
 from opd_lightning.callbacks.evaluation import check_monitors, publish
 from opd_lightning.config import compose, first_stage
+from opd_lightning.preflight.logger import check_logger
 from opd_lightning.runs.metrics_file import read_csv
-from opd_lightning.training.loggers import check_logger
 from opd_lightning.training.result import Result, result, result_names
 from opd_lightning.training.run import run
 
@@ -105,7 +105,7 @@ def nothing(tokens):
 
 @pytest.mark.parametrize(("option", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
 def test_a_logger_that_is_not_installed_is_a_sentence(small, monkeypatch, option, package):
-    monkeypatch.setattr("opd_lightning.training.loggers.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr("opd_lightning.preflight.logger.find_spec", lambda name: None if name == package else name)
     with pytest.raises(ValueError, match=rf"{package} is not installed; pip install 'opd-lightning\[{package}\]'"):
         check_logger(small(f"logger={option}"))
     check_logger(small())

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import rich
 import torch
+from rich.markup import escape
 
-from opd_lightning.evaluation import GreedyAnswers
+from opd_lightning.evaluation import GreedyAnswers, leading
 from opd_lightning.utils.atomic_files import read_object, replace_text
 
 log = logging.getLogger(__name__)
@@ -26,15 +28,18 @@ class Evaluation(L.Callback):
     Args:
         suite: evaluations by name; see `opd_lightning.evaluation`.
         every: optimizer steps between evaluations.
-        folder: the run's folder.
+        folder: the run's folder; None writes no files.
         answers: written to answers.json before and after training; None writes none.
 
     Attributes:
+        history: the numbers of each evaluation, with its step.
+        texts: the prompts of `answers`, and the answers at "start" and "end".
         stopped_by: the class of the callback that stopped training after an evaluation; None without one.
     """
 
-    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path, answers: GreedyAnswers | None = None):
+    def __init__(self, suite: Mapping[str, Any], every: int, folder: Path | None, answers: GreedyAnswers | None = None):
         self.suite, self.every, self.folder, self.answers = suite, every, folder, answers
+        self.texts: dict[str, list[str]] = {}
         self.history: list[dict[str, float]] = []
         self.costs: list[dict[str, float]] = []
         self.intervals: dict[str, dict[str, dict[str, float]]] = {}
@@ -56,6 +61,7 @@ class Evaluation(L.Callback):
             )
         if not self.history:
             self.run(trainer, module, list(self.suite.values()))
+            self.say(trainer)
             for warnings in (e.warnings(self.history[0]) for e in self.suite.values() if hasattr(e, "warnings")):
                 for warning in warnings:
                     log.warning(f"warning: {warning}")
@@ -67,6 +73,7 @@ class Evaluation(L.Callback):
         """Evaluate on schedule."""
         if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
             self.validate(trainer, module, self.frequent)
+            self.say(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Evaluate the last step, unless that was just done; an interrupted run is evaluated when it ends."""
@@ -79,7 +86,7 @@ class Evaluation(L.Callback):
         elif rare and trainer.global_step > 0:
             self.run(trainer, module, rare)
         self.save_answers(trainer, module, "end")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder is not None:
             scores = {name: e.outcomes for name, e in self.suite.items() if getattr(e, "outcomes", None)}
             replace_text(self.folder / "outcomes.json", json.dumps(scores) + "\n")
 
@@ -119,10 +126,17 @@ class Evaluation(L.Callback):
             costs = {f"cost/{k}": v for k, v in module.ledger.so_far().items()}
             logger.log_metrics({f"eval/{k}": v for k, v in numbers.items()} | costs, step=trainer.global_step)
             logger.save()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.folder is not None:
             record = {"start": self.history[0], "end": self.history[-1], "intervals": self.intervals}
             record |= {"history": self.history, "costs": self.costs, "examples": self.examples()}
             replace_text(self.folder / "evaluation.json", json.dumps(record, indent=1) + "\n")
+
+    def say(self, trainer: L.Trainer) -> None:
+        """Print the main numbers of the last evaluation in a line."""
+        row = self.history[-1]
+        if trainer.is_global_zero and (names := leading(row)):
+            numbers = "  ".join(f"{name} {row[name]:.3f}" for name in names)
+            rich.get_console().print(f"  [dim]step {row['step']}, evaluation:[/] {escape(numbers)}", highlight=False)
 
     def save_answers(self, trainer: L.Trainer, module: Any, when: str) -> None:
         """Add the current answers to answers.json, under "start" or "end"."""
@@ -130,10 +144,15 @@ class Evaluation(L.Callback):
             return
         with module.ledger.timing("evaluation"):
             texts = self.answers(module.generator)
-        path = self.folder / "answers.json"
-        if trainer.is_global_zero:
-            earlier = read_object(path) if when == "end" else {}
+        self.texts = {"prompts": self.answers.prompts} | (self.texts if when == "end" else {}) | {when: texts}
+        if trainer.is_global_zero and self.folder is not None:
+            path = self.folder / "answers.json"
+            earlier = read_object(path) if when == "end" else {}  # a resumed run has the start's answers there
             replace_text(path, json.dumps({"prompts": self.answers.prompts} | earlier | {when: texts}, indent=1) + "\n")
+        rows = [[prompt, text] for prompt, text in zip(self.answers.prompts, texts, strict=True)]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table(f"answers/{when}", ["prompt", "answer"], rows, step=trainer.global_step)
 
     def examples(self) -> dict[str, Any]:
         """The number of examples of each evaluation, and a digest of their ids: only equal ones can be compared."""

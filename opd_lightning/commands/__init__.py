@@ -5,6 +5,7 @@ opd-lightning -m method=sft,opd        a sweep
 opd-lightning check method=sdft        checks of a run before it is made
 opd-lightning evaluate run=<folder>    the evaluation suite, without training
 opd-lightning export run=<folder>      a run's model as a folder, or on the hub
+opd-lightning score out=<folder>       a teacher's scores, written once
 opd-lightning study <folder>           table, figures and report of a study
 opd-lightning dashboard ...            a W&B workspace of a study
 
@@ -15,7 +16,10 @@ import os
 import sys
 from importlib import import_module
 
-COMMANDS = ("check", "evaluate", "export", "study", "dashboard")
+COMMANDS = {
+    **{name: f"opd_lightning.{name}" for name in ("check", "evaluate", "export", "study", "dashboard")},
+    "score": "opd_lightning.score.__main__",
+}
 
 
 def main() -> None:
@@ -24,7 +28,7 @@ def main() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in COMMANDS:
         sys.argv[:2] = [f"{sys.argv[0]} {first}"]
-        import_module(f"opd_lightning.{first}").main()
+        import_module(COMMANDS[first]).main()
     elif first in ("help", "commands"):
         print(__doc__)
     elif first and "=" not in first and not first.startswith(("-", "+", "~")):

@@ -1,24 +1,17 @@
-"""Checks of a configuration that need no model: nodes bind to their targets, and choices fit together."""
+"""Checks of a configuration that need no model: its values, and whether its choices fit together."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from opd_lightning.config import build, plain
-from opd_lightning.config.limits import LEAST, limited
-from opd_lightning.config.numbers import check_numbers
-from opd_lightning.config.schema import (
-    check_binding,
-    check_finite,
-    check_names,
-    check_shape,
-    parameters_of,
-    shipped,
-    targets,
-)
+from opd_lightning.config import build
+from opd_lightning.config.ahead import check_ahead
+from opd_lightning.config.schema import leaves, parameters_of, shipped
 from opd_lightning.config.trainer_arguments import epochs_of
+from opd_lightning.config.values import check_values
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -30,13 +23,9 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: the field, its value and the remedy.
     """
-    check_shape(cfg)
-    resolved = plain(limited(cfg, LEAST))  # limits that follow the data are set later
-    check_names(resolved)
-    check_finite(resolved)
-    for place, node in targets(resolved):
-        check_binding(place, node)
-    return check_choices(resolved)
+    resolved = check_values(cfg)
+    check_start(cfg, chosen := Choices.of(resolved))
+    return check_choices(resolved, chosen)
 
 
 @dataclass(frozen=True)
@@ -78,13 +67,11 @@ class Choices:
         )
 
 
-def check_choices(cfg: dict[str, Any]) -> list[str]:
+def check_choices(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     """Raises ValueError for choices that contradict each other; returns warnings."""
-    check_numbers(cfg)
-    check_precision(cfg)
-    chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
+    check_ahead(cfg, chosen.rollout, chosen.support)
     if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
         raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []
@@ -104,25 +91,6 @@ def check_choices(cfg: dict[str, Any]) -> list[str]:
         if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     return warnings + check_sampling(cfg, chosen)
-
-
-def check_precision(cfg: dict[str, Any]) -> None:
-    """Raises ValueError if weights train in a 16-bit type without trainer.precision=bf16-true.
-
-    Float32 weights under bf16-mixed are the float32 masters: 4 bytes a weight, where bfloat16 weights with masters take 6.
-    """
-    precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype):
-        return  # the model raises its own error
-    if not dtype.is_floating_point:
-        raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
-    if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
-        raise ValueError(
-            f"model.dtype={name} with trainer.precision={precision} trains weights that round most updates of a usual learning "
-            "rate away; keep model.dtype=float32 with trainer.precision=bf16-mixed, or choose adapter=lora, whose factors are "
-            "float32 (trainer.precision=bf16-true trains in bfloat16 all the same)."
-        )
 
 
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
@@ -192,6 +160,22 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
             "construction; choose context=demonstration, or teacher=external teacher.path=<model>."
         )
 
+
+def check_start(cfg: DictConfig, chosen: Choices) -> None:
+    """Raises ValueError if the embedded world's teacher would teach another model because nobody chose a teacher."""
+    tree: Any = OmegaConf.to_container(cfg)
+    follows = any(value == "${model.teacher}" for _, value in leaves(tree["teacher"] or {}))
+    own = not str(cfg.model.path).startswith(EMBEDDED) and not Path(str(cfg.model.path), "config.yaml").is_file()
+    reads = tree["loss"]["divergence"] is not None or "teacher" in chosen.rollout.teachers
+    if follows and own and reads and str(cfg.model.get("teacher")).startswith(EMBEDDED):
+        raise ValueError(
+            f"teacher.path is still that of the embedded model, and model.path={cfg.model.path} is another model; give "
+            "teacher.path=<folder, hub id or run>, or choose a method without another model (method=sdft, sft or grpo)."
+        )
+
+
+EMBEDDED = "pkg://opd_lightning/"
+"""The beginning of the embedded models' paths."""
 
 PROVIDED = {
     "full": "its whole vocabulary",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -100,8 +101,19 @@ class Scoring:
         first = module.global_rank * len(groups)
         return self.objective.advantages(gathered.reshape(-1, n))[first : first + len(groups)].flatten()
 
-    def teacher_scores(self, samples: list[Sample], metrics: StepMetrics) -> dict[str, Any]:
+    def served_scores(self, samples: list[Sample]) -> dict[str, Any]:
+        """The scores of teachers behind servers, for samples without verdicts; may be called in another thread."""
+        read = {name: self.teachers[name] for name in sorted(self.objective.teachers)}
+        served = {k: teacher for k, teacher in read.items() if teacher.served and not teacher.context.needs_rollouts}
+        return {name: teacher.score(samples, self.max_tokens) for name, teacher in served.items()}
+
+    def teacher_scores(
+        self, samples: list[Sample], metrics: StepMetrics, known: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """The scores of each teacher that the objective reads; their costs are logged.
+
+        Args:
+            known: scores that are at hand, by teacher.
 
         Raises:
             ValueError: a completion holds an id that a teacher does not have.
@@ -109,7 +121,8 @@ class Scoring:
         results = {}
         written = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
         for name in sorted(self.objective.teachers):
-            scores = results[name] = self.teachers[name].score(samples, self.max_tokens)
+            scores = known[name] if name in known else self.teachers[name].score(samples, self.max_tokens)
+            results[name] = scores
             metrics.total(f"{name}_tokens", scores.cost.tokens)
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():

@@ -29,6 +29,7 @@ class BaseTeacher:
         gives_hidden_states: whether its scores are `HiddenScores` of one model.
         output_layer: the model that maps these to logits; None for the student's start model.
         source: its `Pretrained`; None for the student, or no local model.
+        served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
         warning: a sentence for the user, or None.
     """
 
@@ -42,6 +43,7 @@ class BaseTeacher:
     shares_weights = False
     scores_any_text = True
     gives_hidden_states = False
+    served = False
     output_layer: Pretrained | None = None
     source: Pretrained | None = None
     warning: str | None = None

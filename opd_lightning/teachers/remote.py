@@ -42,6 +42,7 @@ class RemoteTeacher(BaseTeacher):
     """
 
     reads_context = True
+    served = True
 
     def __init__(
         self,

@@ -3,34 +3,20 @@
 import os
 import sys
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import build, plain
-from opd_lightning.config.names import find
+from opd_lightning.config.labels import label_of, run_label
 from opd_lightning.config.schema import leaves
 from opd_lightning.runs.metrics_file import MetricsFile
 from opd_lightning.utils.atomic_files import replace_text
 from opd_lightning.utils.secrets import redact_secrets
-
-
-def check_logger(cfg: DictConfig) -> None:
-    """Check that the package of the chosen logger is installed.
-
-    Raises:
-        ValueError: it is not.
-    """
-    package = None if cfg.logger is None else getattr(find(cfg.logger["_target_"]), "needs", None)
-    if package is not None and find_spec(package) is None:
-        raise ValueError(
-            f"logger: {package} is not installed; pip install 'opd-lightning[{package}]', or choose another one (logger=none)."
-        )
 
 
 def loggers(cfg: DictConfig, folder: Path) -> list:
@@ -40,8 +26,10 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
         files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
     if cfg.logger is None:
         return files
-    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
+    names = {"name": run_label(cfg)[:128], "id": "-".join(folder.parts[-3:]).replace(".", "-")}
+    group = {"job_type": label_of(cfg)[:64]} if "job_type" in cfg.logger and cfg.logger.job_type is None else {}
+    node = OmegaConf.create({"logger": {**plain(cfg.logger), **group}}).logger  # for the place in errors
+    chosen = build(node, save_dir=str(folder), **names)
     chosen.log_hyperparams(redact_secrets(plain(cfg)))
     return [*files, chosen]
 
