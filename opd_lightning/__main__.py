@@ -14,8 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from opd_lightning.config import CONF_DIR
 from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
+from opd_lightning.config.help import page
 from opd_lightning.config.overrides import explain
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.reporting.overview import Overview, overview
+from opd_lightning.runs.status import record_failure, say
 from opd_lightning.utils.secrets import redact_secrets
 
 log = logging.getLogger(__name__)
@@ -26,11 +29,8 @@ class RunFailed(CompactHydraException):
 
 
 @hydra.main(config_path=CONF_DIR, config_name="config", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Make one run; in a sweep, Hydra calls this once per cell."""
-    from opd_lightning.runs.status import record_failure  # imported late, so that --help and errors are fast
-    from opd_lightning.training.run import run
-
+def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Make one run; in a sweep, Hydra calls this once per cell. Returns the value of `optimize`, for Hydra's sweepers."""
     try:
         cfg = updated(cfg)
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
@@ -40,7 +40,14 @@ def main(cfg: DictConfig) -> None:
                 f"trainer.devices={cfg.trainer.devices} with -m: each process would repeat the whole sweep; run one command "
                 "per cell, or a Hydra launcher that starts one job per cell."
             )
-        run(cfg)
+        check_values(cfg)
+        check_made(cfg)
+        if "torch" not in sys.modules:
+            say("loading torch, lightning and transformers ...")
+        from opd_lightning.training.result import result  # takes seconds, so after what can be wrong without it
+        from opd_lightning.training.run import run
+
+        return result(cfg, run(cfg))
     except KeyboardInterrupt as stop:
         log.error(str(stop) or "interrupted; the same command goes on with the run")
         sys.exit(getattr(stop, "code", 130))  # ends a sweep; an error in one cell does not
@@ -65,6 +72,9 @@ def explained(error: Exception) -> str:
 
 def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(page(sys.argv[1:]))
+        return
     sys.argv[1:] = quote_arguments(sys.argv[1:])
     if problem := explain(sys.argv[1:]):
         sys.exit(f"error: {redact_secrets(problem)}")

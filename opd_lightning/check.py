@@ -1,12 +1,21 @@
-"""python -m opd_lightning.check [group=option] [key=value] ...: checks of a run before GPU time is spent.
+"""python -m opd_lightning.check [--fast] [group=option] [key=value] ...
 
-A table of pass, warn and fail; the exit code is 1 if anything fails. Nothing is trained and no run folder is made.
-Options: --fast (no weights are loaded: no probe of student and teacher), --config-dir FOLDER (options of your own).
+Checks of a run before GPU time is spent: configuration, data, verifier, memory,
+disk and teacher. A table of pass, warn and fail; the exit code is 1 if anything
+fails. Nothing is trained and no run folder is made.
+
+  python -m opd_lightning.check method=sdft model.path=<folder or hub id>
+
+Options
+  --fast              no weights are loaded: no probe of student and teacher
+  --advise            also a table of what the teacher, and its weights behind
+                      each context, would change for this student
+  --config-dir DIR    options of your own, as of python -m opd_lightning
 """
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -15,89 +24,56 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from opd_lightning.config import build
-from opd_lightning.config.compatibility import check
-from opd_lightning.config.limits import limited
-from opd_lightning.config.overrides import configured, unwritable
-from opd_lightning.models import Student
-from opd_lightning.preflight.architecture import architecture, load
-from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier
-from opd_lightning.preflight.components import Components, assemble
-from opd_lightning.preflight.precision import precision
-from opd_lightning.preflight.references import references
-from opd_lightning.preflight.rendering import left_rows
-from opd_lightning.preflight.replies import replies
-from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.config import CONF_DIR
+from opd_lightning.config.overrides import configured
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.preflight.results import CheckResult
-from opd_lightning.preflight.weights import weights
-from opd_lightning.runs.identity import run_folder
-from opd_lightning.training.run import quiet
 from opd_lightning.utils.secrets import redact_secrets
+
+if TYPE_CHECKING:
+    from opd_lightning.preflight.advice import Advice
 
 
 def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
     """The results of all checks, in the order in which the errors would occur."""
-    results: list[CheckResult] = []
+    from opd_lightning.preflight.examine import examine as checks  # takes seconds
 
-    def attempt(name: str, step: Callable[[], Iterator[CheckResult]]) -> bool:
-        try:
-            results.extend(step())
-        except (ValueError, OmegaConfBaseException, OSError) as error:
-            results.append(CheckResult(name, "fail", str(error)))
-            return False
-        return True
+    return checks(cfg, fast)
 
-    def configuration() -> Iterator[CheckResult]:
-        warnings = check(cfg)
-        yield from (CheckResult("configuration", "warn", warning) for warning in warnings)
-        yield CheckResult("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
 
-    def access() -> Iterator[CheckResult]:
-        problem = unwritable(str(cfg.output_dir))
-        yield CheckResult("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
+def contexts_of(arguments: list[str]) -> dict[str, DictConfig]:
+    """The context of each option of its group, in a run with these arguments."""
+    others = [a for a in arguments if not a.lstrip("+~").startswith(("context=", "context."))]
+    found = {}
+    for path in sorted((Path(CONF_DIR) / "context").glob("*.yaml")):
+        if path.stem != "none":
+            found[path.stem] = configured([*others, f"context={path.stem}"]).context
+    return found
 
-    def trainer() -> Iterator[CheckResult]:
-        build(cfg.trainer, logger=False)
-        settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
-        yield CheckResult("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
 
-    if not attempt("configuration", configuration):
-        return results
-    attempt("trainer", trainer)
-    attempt("write access", access)
-    components: list[Components] = []
+def advice(cfg: DictConfig, contexts: dict[str, DictConfig]) -> "list[Advice]":
+    """What each candidate would tell the student; the models are loaded."""
+    from opd_lightning.config.limits import limited  # takes seconds, as what follows
+    from opd_lightning.preflight.advice import advise
+    from opd_lightning.preflight.architecture import load
+    from opd_lightning.preflight.components import assemble
 
-    def parts() -> Iterator[CheckResult]:
-        components.append(assemble(cfg, None))
-        yield CheckResult(
-            "parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there"
-        )
+    made = assemble(cfg, None)
+    return advise(made, load(made, limited(cfg, made.task.max_new_tokens)), contexts)
 
-    if not attempt("parts", parts):
-        return results
-    made = components[0]
-    cfg = limited(cfg, made.task.max_new_tokens)
-    attempt("models", lambda: models(made))
-    attempt("weights", lambda: weights(made))
-    attempt("data", lambda: data(made, cfg))
-    attempt("data", lambda: left_rows(made))
-    attempt("replies", lambda: replies(made))
-    attempt("references", lambda: references(made))
-    attempt("updates", lambda: updates(made, cfg))
-    attempt("verifier", lambda: verifier(made))
-    attempt("prompts", lambda: prompts(made))
-    attempt("memory", lambda: memory(made, cfg))
-    attempt("disk", lambda: disk(made, cfg))
-    attempt("precision", lambda: precision(made, cfg, fast))
-    students: list[Student] = []
 
-    def student() -> Iterator[CheckResult]:
-        students.append(load(made, cfg))
-        yield from architecture(made, students[0])
-
-    if not fast and attempt("architecture", student):
-        attempt("teacher", lambda: probe(made, students[0]))
-    return results
+def show_advice(rows: "list[Advice]") -> None:
+    """Print the table of advice, and a sentence on each candidate."""
+    columns = ("candidate", "right", "student", "KL(S|T)", "KL(T|S)", "changed", "aligned")
+    table = Table(*columns, title="asked about the student's completions, before training", title_justify="left")
+    for row in rows:
+        numbers = (row.accuracy, row.student_accuracy, row.reverse_kl, row.forward_kl, row.changed, row.alignment)
+        cells = ["" if number is None else f"{number:.3g}" for number in numbers]
+        table.add_row(row.candidate, *cells)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        console.print(f"{row.candidate}: {escape(redact_secrets(row.sentence))}")
 
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -115,17 +91,40 @@ def show(results: list[CheckResult]) -> None:
 def main() -> None:
     """The command of checks; exits with 1 if one fails."""
     arguments = sys.argv[1:]
-    fast, arguments = "--fast" in arguments, [a for a in arguments if a != "--fast"]
+    fast, advising = "--fast" in arguments, "--advise" in arguments
+    arguments = [a for a in arguments if a not in ("--fast", "--advise")]
     if any(a in ("-h", "--help") for a in arguments):
         print(__doc__)
         return
-    quiet()
     try:
-        results = examine(configured(arguments), fast)
+        cfg = configured(arguments)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redact_secrets(str(error))}")
+    results = refusal(cfg) or examined(cfg, fast or advising)
     show(results)
-    sys.exit(any(result.state == "fail" for result in results))
+    failed = any(result.state == "fail" for result in results)
+    if advising and not failed:
+        show_advice(advice(cfg, contexts_of(arguments)))
+    sys.exit(failed)
+
+
+def refusal(cfg: DictConfig) -> list[CheckResult]:
+    """The result on a wrong value that is known without importing torch; empty without one."""
+    try:
+        check_values(cfg)
+        check_made(cfg)
+    except (ValueError, OmegaConfBaseException) as error:
+        return [CheckResult("configuration", "fail", str(error))]
+    return []
+
+
+def examined(cfg: DictConfig, fast: bool) -> list[CheckResult]:
+    """The results of all checks, after saying that they begin."""
+    print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
+    from opd_lightning.training.run import quiet  # takes seconds
+
+    quiet()
+    return examine(cfg, fast)
 
 
 if __name__ == "__main__":

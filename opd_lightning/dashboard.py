@@ -1,7 +1,8 @@
-"""python -m opd_lightning.dashboard ENTITY/PROJECT STUDY: a W&B workspace with the comparisons of report.html, from code.
+"""A W&B workspace with the comparisons of report.html. Runs are grouped by method
+(their job type) within the study (their group). Offline runs are synced first:
 
-Runs are grouped by method (their job type) within the study (their group). For offline runs, sync first:
-wandb sync outputs/<study>/*/seed-*/wandb/offline-run-*
+  wandb sync outputs/demo/*/seed-*/wandb/offline-run-*
+  python -m opd_lightning.dashboard my-team/opd-lightning demo
 """
 
 import argparse
@@ -65,7 +66,8 @@ def workspace(entity: str, project: str, study: str) -> Any:
 
 def main() -> None:
     """The command of the dashboard."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m opd_lightning.dashboard", description=__doc__, formatter_class=layout)
     parser.add_argument("project", help="ENTITY/PROJECT, such as my-team/opd-lightning")
     parser.add_argument("study", help="the study's name, such as demo")
     given = parser.parse_args()

@@ -1,44 +1,68 @@
-"""python -m opd_lightning.evaluate run=<run folder> | [group=option] [key=value] ...: the evaluation suite, without training.
+"""python -m opd_lightning.evaluate run=FOLDER [key=value] ...
+python -m opd_lightning.evaluate [group=option] [key=value] ...
 
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0                 # a run, as it was configured
-python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 task.n_eval=1024   # on more prompts
-python -m opd_lightning.evaluate model.path=<folder or hub id> task=world             # any model
+The evaluation suite of a run or of any model, without training, as a table.
+
+A run as it was configured, and on more prompts:
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0
+  python -m opd_lightning.evaluate run=outputs/demo/sft-1a2b3c4d/seed-0 \\
+      task.n_eval=1024
+
+Any model:
+  python -m opd_lightning.evaluate model.path=<folder or hub id> task=world
+
+Options
+  to=FILE             also write the numbers to FILE, .json or .csv
+  --config-dir DIR    options of your own, as of python -m opd_lightning
 """
 
+import csv
+import io
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
 
 from opd_lightning.config import build
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.compatibility import check
 from opd_lightning.config.grammar import grammar_error, parse, quote_override
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
-from opd_lightning.evaluation import Estimate
-from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.models.files import check_vocabulary
-from opd_lightning.preflight.references import limit_for
-from opd_lightning.preflight.rendering import check_rows
+from opd_lightning.config.values import check_made, check_values
+from opd_lightning.runs.identity import is_run
 from opd_lightning.runs.status import started
-from opd_lightning.teachers.alignment import aligned
-from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.utils.atomic_files import replace_text
+from opd_lightning.utils.secrets import redact_secrets
+
+if TYPE_CHECKING:
+    from opd_lightning.evaluation import Estimate
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Estimate]:
+def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """The numbers of the configured suite for the model at `model.path`.
 
     Raises:
         ValueError: something is wrong with the configuration or the model.
     """
+    import torch  # takes seconds, as what follows
+
+    from opd_lightning.config.compatibility import check
+    from opd_lightning.models import Student
+    from opd_lightning.models.files import check_vocabulary
+    from opd_lightning.preflight.references import limit_for
+    from opd_lightning.preflight.rendering import check_rows
+    from opd_lightning.teachers.alignment import aligned
+    from opd_lightning.teachers.contexts import NoContext
+
     check(cfg)
-    model: Pretrained = build(cfg.model)
+    model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
     if task.max_new_tokens is None:
@@ -85,6 +109,46 @@ def configuration(arguments: list[str]) -> DictConfig:
     return cfg
 
 
+FIELDS = ("value", "prompts", "low", "high")
+
+
+def target(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file of to=, None without it, and the other arguments.
+
+    Raises:
+        ValueError: the file's kind is unknown, or its folder is not there.
+    """
+    given = [word.removeprefix("to=") for word in arguments if word.startswith("to=")]
+    if not given:
+        return None, arguments
+    path = Path(given[-1])
+    if path.suffix not in (".json", ".csv"):
+        raise ValueError(f"to={path} should end in .json or .csv.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"to={path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}; give a file.")
+    return path, [word for word in arguments if not word.startswith("to=")]
+
+
+def write(estimates: "dict[str, Estimate]", path: Path) -> None:
+    """Write the numbers with their intervals over prompts."""
+    rows = {name: {k: v for k, v in asdict(estimate).items() if v is not None} for name, estimate in estimates.items()}
+    if path.suffix == ".json":
+        return replace_text(path, json.dumps(rows, indent=1) + "\n")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["name", *FIELDS])
+    writer.writeheader()
+    writer.writerows({"name": name, **row} for name, row in rows.items())
+    replace_text(path, text.getvalue())
+
+
+def show(estimates: "dict[str, Estimate]", title: str) -> None:
+    """Print the numbers as a table."""
+    table = Table("evaluation", "value [95 % over prompts]", "prompts", title=title, title_justify="left")
+    for name, estimate in estimates.items():
+        table.add_row(name, str(estimate), "" if estimate.prompts is None else str(estimate.prompts))
+    Console().print(table)
+
+
 def main() -> None:
     """The command of the evaluation suite."""
     if len(sys.argv) == 1:
@@ -93,11 +157,18 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        estimates = evaluate(configuration(sys.argv[1:]))
-        numbers = {name: {k: v for k, v in asdict(x).items() if v is not None} for name, x in estimates.items()}
-        print(json.dumps(numbers, indent=1))
+        path, arguments = target(sys.argv[1:])
+        cfg = configuration(arguments)
+        check_values(cfg)
+        check_made(cfg)
+        print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
+        estimates = evaluate(cfg)
+        show(estimates, str(cfg.model.path))
+        if path is not None:
+            write(estimates, path)
+            print(f"written: {path}")
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact_secrets(str(error))}")
 
 
 if __name__ == "__main__":

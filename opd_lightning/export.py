@@ -1,63 +1,158 @@
-"""python -m opd_lightning.export run=<run folder> [to=<folder>]: the student as a plain Hugging Face folder.
+"""python -m opd_lightning.export run=FOLDER [to=FOLDER] [adapter=true] [push=ID]
 
-The folder (by default the run's own model/) holds safetensors, the tokenizer with its chat template, and a model card;
-`from_pretrained`, vLLM and every other tool read it without this package.
+A run's model as a folder: safetensors, the tokenizer with its chat template,
+and a model card. from_pretrained, vLLM and others read it without this package.
+
+  run=FOLDER      the run
+  to=FOLDER       where to write; by default the run's model/, or adapter/
+  adapter=true    the adapter alone, as PEFT saves it; by default it is merged
+  base=ID         the base that the adapter names, a folder or hub id, if the
+                  run's start model is not where the run found it
+  push=ID         also upload the folder to a repository of the hub; the token
+                  comes from HF_TOKEN or `hf auth login`
+  private=false   make a new repository public; by default it is private
 """
 
-import json
 import os
 import sys
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from opd_lightning.config.aliases import read_run
-from opd_lightning.models import Pretrained, is_run
+from opd_lightning.runs.identity import is_run
+from opd_lightning.utils.secrets import redact_secrets
+
+OPTIONS = {"run", "to", "adapter", "base", "push", "private"}
 
 
-def export(run: Path, to: Path) -> Path:
+def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, place: str | None = None) -> Path:
     """Write the folder.
 
+    Args:
+        adapter: the adapter alone instead of the merged weights.
+        base: of the adapter; None takes the run's start model.
+        place: what the model card loads; None takes the folder's name.
+
     Raises:
-        ValueError: `run` is no run folder with a checkpoint, or `to` holds something else.
+        ValueError: `run` is no run folder with a checkpoint, `to` holds something else, or there is no such adapter or base.
     """
     if not is_run(str(run)):
         raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
+    if base is not None and not adapter:
+        raise ValueError(f"base={base} is for an adapter alone; add adapter=true, or leave it out.")
+    from opd_lightning.models import Pretrained  # takes seconds
+    from opd_lightning.reporting.card import card
+
     source = Pretrained(str(run), dtype=read_run(run)["model"]["dtype"])
     partial = to.with_name(f"{to.name}.partial")
-    source.model().save_pretrained(partial)
+    base = adapter_base(source, base) if adapter else None
+    if base is not None:
+        save_adapter(source, base, partial)
+    else:
+        source.model().save_pretrained(partial)
     source.tokenizer().save_pretrained(partial)
-    (partial / "README.md").write_text(card(run, source.lineage()))
+    (partial / "README.md").write_text(card(run, source.lineage(), place or to.name, base))
+    readable(partial)
     if to.exists():
         to.rmdir()
     os.replace(partial, to)
     return to
 
 
-def card(run: Path, lineage: list[str]) -> str:
-    """A model card: how the model was made and what was measured, from the run's files."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    evaluation = json.loads((run / "evaluation.json").read_text()) if (run / "evaluation.json").is_file() else {}
-    start, end = evaluation.get("start", {}), evaluation.get("end", {})
-    rows = [f"| {name} | {start[name]:.4f} | {value:.4f} |" for name, value in end.items() if name != "step"]
-    table = ["", "| evaluation | start | end |", "|---|---|---|", *rows] if rows else []
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {lineage[-1]}",
-            "library_name: transformers",
-            "tags: [on-policy-distillation, opd-lightning]",
-            "---",
-            f"# {config['name']}, seed {config['seed']}",
-            "",
-            f"Trained with OPD-Lightning, method `{config['name']}`, {end.get('step', 'an unknown number of')} updates, "
-            f"from `{' < '.join(lineage[1:])}`. The resolved configuration is in the run's config.yaml.",
-            *table,
-            "",
-        ]
-    )
+def adapter_base(source: Any, base: str | None) -> str:
+    """The folder or hub id of an adapter's base, which transformers can load.
+
+    Raises:
+        ValueError: the run has no adapter, or its start model is a run or an adapter and no base is given.
+    """
+    from opd_lightning.models.pretrained import locate
+
+    if read_run(source.path).get("adapter") is None:
+        raise ValueError(f"run={source.path} has trained all weights and has no adapter; leave out adapter=true.")
+    start = source.start()
+    if base is None and (is_run(start.path) or start.is_adapter()):
+        raise ValueError(
+            f"adapter=true: the run's start model, {start.path}, is no plain model. Export it (run={start.path} "
+            "to=<folder>) and give that folder as base=<folder>, or leave out adapter=true for merged weights."
+        )
+    place = locate(base or start.path)
+    return str(Path(place).absolute()) if Path(place).is_dir() else place
+
+
+def save_adapter(source: Any, base: str, folder: Path) -> None:
+    """Save the adapter of a run as PEFT does, with the name of its base.
+
+    Raises:
+        ValueError: the base has other weights than the model that the adapter was trained on.
+    """
+    import torch
+
+    from opd_lightning.models import Pretrained, adapters
+    from opd_lightning.models.pretrained import locate
+
+    lm: Any = source.adapted()
+    if base not in (locate(source.start().path), str(Path(locate(source.start().path)).absolute())):
+        own = {k.replace(".base_layer.", "."): v for k, v in lm.state_dict().items() if ".lora_" not in k}
+        given = Pretrained(base, str(source.dtype).removeprefix("torch."), field="base").model().state_dict()
+        if set(own) != set(given) or not all(torch.equal(value, given[key]) for key, value in own.items()):
+            raise ValueError(f"base={base} has other weights than the adapter was trained on; export the run's start model.")
+    assert adapters.is_low_rank(lm)
+    for config in lm.peft_config.values():
+        config.base_model_name_or_path = base
+    lm.save_pretrained(folder)
+
+
+def readable(folder: Path) -> None:
+    """Give every file the permissions of newly made ones; libraries write some through private temporary files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def check_push(repository: str) -> None:
+    """Check before the export that a repository can be pushed to.
+
+    Raises:
+        ValueError: the name is none, or there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(f"push={repository} is no repository's name ({error}).") from error
+    if not get_token():
+        raise ValueError(f"push={repository} needs a token of the hub; set HF_TOKEN, or run `hf auth login`.")
+
+
+def push(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload a folder to the hub, into a new repository or an existing one; returns its address.
+
+    Raises:
+        ValueError: the hub refuses, or does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Upload by OPD-Lightning")
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"push={repository}: the hub did not take it ({reason}); the folder stays in {folder}.") from error
+    return str(address)
+
+
+def switch(given: dict[str, str], name: str, default: bool) -> bool:
+    """The value of a true or false option."""
+    value = given.get(name, str(default).lower())
+    if value not in ("true", "false"):
+        raise ValueError(f"{name}={value} should be true or false.")
+    return value == "true"
 
 
 def main() -> None:
@@ -66,13 +161,20 @@ def main() -> None:
         print(__doc__)
         return
     given = {key: value for key, _, value in (word.partition("=") for word in sys.argv[1:])}  # paths, whatever is in them
-    if not given.get("run") or set(given) - {"run", "to"} or not given.get("to", "model"):
+    if not given.get("run") or set(given) - OPTIONS or "" in given.values():
         sys.exit(__doc__)
-    run = Path(given["run"])
     try:
-        print(f"exported: {export(run, Path(given.get('to', run / 'model')))}")
+        adapter, private = switch(given, "adapter", False), switch(given, "private", True)
+        run, repository = Path(given["run"]), given.get("push")
+        if repository is not None:
+            check_push(repository)
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
+        to = Path(given.get("to", run / ("adapter" if adapter else "model")))
+        print(f"exported: {export(run, to, adapter, given.get('base'), repository)}")
+        if repository is not None:
+            print(f"pushed: {push(to, repository, private)}")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redact_secrets(str(error))}")
 
 
 if __name__ == "__main__":

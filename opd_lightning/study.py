@@ -1,20 +1,12 @@
-"""python -m opd_lightning.study FOLDER: a short table, and in FOLDER results.csv, comparisons.csv, figures and report.html.
+"""A study's report: prints a short table, and writes results.csv, comparisons.csv,
+figures and report.html into the study's folder.
 
-Options: --against METHOD (compare with another one than the study's baseline), --rates (the learning rate of each method by
-its validation accuracy, as conf/study takes it).
+  python -m opd_lightning.study outputs/demo
 """
 
 import argparse
 import sys
 from pathlib import Path
-
-from opd_lightning.reporting.compare import choose_rates, compare, write_comparisons
-from opd_lightning.reporting.figures import draw
-from opd_lightning.reporting.html import write_html
-from opd_lightning.reporting.picture import picture
-from opd_lightning.reporting.runs import load_study
-from opd_lightning.reporting.table import write_csv
-from opd_lightning.reporting.terminal import columns, terminal
 
 
 def report(folder: Path, against: str | None = None) -> Path:
@@ -23,6 +15,14 @@ def report(folder: Path, against: str | None = None) -> Path:
     Raises:
         ValueError: there is nothing to compare.
     """
+    from opd_lightning.reporting.compare import compare, write_comparisons  # these take seconds
+    from opd_lightning.reporting.figures import draw
+    from opd_lightning.reporting.html import write_html
+    from opd_lightning.reporting.picture import picture
+    from opd_lightning.reporting.runs import load_study
+    from opd_lightning.reporting.table import write_csv
+    from opd_lightning.reporting.terminal import columns, terminal
+
     runs, left_out = load_study(folder)
     compared = compare(runs, against)
     for line in terminal(runs, compared, left_out, columns()):
@@ -41,6 +41,9 @@ def rates(folder: Path) -> str:
     Raises:
         ValueError: there is no finished run, or none measured the validation split.
     """
+    from opd_lightning.reporting.compare import choose_rates  # takes seconds
+    from opd_lightning.reporting.runs import load_study
+
     runs, left_out = load_study(folder)
     for sentence in left_out:
         print(f"note: {sentence}", file=sys.stderr)
@@ -51,10 +54,11 @@ def rates(folder: Path) -> str:
 
 def main() -> None:
     """The command of the report on a study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m opd_lightning.study", description=__doc__, formatter_class=layout)
     parser.add_argument("folder", type=Path, help="the folder of a study, such as outputs/demo")
-    parser.add_argument("--against", help="the method that the others are compared with")
-    parser.add_argument("--rates", action="store_true", help="choose learning rates instead of reporting")
+    parser.add_argument("--against", metavar="METHOD", help="compare with this method instead of the study's baseline")
+    parser.add_argument("--rates", action="store_true", help="print each method's best learning rate by validation accuracy")
     given = parser.parse_args()
     try:
         print(rates(given.folder) if given.rates else f"report: {report(given.folder, given.against)}")

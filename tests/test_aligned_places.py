@@ -10,7 +10,7 @@ from served import Served
 from experiments.cross_tokenizer.run import READINGS
 from experiments.cross_tokenizer.run import main as experiment
 from opd_lightning.runs.metrics_file import read_csv
-from opd_lightning.score.__main__ import score
+from opd_lightning.score.make import score
 from opd_lightning.teachers import RemoteTeacher, external
 from opd_lightning.teachers.alignment import aligned
 from opd_lightning.teachers.contexts import PrivilegedContext

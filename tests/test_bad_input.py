@@ -55,7 +55,10 @@ NAMES = {
     ),
     "key": (["optim.lrr=1"], "optim.lrr=1 is no key; did you mean optim.lr?"),
     "group": (["metod=sft"], "metod=sft is no key; did you mean method?"),
-    "key_of_nothing": (["method=sft", "teacher.path=x"], "teacher.path=x: teacher is null; choose an option for it"),
+    "key_of_nothing": (
+        ["method=sft", "teacher.path=x"],
+        "teacher is null; the key belongs to teacher=cached or",
+    ),
     "key_in_a_sweep": (["-m", "method=sft,gkd", "rollout.share=0.25"], "rollout.share=0.25 is no key under method=sft"),
     "grammar": (["optim.lr=[1"], "no viable alternative at input '[1'"),
 }

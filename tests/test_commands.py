@@ -60,6 +60,7 @@ def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(c
     assert code != 0 and output.count("data.batch_size=0 must be at least 1") >= 4 and "Traceback" not in output
     found = states(tmp_path / "out" / "sweep")
     assert "4 failed, 4 finished" in output and output.count("is failed: ValueError: data.batch_size=0") == 4
+    assert "sft, batch size 4, seed 1 -> " in output and "opd, batch size 0, seed 0 (opd-" in output
     assert sorted(found.values()) == ["failed"] * 4 + ["finished"] * 4 and {name.split("/")[1] for name in found} == {
         "seed-0",
         "seed-1",
@@ -147,7 +148,7 @@ def test_a_report_is_written_from_the_runs_alone(command, tmp_path):
     page = (study / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("<body>")[1].split("<pre>")[0]
     rows = (study / "results.csv").read_text().splitlines()
-    assert len(rows) == 7 and rows[0].startswith("cell,method,seed,lr,ended_by,new/accuracy")
+    assert len(rows) == 7 and rows[0].startswith("cell,label,method,seed,lr,ended_by,new/accuracy")
     code, output, _ = command(str(tmp_path), main=report, defaults=False)
     assert code == 1 and "no finished run" in output and "Traceback" not in output
 

@@ -49,7 +49,10 @@ def test_every_option_of_every_group_composes_and_binds(option, tmp_path):
         "teacher=remote": ["method=opd_topk"],
         "teacher=remote_hidden": ["teacher.path=another"],
         "teacher=remote_sglang": ["method=opd_topk"],
-        **{f"teacher={name}": ["context=demonstration"] for name in ("live", "ema", "ema_fast", "sync", "trust_region")},
+        **{
+            f"teacher={name}": ["context=demonstration"]
+            for name in ("live", "ema", "ema_fast", "sync", "trust_region", "start_model")
+        },
         "loss/divergence=none": ["method=grpo"],
         "loss/policy_gradient=grpo": ["rollout=student_group"],
         "loss/policy_gradient=dr_grpo": ["rollout=student_group"],

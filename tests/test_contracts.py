@@ -181,7 +181,6 @@ def test_an_equal_teacher_gives_no_gradient(student, renderer):
         (lambda: MixedTeacher({"a": frozen()}, {"a": 0.0}), "a positive number"),
         (lambda: MixedTeacher({"a": frozen()}, space="logit"), "teacher.space='logit' is unknown"),
         (lambda: TopKTeacher(frozen(), 0), "teacher.k=0 must be at least 1"),
-        (lambda: RoutedTeacher({"a": TopKTeacher(frozen(), 2)}), "needs the whole vocabulary"),
         (lambda: RoutedTeacher({"prior": frozen()}).route(Example("7", [], skill="new")), "example 7 has skill='new'.*default"),
     ],
 )
@@ -361,6 +360,9 @@ def test_the_generators_samples_stand_together(student, renderer):
 # Two devices
 
 
+TOP_K_PARTS = [f"teacher@teacher.teachers.{name}=topk" for name in ("new", "prior")] + ["teacher.teachers.new.k=20"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
@@ -369,9 +371,10 @@ def test_the_generators_samples_stand_together(student, renderer):
         ["method=kd", "teacher=routed", "teacher.default=new"],
         ["method=kd", "teacher=mixed"],
         ["method=kd", "loss/vocab_support=topk", "teacher=topk"],
+        ["method=kd", "loss/vocab_support=topk", "teacher=routed", "teacher.default=new", *TOP_K_PARTS],
         ["method=kd", "rollout._target_=tests.gapped.GappedRollout"],
     ],
-    ids=["routed", "mixed", "topk", "gapped"],
+    ids=["routed", "mixed", "topk", "routed topk", "gapped"],
 )
 def test_two_devices_train_like_one_on_every_contract(tiny, tiny_run, tmp_path, trainer, case):  # noqa: F811
     """Over gloo, on given completions: the same weights, losses and gradient norms."""

@@ -8,13 +8,15 @@ import torch
 from peft import LoraConfig
 
 from opd_lightning.data.renderer import ChatRenderer
-from opd_lightning.generation import TransformersGenerator, VLLMGenerator
+from opd_lightning.generation import TransformersGenerator, VLLMGenerator, VLLMServerGenerator
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.weights import full_weights
 from opd_lightning.types import Rendered, SamplingParams
 
 PATH = "stand-in://qwen3"
-VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")])
+WITH_VLLM = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
+VLLM, SERVER = pytest.param("vllm", marks=WITH_VLLM), pytest.param("vllm_server", marks=WITH_VLLM)
+OPTIONS = {"enforce_eager": True, "max_model_len": 128}
 
 
 class Ends(ChatRenderer):
@@ -35,12 +37,14 @@ def renderer(start) -> ChatRenderer:
     return Ends(start.tokenizer())
 
 
-@pytest.fixture(scope="module", params=["transformers", VLLM])
+@pytest.fixture(scope="module", params=["transformers", VLLM, SERVER])
 def engine(request, renderer):
     if request.param == "transformers":
         made = TransformersGenerator(renderer.tokenizer, renderer)
+    elif request.param == "vllm":
+        made = VLLMGenerator(renderer.tokenizer, renderer, OPTIONS)
     else:
-        made = VLLMGenerator(renderer.tokenizer, renderer, {"enforce_eager": True, "max_model_len": 128})
+        made = VLLMServerGenerator(renderer.tokenizer, renderer, start=True, options=OPTIONS)
     yield made
     made.close()
 
@@ -160,7 +164,7 @@ def test_another_model_can_write_and_the_student_again_afterwards(engine, studen
 
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")
-@pytest.mark.parametrize("engine", [VLLM], indirect=True)
+@pytest.mark.parametrize("engine", [VLLM, SERVER], indirect=True)
 def test_a_push_that_did_not_happen_is_noticed(engine, student, start, renderer, monkeypatch):
     assert engine.metrics["generator/mismatch"] < 1e-4
     monkeypatch.setattr(engine, "push", lambda lm: None)

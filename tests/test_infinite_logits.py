@@ -169,7 +169,7 @@ def test_what_does_not_count_in_entropy_aware_may_be_infinite():
 @pytest.mark.parametrize("space", ["log", "probability"])
 def test_a_mixture_of_teachers_keeps_what_all_rule_out(space):
     parts = [HiddenScores(masked(logits(i), 6), lambda h, out=None: h.clone(), V) for i in (1, 2)]
-    found = MixedScores(parts, [0.5, 0.5], space).chunk(slice(None)).logits
+    found = MixedScores(parts, [0.5, 0.5], space, torch.zeros(len(parts[0].hidden), dtype=torch.long)).chunk(slice(None)).logits
     assert (found[:, 6] == -INF).all() and found[:, :6].isfinite().all()
 
 

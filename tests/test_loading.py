@@ -405,7 +405,7 @@ ADAPTERS = {
     "cut": (cut("adapter_model.safetensors"), "adapter_model.safetensors is cut off"),
     "config cut": (cut("adapter_config.json"), "adapter_config.json is cut off"),
     "unknown kind": (adapter_config(peft_type="NEW_LORA"), "PEFT cannot merge this adapter"),
-    "prompts": (adapter_config(peft_type="PROMPT_TUNING", num_virtual_tokens=2), "PEFT cannot merge this adapter"),
+    "prompts": (adapter_config(peft_type="PROMPT_TUNING", num_virtual_tokens=2), "of the kind PROMPT_TUNING, .*not supported"),
     "another name": (
         repeated(lambda w: {k.replace("q_proj", "query"): v for k, v in w.items()}),
         r"does not fit its base, .* \(missing: .*q_proj.*; without a place in it: .*query",

@@ -17,6 +17,7 @@ FLOORS = [
     ["module", "callbacks", "preflight", "reporting"],
     ["training", "export", "dashboard"],
     ["__main__", "check", "evaluate", "score", "study", "smollm2"],
+    ["commands"],
 ]
 """From the ground up; rooms of one floor do not import each other."""
 FILES = sorted(PACKAGE.rglob("*.py"))

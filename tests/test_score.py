@@ -10,7 +10,8 @@ import torch
 from opd_lightning.data.score_files import ScoreFiles, key_of
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.score import write
-from opd_lightning.score.__main__ import main, score
+from opd_lightning.score.__main__ import main
+from opd_lightning.score.make import score
 from opd_lightning.training.run import run
 
 TOPK = ("loss/vocab_support=topk", "loss.vocab_support.k=8")

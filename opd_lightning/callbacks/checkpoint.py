@@ -51,6 +51,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
     """Writes to the given path. Lightning's own writes to the system's temporary folder first, which may be small."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
 
 

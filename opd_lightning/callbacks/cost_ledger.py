@@ -92,6 +92,10 @@ class CostLedger(L.Callback):
             ledger |= {"steps": trainer.global_step, "peak_memory": self.overall_peak_memory()}
             teacher = module.teachers.get("teacher")
             if teacher is not None:  # a teacher that is the student itself cost nothing beforehand
-                made = [0 if part.source is None else part.source.training_flops() for part in teacher.parts]
+                made = [
+                    0 if part.source is None else part.source.training_flops()
+                    for part in teacher.parts
+                    if not part.shares_weights
+                ]
                 ledger["teacher_training"] = None if None in made else sum(made)
             replace_text(self.folder / "ledger.json", json.dumps(ledger, indent=1) + "\n")

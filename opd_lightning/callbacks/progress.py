@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from rich.progress import Progress as Bar
 
 
 class Progress(L.Callback):
-    """One bar on a terminal; a line every tenth of the run where the output is a file.
+    """One bar on a terminal or in a notebook; a line every tenth of the run where the output is a file.
 
     Args:
         refresh_seconds: shortest time between two updates of the bar.
@@ -25,7 +26,7 @@ class Progress(L.Callback):
         """Start the bar at the current step."""
         self.begun, self.first = time.perf_counter(), module.ledger.tokens["completion_tokens"]
         self.start = self.printed = trainer.global_step
-        if trainer.is_global_zero and sys.stdout.isatty():
+        if trainer.is_global_zero and (sys.stdout.isatty() or rich.get_console().is_jupyter):
             columns = (
                 "{task.description}",
                 BarColumn(bar_width=10),
@@ -38,26 +39,27 @@ class Progress(L.Callback):
             total = trainer.max_steps if trainer.max_steps > 0 else None  # None: a budget ends the run
             self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
         """Update the bar, or print a line."""
         if not trainer.is_global_zero:
             return
         if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step, note=self.note(trainer, module))
+            self.bar.update(self.task, completed=trainer.global_step, note=self.note(module, outputs["metrics"]))
         elif trainer.global_step - self.printed >= (max(1, trainer.max_steps // 10) if trainer.max_steps > 0 else 10):
             self.printed = trainer.global_step
             pace = (time.perf_counter() - self.begun) / (trainer.global_step - self.start)
             left = pace * (trainer.max_steps - trainer.global_step)
             horizon = (f"/{trainer.max_steps}", f"  {left:.0f} s left") if trainer.max_steps > 0 else ("", "")
-            print(f"step {trainer.global_step}{horizon[0]}  {self.note(trainer, module)}{horizon[1]}", flush=True)
+            print(f"step {trainer.global_step}{horizon[0]}  {self.note(module, outputs['metrics'])}{horizon[1]}", flush=True)
 
-    def note(self, trainer: L.Trainer, module: Any) -> str:
-        """Loss, KLs, reward and tokens per second as text."""
-        metrics = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
+    def note(self, module: Any, row: Mapping[str, float]) -> str:
+        """Loss, KLs, reward and tokens per second of a step as text; a skipped step has no loss."""
+        metrics = {k.split("/")[-1]: float(v) for k, v in row.items()}
         rate = (module.ledger.tokens["completion_tokens"] - self.first) / (time.perf_counter() - self.begun)
         names = {"loss": "loss", "forward_kl": "KL fwd", "reverse_kl": "rev", "reward": "reward"}
         shown = [f"{short} {metrics[name]:.3g}" for name, short in names.items() if name in metrics]
-        return "  ".join([*shown, f"{rate:.0f} tokens/s"])
+        skipped = ["no gradient, skipped"] if metrics.get("skipped") == 1 else []
+        return "  ".join([*skipped, *shown, f"{rate:.0f} tokens/s"])
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Stop the bar, and leave it on the screen."""

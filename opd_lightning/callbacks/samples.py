@@ -1,4 +1,4 @@
-"""Samples: shows completions during training on the screen, in samples.jsonl, and as a W&B table."""
+"""Samples: shows completions and verdicts during training on the screen, in samples.jsonl, and as a logger's table."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 import rich
-from lightning.pytorch.loggers import WandbLogger
 from rich.markup import escape
 
 from opd_lightning.callbacks.diagnostics import text_of
+from opd_lightning.types import Verdict
 from opd_lightning.utils.atomic_files import read_lines, replace_text
 
 
@@ -41,6 +41,8 @@ class Samples(L.Callback):
         self.last = trainer.global_step
         samples = outputs["samples"][: self.n]
         texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
+        if module.scoring.verify is not None:  # also where the loss reads no verdicts
+            samples = module.scoring.judge(samples)
         rows = [
             {
                 "step": trainer.global_step,
@@ -48,6 +50,8 @@ class Samples(L.Callback):
                 "completion": text,
                 "writer": sample.source,
                 "reward": None if sample.verdict is None else sample.verdict.content,
+                "verdict": None if sample.verdict is None else described(sample.verdict),
+                "feedback": None if sample.verdict is None else sample.verdict.feedback,
             }
             for sample, text in zip(samples, texts, strict=True)
         ]
@@ -56,8 +60,17 @@ class Samples(L.Callback):
         first = rows[0]
         line = f"{first['prompt']} -> {first['completion']}".replace("\n", " ")
         rich.get_console().print(
-            f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}", highlight=False
+            f"  [dim]step {trainer.global_step}, {first['writer']}:[/] {escape(line[:160])}"
+            + (f" [dim]({escape(first['verdict'])})[/]" if first["verdict"] else ""),
+            highlight=False,
         )
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if hasattr(logger, "log_table"):
                 logger.log_table("samples", list(first), [list(row.values()) for row in rows], step=trainer.global_step)
+
+
+def described(verdict: Verdict) -> str:
+    """A verdict in words: right, wrong or partly right, and whether it has the format."""
+    content = "right" if verdict.content >= 1 else "wrong" if verdict.content <= 0 else "partly right"
+    kept = "" if verdict.format is None else ", in the format" if verdict.format >= 1 else ", not in the format"
+    return content + kept

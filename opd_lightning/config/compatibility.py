@@ -1,27 +1,17 @@
-"""Checks of a configuration that need no model: nodes bind to their targets, and choices fit together."""
+"""Checks of a configuration that need no model: its values, and whether its choices fit together."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import SchedulerType
 
-from opd_lightning.config import build, plain
-from opd_lightning.config.composing import ENDLESS_SCHEDULES
-from opd_lightning.config.limits import LEAST, limited
-from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import (
-    check_binding,
-    check_finite,
-    check_names,
-    check_shape,
-    check_type,
-    parameters_of,
-    shipped,
-    targets,
-)
-from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
+from opd_lightning.config import build
+from opd_lightning.config.ahead import check_ahead
+from opd_lightning.config.schema import leaves, parameters_of, shipped
+from opd_lightning.config.trainer_arguments import epochs_of
+from opd_lightning.config.values import check_values
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -33,13 +23,9 @@ def check(cfg: DictConfig) -> list[str]:
     Raises:
         ValueError: the field, its value and the remedy.
     """
-    check_shape(cfg)
-    resolved = plain(limited(cfg, LEAST))  # limits that follow the data are set later
-    check_names(resolved)
-    check_finite(resolved)
-    for place, node in targets(resolved):
-        check_binding(place, node)
-    return check_choices(resolved)
+    resolved = check_values(cfg)
+    check_start(cfg, chosen := Choices.of(resolved))
+    return check_choices(resolved, chosen)
 
 
 @dataclass(frozen=True)
@@ -48,66 +34,63 @@ class Choices:
 
     Attributes:
         rollout, teacher, context, support: built from their nodes; teacher and support may be None.
+        reads: names of the teachers that gate and token weight read.
+        own: what needs the student's own samples, as options.
     """
 
     rollout: Any
     teacher: Any
     context: Any
     support: Any
+    reads: frozenset[str]
+    own: tuple[str, ...]
 
     @classmethod
     def of(cls, cfg: dict[str, Any]) -> "Choices":
         """The objects of a resolved configuration."""
         offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment", "window"))
-        context = build(cfg["context"])
+        context, loss = build(cfg["context"]), cfg["loss"]
+        support = build(loss["vocab_support"]) if loss["divergence"] else None
+        functions = [getattr(part, "func", part) for part in (build(loss.get("gate")), build(loss["weight"]))]
+        own = {
+            "loss/vocab_support=sampled": getattr(support, "needs_own_samples", False),
+            "loss/returns": bool(loss["divergence"] and loss.get("returns")),
+            "loss/cross_entropy=unlikelihood": getattr(build(loss["cross_entropy"]), "needs_own_samples", False),
+        }
         return cls(
             rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # for the place in errors
             teacher=build(cfg["teacher"], context=context),
             context=context,
-            support=build(cfg["loss"]["vocab_support"]) if cfg["loss"]["divergence"] else None,
+            support=support,
+            reads=frozenset(name for function in functions for name in getattr(function, "reads_teachers", ())),
+            own=tuple(name for name, needed in own.items() if needed),
         )
 
 
-def check_choices(cfg: dict[str, Any]) -> list[str]:
+def check_choices(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     """Raises ValueError for choices that contradict each other; returns warnings."""
-    check_numbers(cfg)
-    check_precision(cfg)
-    chosen = Choices.of(cfg)
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
+    check_ahead(cfg, chosen.rollout, chosen.support)
     if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
         raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
     if (environment := cfg.get("environment")) and not environment["_target_"].endswith(".SingleTurn"):
         warnings.append("evaluations are of single replies: they do not play the environment.")
-    if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
+    if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers | chosen.reads:
         warnings.append("the teacher is not loaded, for neither loss nor rollout uses it; set teacher=none.")
+    if chosen.own and not chosen.rollout.on_policy and not loss["cross_entropy"]:
+        warnings.append(
+            f"{chosen.own[0]} learns from the student's completions alone, and the others have no term; add "
+            "loss/cross_entropy=nll loss/gate=by_source, or choose rollout=student."
+        )
     if teacher is not None and teacher.warning:
         warnings.append(teacher.warning)
     for name, value in loss["coefficients"].items():
         if name in loss and not loss[name] and value != shipped()["loss"]["coefficients"].get(name):
             warnings.append(f"loss.coefficients.{name}={value} has no term to scale; choose one with loss/{name}=.")
     return warnings + check_sampling(cfg, chosen)
-
-
-def check_precision(cfg: dict[str, Any]) -> None:
-    """Raises ValueError if weights train in a 16-bit type without trainer.precision=bf16-true.
-
-    Float32 weights under bf16-mixed are the float32 masters: 4 bytes a weight, where bfloat16 weights with masters take 6.
-    """
-    precision, name, adapter = str(cfg["trainer"]["precision"]), cfg["model"].get("dtype", "float32"), cfg["adapter"]
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype):
-        return  # the model raises its own error
-    if not dtype.is_floating_point:
-        raise ValueError(f"model.dtype={name!r} is no torch dtype; choose float32 or bfloat16.")
-    if dtype.itemsize <= 2 and adapter is None and precision != "bf16-true" and not precision.startswith("64"):
-        raise ValueError(
-            f"model.dtype={name} with trainer.precision={precision} trains weights that round most updates of a usual learning "
-            "rate away; keep model.dtype=float32 with trainer.precision=bf16-mixed, or choose adapter=lora, whose factors are "
-            "float32 (trainer.precision=bf16-true trains in bfloat16 all the same)."
-        )
 
 
 def check_sampling(cfg: dict[str, Any], chosen: Choices) -> list[str]:
@@ -138,11 +121,18 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if writes and not teacher.writes:
         kind = type(getattr(teacher, "weights", teacher)).__name__
         raise ValueError(f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external.")
+    needed = getattr(chosen.rollout, "requires", None)
+    if writes and needed is not None and needed not in teacher.provides:
+        raise ValueError(
+            f"rollout={type(chosen.rollout).__name__} reads {PROVIDED[needed]} of the teacher; choose another teacher."
+        )
     if writes and teacher.context.needs_rollouts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
             "or context=demonstration."
         )
+    if teacher is None and "teacher" in chosen.reads:
+        raise ValueError("teacher=none, but loss.gate or loss.weight reads a teacher; choose teacher=external, or another one.")
     if not loss["divergence"]:
         return
     if teacher is None:
@@ -171,6 +161,22 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         )
 
 
+def check_start(cfg: DictConfig, chosen: Choices) -> None:
+    """Raises ValueError if the embedded world's teacher would teach another model because nobody chose a teacher."""
+    tree: Any = OmegaConf.to_container(cfg)
+    follows = any(value == "${model.teacher}" for _, value in leaves(tree["teacher"] or {}))
+    own = not str(cfg.model.path).startswith(EMBEDDED) and not Path(str(cfg.model.path), "config.yaml").is_file()
+    reads = tree["loss"]["divergence"] is not None or "teacher" in chosen.rollout.teachers
+    if follows and own and reads and str(cfg.model.get("teacher")).startswith(EMBEDDED):
+        raise ValueError(
+            f"teacher.path is still that of the embedded model, and model.path={cfg.model.path} is another model; give "
+            "teacher.path=<folder, hub id or run>, or choose a method without another model (method=sdft, sft or grpo)."
+        )
+
+
+EMBEDDED = "pkg://opd_lightning/"
+"""The beginning of the embedded models' paths."""
+
 PROVIDED = {
     "full": "its whole vocabulary",
     "topk": "its most probable tokens",
@@ -186,9 +192,11 @@ def check_provides(teacher: Any, support: Any) -> None:
     """
     if support.requires not in teacher.provides:
         provided = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
+        smaller = " or ".join(kind for kind in ("topk", "sampled") if kind in teacher.provides)
+        supports = f"loss/vocab_support={smaller}, " if smaller else ""
         raise ValueError(
             f"loss/vocab_support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher "
-            f"gives {provided}; choose loss/vocab_support=topk or sampled, or another teacher."
+            f"gives {provided}; choose {supports}or another teacher."
         )
     k = getattr(support, "k", None)
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:
@@ -213,12 +221,17 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
         )
     if loss["policy_gradient"]:
         build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], rollout.sampling.n))
-    if loss["cross_entropy"] and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
+    imitates = loss["cross_entropy"] and "loss/cross_entropy=unlikelihood" not in chosen.own
+    if imitates and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if chosen.support is not None and chosen.support.needs_own_samples and not on_policy:
+    if chosen.own and not rollout.student_writes:
         raise ValueError(
-            f"loss/vocab_support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
-            "rollout=student or loss/vocab_support=full."
+            f"{chosen.own[0]} estimates from the student's own samples, and rollout={name} has others; choose "
+            "rollout=student, rollout=mixture or loss/vocab_support=full."
+        )
+    if "loss/cross_entropy=unlikelihood" in chosen.own and not on_policy:
+        raise ValueError(
+            f"loss/cross_entropy=unlikelihood pushes down what rollout={name} has from others, too; choose student."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0
@@ -247,44 +260,3 @@ def check_built(tree: DictConfig) -> None:
             f"optim.optimizer with {options or 'no options'} and optim.schedule={optim.schedule} cannot be made "
             f"({' '.join(str(error).split())[:300]}); change them (optim.optimizer.<option>=...), or choose another schedule."
         ) from error
-
-
-def check_numbers(cfg: dict[str, Any]) -> None:
-    """Raises ValueError for wrong numbers that no constructor checks."""
-    check_trainer(cfg["trainer"])
-    precision, steps, epochs = str(cfg["trainer"]["precision"]), cfg["trainer"]["max_steps"], epochs_of(cfg["trainer"])
-    if precision.startswith("16"):
-        raise ValueError(f"trainer.precision={precision} needs loss scaling, which there is none of; use bf16-mixed.")
-    check_type("trainer.max_steps", steps, int)
-    budgets = [key for key in ("student_tokens", "flops", "seconds") if cfg["budget"][key] is not None]
-    endless = bool(budgets) and steps == -1
-    if steps is None or (steps < 1 and not endless and not (steps == -1 and epochs)):
-        raise ValueError(
-            f"trainer.max_steps={steps} must be at least 1, unless trainer.max_epochs, budget.student_tokens, flops or seconds "
-            "end it."
-        )
-    updates = cfg["rollout"]["num_iterations"]
-    if updates >= 1 and steps > 0 and steps % updates:
-        raise ValueError(f"trainer.max_steps={steps} is no multiple of rollout.num_iterations={updates}; make it one.")
-    schedule, schedules = cfg["optim"]["schedule"], [s.value for s in SchedulerType]
-    if schedule not in schedules:
-        raise ValueError(f"optim.schedule={schedule} is no schedule{nearest(schedule, schedules)}")
-    if endless and not epochs and schedule not in ENDLESS_SCHEDULES:
-        raise ValueError(
-            f"optim.schedule={schedule} needs an end, and budget.{budgets[0]} leaves it open; choose "
-            "constant_with_warmup, or set trainer.max_steps too."
-        )
-    counts = {"data.batch_size": cfg["data"]["batch_size"], "logits_chunk_size": cfg["logits_chunk_size"]}
-    for key, value in {**counts, "seed": cfg["seed"], "evaluation.every": cfg["evaluation"]["every"]}.items():
-        check_type(key, value, int)
-    check_type("data.max_prompt_tokens", cfg["data"]["max_prompt_tokens"], int | None)
-    if cfg["data"]["overlong"] not in ("refuse", "drop"):
-        raise ValueError(f"data.overlong={cfg['data']['overlong']!r} is unknown; choose refuse or drop.")
-    check_type("max_tokens_per_microbatch", cfg["max_tokens_per_microbatch"], int | None)
-    for key, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{key}={value} must be at least 1.")
-    if (most := cfg["max_tokens_per_microbatch"]) is not None and most < 1:
-        raise ValueError(f"max_tokens_per_microbatch={most} must be at least 1; null takes the whole batch at once.")
-    if cfg["evaluation"]["every"] < 1:
-        raise ValueError(f"evaluation.every={cfg['evaluation']['every']} must be at least 1; evaluation=none switches it off.")

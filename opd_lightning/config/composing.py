@@ -22,6 +22,9 @@ OmegaConf.register_new_resolver("horizon", lambda *ends: 100 if set(ends) <= {No
 OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
 """${stand_in:${model.stand_in},<stand-in>,<real>}: the stand-in if `model.stand_in` is set, else the real value."""
 
+OmegaConf.register_new_resolver("times", lambda n, x: n * x if type(x) in (int, float) else x, replace=True)
+"""${times:2,${adapter.r}}: a multiple of another value; of what is no number the value itself, whose key has the error."""
+
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 """Schedules without a horizon: a run under one of them can be extended, so `max_steps` is not part of its identity."""
 
@@ -60,4 +63,6 @@ def first_stage(cfg: DictConfig) -> DictConfig:
     )
     shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]
     shared += [f"trainer.strategy={json.dumps(plain(cfg)['trainer']['strategy'])}", f"study.name={cfg.study.name}.stages"]
-    return compose([*cfg.init_from_run, *shared, *(["logger=none"] if cfg.logger is None else [])])
+    stage = compose([*cfg.init_from_run, *shared, "logger=none"])
+    stage.logger = None if cfg.logger is None else OmegaConf.to_container(cfg.logger)
+    return stage

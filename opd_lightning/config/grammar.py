@@ -27,6 +27,9 @@ OPEN = re.compile(r"(model\.template_options|task\.options)\.\w+(\.\w+)*=.*", re
 TEXT = ("name", "path", "output_dir", "split", "teacher")
 """Last parts of keys that hold text: there 2024_01 is a name, not the number 202401."""
 
+COMMANDS = ("check", "evaluate", "export", "study", "dashboard")
+"""Modules of this package that are commands."""
+
 BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -154,6 +157,8 @@ def grammar_error(words: Sequence[str], sweep: bool = True) -> str | None:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals and not word.startswith("~"):
+            if word in COMMANDS:
+                return f"{word} is a command of its own; write python -m opd_lightning.{word} ..."
             return f"{word} is no override; write key=value, and for the shell 'key=a value' where it has spaces."
         try:
             override = parse(word)

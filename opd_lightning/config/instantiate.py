@@ -7,7 +7,6 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config.aliases import has_old_names, modernised
@@ -48,7 +47,8 @@ def argument_error(error: InstantiationException, node: DictConfig | dict) -> st
         return f"{key[1]}.{cause}" if (key := re.search(r"full_key: (\S+)$", str(error))) else str(cause)
     if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
         return str(cause)
-    if not foreign or not isinstance(cause, (ValueError, TypeError, MisconfigurationException)):
+    lightnings = type(cause).__name__ == "MisconfigurationException"  # by name, for Lightning may not be imported
+    if not foreign or not (lightnings or isinstance(cause, (ValueError, TypeError))):
         return None
     place = (node._get_full_key(None) if isinstance(node, DictConfig) else "") or str(node.get("_target_"))
     return f"{place} cannot be made of its options ({' '.join(str(cause).split())[:300]}); change them ({place}.<option>=...)."

@@ -3,6 +3,7 @@
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -15,7 +16,7 @@ def nearest(name: object, valid: Iterable[object], deeper: Mapping[str, str] | N
     Args:
         deeper: nested names with their places, suggested only if one is near.
     """
-    names = [str(k) for k in valid]
+    names = list(dict.fromkeys(str(k) for k in valid))
     close = get_close_matches(str(name), names, n=1) or [
         (deeper or {})[match] for match in get_close_matches(str(name), deeper or {}, n=1)
     ]
@@ -38,6 +39,16 @@ def find(path: str) -> Any:
     if target is None:
         raise ValueError(f"there is no {path}")
     return target
+
+
+MADE = {"models/smollm2-135m-instruct": "make smollm2"}
+"""Folders that a command of the repository makes."""
+
+
+def not_made(path: str) -> str | None:
+    """The command that makes a folder which is not there; None for other paths. A hub has no such model to ask for."""
+    command = MADE.get(path.rstrip("/"))
+    return command if command is not None and not Path(path).is_dir() else None
 
 
 def packaged(path: str) -> str:

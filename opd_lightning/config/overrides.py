@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from opd_lightning.config import CONF_DIR, compose
-from opd_lightning.config.grammar import grammar_error, is_sweep, quote_override, shell, split_words
+from opd_lightning.config.grammar import grammar_error, is_sweep, parse, parses, quote_override, shell, split_words
+from opd_lightning.config.hints import hint, owners
 from opd_lightning.config.names import nearest
-from opd_lightning.config.schema import leaves, parameters_of
+from opd_lightning.config.schema import parameters_of
 from opd_lightning.config.trainer_arguments import refusal
 from opd_lightning.utils.secrets import is_secret
 
@@ -29,6 +30,8 @@ def explain(arguments: list[str]) -> str | None:
     if any(a.split("=")[0] in ("--config-path", "-cp", "--config-name", "-cn") for a in flags):
         return None  # another configuration, which Hydra checks itself
     words = [quote_override(word, sweep) for word in words]
+    if sweep and not words:
+        return "-m makes a sweep, and nothing has several values; write some, -m method=sft,opd, or leave -m out for one run."
     if problem := grammar_error(words, sweep) or no_folder(flags):
         return problem
     overrides = OverridesParser.create().parse_overrides(words)
@@ -73,6 +76,12 @@ def no_folder(flags: list[str]) -> str | None:
     return next((f"--config-dir={path} is no folder." for path in config_dirs(flags) if not Path(path).is_dir()), None)
 
 
+def config_folders(arguments: list[str]) -> list[Path]:
+    """All configuration folders of a command line whose overrides need not be right."""
+    overrides = [parse(word) for word in split_words(arguments)[1] if parses(word)]
+    return [Path(CONF_DIR), *more_folders(arguments, overrides)]
+
+
 def more_folders(arguments: list[str], overrides: list[Override]) -> list[Path]:
     """The configuration folders of --config-dir and hydra.searchpath."""
     folders = config_dirs(split_words(arguments)[0])
@@ -96,7 +105,7 @@ def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path
     adding = [o for o in overrides if o.is_add() or o.is_force_add() or o.is_delete()]
     keys = [o for o in overrides if o not in chosen and o not in adding and re.split("[./]", o.key_or_group)[0] != "hydra"]
     # In a sweep over options, each option is checked once beside the first of the others.
-    named = {o.key_or_group: values(o) for o in chosen if values(o)}
+    named = {group_of(o): values(o) for o in chosen if o not in adding and values(o)}
     first = {group: options[0] for group, options in named.items()}
     cells = [first, *({**first, group: option} for group, options in named.items() if keys for option in options[1:])]
     for cell in cells:
@@ -109,10 +118,15 @@ def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path
             return f"a configuration file is no YAML: {' '.join(str(error).split())}"
         swept = [f"{group}={option}" for group, option in cell.items() if len(named[group]) > 1]
         beside = f" under {' '.join(swept)}" if swept else ""
-        sentence = next((sentence for o in keys if (sentence := key_error(o, base, beside))), None)
+        sentence = next((sentence for o in keys if (sentence := key_error(o, base, beside, folders))), None)
         if sentence:
             return sentence
     return None
+
+
+def group_of(override: Override) -> str:
+    """The group of a choice, with its package where it has one: an option may be chosen in several places."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
 
 
 def composition_error(message: str, folders: list[Path]) -> str:
@@ -125,34 +139,47 @@ def composition_error(message: str, folders: list[Path]) -> str:
 
 
 def values(override: Override) -> list[Any]:
-    """The values of an override: one, or those of a sweep; none for a glob, which Hydra fills in."""
-    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+    """The values of an override: one, or those of a sweep; none for a glob or an interval, which others fill in."""
+    if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
         return []
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-def key_error(override: Override, base: Any, beside: str) -> str | None:
+NO_COLUMNS = {
+    **dict.fromkeys(
+        ("tools", "functions"), "chats are rendered without descriptions of tools; put them into the system prompt"
+    ),
+    "images": "models here read text alone; describe them in the prompt",
+}
+"""Columns that are no part of an example, with the reason and the remedy."""
+
+
+def no_column(override: Override) -> str | None:
+    """The error if a key would name a column that no example has a part for."""
+    place, _, column = override.key_or_group.rpartition(".")
+    reason = NO_COLUMNS.get(column) if place == "task.columns" else None
+    return f"{override.input_line}: {reason} (task.prepare), and leave this out." if reason else None
+
+
+def key_error(override: Override, base: Any, beside: str, folders: list[Path]) -> str | None:
     """The error if an override's key is not in the composed configuration."""
     node, path = base, list[str]()
     for part in override.key_or_group.split("."):
         if node is None:
             place = ".".join(path)
-            return f"{override.input_line}: {place} is null{beside}; choose an option for it ({place}=...) beside it."
+            options = owners(override.key_or_group, folders)
+            remedy = f"the key belongs to {' or '.join(options[:4])}" if options else f"choose an option for it ({place}=...)"
+            return f"{override.input_line}: {place} is null{beside}; {remedy}."
         if isinstance(node, str) and node.startswith("${"):
             place, rest = ".".join(path), override.key_or_group.removeprefix(".".join([*path, ""]))
             return f"{override.input_line}: {place} follows {node}; give all of it, {shell(place, f'{{{rest}: ...}}')}."
         if not isinstance(node, dict):
             return None
         if part not in node:
-            siblings = [".".join([*path, str(name)]) for name in node if not str(name).startswith("_")]
-            groups = [] if path else [p.name for p in Path(CONF_DIR).iterdir() if p.is_dir()]
-            inside = {
-                ".".join([*path, leaf.rpartition(".")[2]]): ".".join([*path, leaf]) for leaf, _ in leaves(node) if "." in leaf
-            }
-            if sentence := unlisted(override, node, part):
+            if sentence := unlisted(override, node, part) or no_column(override):
                 return sentence
-            near = nearest(".".join([*path, part]), [*siblings, *groups], inside)
-            return f"{override.input_line} is no key{beside}{near}"
+            end = hint(override.key_or_group, ".".join(path), node, base, folders)
+            return f"{override.input_line} is no key{beside}{end}"
         path.append(part)
         node = node[part]
     return None
@@ -168,7 +195,7 @@ def unlisted(override: Override, node: dict[str, Any], name: str) -> str | None:
     if accepted and override.key_or_group == f"trainer.{name}" and (message := refusal(name, override.value())):
         return message
     return (
-        f"{override.input_line}: {target} takes it, and no file lists it; add it, +{override.input_line}." if accepted else None
+        f"{override.input_line}: {target} takes it, and no file lists it; write +{override.input_line}." if accepted else None
     )
 
 

@@ -13,7 +13,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import CONF_DIR
+from opd_lightning.config.aliases import moved
+from opd_lightning.config.familiar import familiar
 from opd_lightning.config.names import find, nearest
+from opd_lightning.config.signatures import signature
 
 EXTRAS = {
     "generator": {"task", "tokenizer", "renderer", "folder"},
@@ -42,7 +45,8 @@ OBJECTS += ("loss.vocab_support", "loss.weight", "loss.aggregate")
 """Required nodes with a target."""
 
 OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "environment", "logger", "evaluation.answers")
-OPTIONAL += tuple(f"loss.{term}" for term in ("divergence", "policy_gradient", "cross_entropy", "reference", "clip", "gate"))
+OPTIONAL += ("loss.divergence", "loss.policy_gradient", "loss.cross_entropy", "loss.reference", "loss.clip", "loss.gate")
+OPTIONAL += ("loss.returns",)
 """Nodes with a target that may be null."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -96,7 +100,7 @@ def check_names(cfg: dict[str, Any]) -> None:
     valid = {*shipped(), *groups} - {"defaults", "override hydra"}
     for key, value in cfg.items():
         if key not in valid:
-            raise ValueError(f"{key}={value!r} is no key of a run{nearest(key, valid)}")
+            raise ValueError(f"{key}={value!r} is no key of a run{familiar(key) or nearest(key, valid)}")
     for place, keys in KEYS.items():
         for key, value in cfg[place].items():
             if key not in keys:
@@ -144,6 +148,8 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 @cache
 def parameters_of(target: str) -> Mapping[str, inspect.Parameter]:
     """The parameters of the object at a dotted path."""
+    if (read := signature(moved(target))) is not None:
+        return read
     target_object = find(target)
     if not callable(target_object):  # a module; an empty path finds one too
         raise ValueError(f"{target!r} is no class or function")
@@ -166,7 +172,8 @@ def check_binding(place: str, node: dict[str, Any]) -> None:
     extra = {name for start, names in EXTRAS.items() if f"{place}.".startswith(f"{start}.") for name in names}
     inside = {leaf.rpartition(".")[2]: leaf for leaf, _ in leaves(node) if "." in leaf}
     for key in options - set(parameters):
-        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{nearest(key, parameters, inside)}")
+        end = familiar(key) or nearest(key, parameters, inside)
+        raise ValueError(f"{place}.{key}={node[key]!r} is no option of {node['_target_']}{end}")
     for key in options & set(parameters):
         check_type(f"{place}.{key}", node[key], parameters[key].annotation)
     if not node.get("_partial_"):

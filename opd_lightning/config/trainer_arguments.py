@@ -8,8 +8,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch.plugins import CheckpointIO
-
 from opd_lightning.config.names import find
 
 NOTHING: tuple[Any, ...] = (None,)
@@ -71,6 +69,8 @@ def check_trainer(trainer: dict[str, Any]) -> None:
     if not (epochs is None or type(epochs) is int) or (epochs is not None and epochs < 1 and epochs != -1):
         raise ValueError(f"trainer.max_epochs={epochs} should be a whole number of passes through the data; -1 sets no limit.")
     for plugin in plugins(trainer.get("plugins")):
+        from lightning.pytorch.plugins import CheckpointIO  # takes seconds
+
         target = find(plugin)
         if isinstance(target, type) and issubclass(target, CheckpointIO):
             raise ValueError(f"trainer.plugins: {plugin} would write nothing, for callbacks.checkpoint does; leave it out.")

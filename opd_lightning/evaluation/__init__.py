@@ -7,12 +7,13 @@ before and after training.
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
 from opd_lightning.evaluation.divergence import ReferenceLikelihood, StartDivergence, TeacherDivergence
-from opd_lightning.evaluation.estimate import Estimate, headlines
+from opd_lightning.evaluation.estimate import KINDS, Estimate, headlines, leading
 from opd_lightning.evaluation.harness import HarnessTasks
 from opd_lightning.evaluation.robustness import Perturbations, Robustness
 from opd_lightning.evaluation.teacher_gap import TeacherAccuracy
 
 __all__ = [
+    "KINDS",
     "Estimate",
     "GreedyAccuracy",
     "GreedyAnswers",
@@ -25,4 +26,5 @@ __all__ = [
     "TeacherAccuracy",
     "TeacherDivergence",
     "headlines",
+    "leading",
 ]

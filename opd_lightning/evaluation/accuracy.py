@@ -9,6 +9,7 @@ from typing import Any
 
 from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate, average, pass_at, proportion
+from opd_lightning.evaluation.reference_nll import reference_nll
 from opd_lightning.models import Student
 from opd_lightning.types import Example, SamplingParams, Verdict
 from opd_lightning.utils.seeds import derive_seed
@@ -19,11 +20,13 @@ class Answer:
     """One completion of a held-out prompt.
 
     Attributes:
+        text: without special tokens.
         verdict: the task's.
         length: tokens, EOS included.
         truncated: did it run into the token limit?
     """
 
+    text: str
     verdict: Verdict
     length: int
     truncated: bool
@@ -41,7 +44,7 @@ class GreedyAccuracy:
         prefix: of the numbers' names, such as "validation/"; distinguishes two accuracies in one suite.
 
     Attributes:
-        outcomes: skill and content by example id, of the last call.
+        outcomes: skill, content and the answer by example id, of the last call.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class GreedyAccuracy:
         """For each skill, and each group of skills ("prior" of "prior/sort"): accuracy, format, length, truncated.
 
         Accuracy is the share that is right; for tasks with partial scores, `score` is their mean. Tasks without a verifier have
-        neither.
+        neither, and `nll` of their references, nats per token.
         """
         answers = sample_answers(generator, self, samples=1, seed=0)
         pairs = zip(self.examples, answers, strict=True)
-        self.outcomes = {e.id: {"skill": e.skill, "content": samples[0].verdict.content} for e, samples in pairs}
-        estimates = by_skill(self.examples, answers, partial(summarise, self.task))
+        self.outcomes = {
+            e.id: {"skill": e.skill, "content": first.verdict.content, "answer": first.text} for e, (first,) in pairs
+        }
+        likelihood = {} if self.task.verifies else reference_nll(student, self.renderer, self.examples)
+        estimates = likelihood | by_skill(self.examples, answers, partial(summarise, self.task))
         return {f"{self.prefix}{name}": estimate for name, estimate in estimates.items()}
 
 
@@ -137,7 +143,7 @@ def sample_answers(
         texts = evaluation.renderer.decode_all([completion.token_ids for completion in done])
         for (i, example), text, completion in zip(batch, texts, done, strict=True):
             verdict = evaluation.task.verify(example, text)
-            answers[i].append(Answer(verdict, len(completion.token_ids), completion.finish_reason == "length"))
+            answers[i].append(Answer(text, verdict, len(completion.token_ids), completion.finish_reason == "length"))
     return answers
 
 

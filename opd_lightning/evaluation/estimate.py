@@ -62,6 +62,18 @@ def headlines(numbers: Iterable[str]) -> list[str]:
     return [name for name in names if not (len(parts[name]) == 3 and f"{parts[name][0]}/{parts[name][2]}" in parts)]
 
 
+KINDS = ("accuracy", "harness/", "score", "avg@", "pass@", "nll", "log_likelihood", "kl")
+"""Kinds of numbers by what they say about a model, the first the most."""
+
+
+def leading(numbers: Iterable[str], most: int = 4) -> list[str]:
+    """The few numbers to show in a line: the first of KINDS that were measured, without perturbations and single skills."""
+    names = headlines(numbers) or [name for name in numbers if name != "step" and name.count("/") < 3]
+    plain = [name for name in names if not name.startswith(("robust/", "teacher/"))] or names
+    kinds = [[name for name in plain if kind in name.rpartition("/")[2] or name.startswith(kind)] for kind in KINDS]
+    return (list(dict.fromkeys(name for group in kinds for name in group)) or plain)[:most]
+
+
 def pass_at(k: int, n: int, solved: int) -> float:
     """Probability that at least one of k of a prompt's n samples is right: 1 - C(n - c, k) / C(n, k).
 

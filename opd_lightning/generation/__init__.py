@@ -2,5 +2,6 @@
 
 from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.generation.vllm import VLLMGenerator
+from opd_lightning.generation.vllm_server import VLLMServerGenerator
 
-__all__ = ["TransformersGenerator", "VLLMGenerator"]
+__all__ = ["TransformersGenerator", "VLLMGenerator", "VLLMServerGenerator"]

@@ -105,3 +105,11 @@ def expect(p: Tensor, x: Tensor) -> Tensor:
     if value.isnan().any():
         value = torch.where(p == 0, 0.0, p * x).sum(-1)
     return value
+
+
+def where_valid(stats: dict[str, Tensor], target: Any) -> dict[str, Tensor]:
+    """The statistics, NaN for tokens without a target where they compare with one."""
+    if target.valid is None:
+        return stats
+    other = {"student_entropy", "reference_kl", "reference_unshared_mass"}
+    return {name: x if name in other else torch.where(target.valid, x, torch.nan) for name, x in stats.items()}

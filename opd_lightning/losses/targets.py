@@ -156,6 +156,14 @@ class TopKLogProbs:
             raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
+    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
+        """The first k, which are the student's tokens."""
+        return self.top(k)
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
     def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the first k tokens, ids [n, k]."""
         inside = self.logprobs[:, : ids.shape[1]].exp().sum(-1, keepdim=True)
@@ -188,6 +196,10 @@ class SampledLogProbs:
         return self
 
     def of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the written tokens."""
         return self.sampled
 

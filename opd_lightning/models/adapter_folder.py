@@ -16,6 +16,9 @@ from opd_lightning.models.loading import WRAPPERS, first_names
 
 log = logging.getLogger(__name__)
 
+PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE")
+"""Kinds of adapters that add to the input or to the cache and have no weights to merge."""
+
 CONFIG, FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -42,6 +45,12 @@ def base_of(place: str, configured: str | None, name: str, option: str) -> str:
         FolderError: there is none, or the folder also holds a full model.
     """
     config = read_json(_config_file(place), name)
+    kind = str(config.get("peft_type"))
+    if kind in PROMPTS:
+        raise FolderError(
+            f"{name} is an adapter of the kind {kind}, which puts vectors before the prompt instead of changing weights; it "
+            "cannot be merged, so it is not supported: give an adapter of weights, such as LoRA, or the base itself."
+        )
     if configured is None and (model_file := next((file for file in WEIGHTS if (Path(place) / file).is_file()), None)):
         raise FolderError(
             f"{name} holds both a model ({model_file}) and an adapter ({CONFIG}), which may be merged into it already; remove "

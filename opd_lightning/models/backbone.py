@@ -34,7 +34,8 @@ def scale(config: Any) -> float:
 def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: str) -> None:
     """Check that backbone and head give the model's logits; some models transform logits in ways that `Head` lacks.
 
-    Compared are the logits of four tokens, and those of the same hidden states scaled up until a cap is visible.
+    Compared are the logits of four tokens, those of the first two alone, and those of the same hidden states scaled up until a
+    cap is visible.
 
     Args:
         lm: in eval mode.
@@ -42,11 +43,12 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         name: the field, for errors.
 
     Raises:
-        ValueError: the logits differ, or the model is no causal language model.
+        ValueError: the logits differ, also in what they rule out, or the model is no causal language model.
     """
     kind, ids = type(lm).__name__, torch.arange(4, device=lm.device)[None]
     try:
         hidden = backbone(lm)(input_ids=ids).last_hidden_state[0]
+        causal = logits_agree(project(hidden[:2]), lm(input_ids=ids[:, :2]).logits[0])
         same = logits_agree(project(hidden), lm(input_ids=ids).logits[0])
         factor = max(1.0, LARGE / max(logit_range(project, hidden), 1e-6))
         with scaled(backbone(lm), factor) as calls:
@@ -59,6 +61,11 @@ def verify_head(lm: PreTrainedModel, project: Callable[[Tensor], Tensor], name: 
         raise ValueError(
             f"{name}: {kind} cannot be read as a causal language model ({first}); choose another model."
         ) from error
+    if same and not causal:
+        raise ValueError(
+            f"{name}: {kind} reads the tokens behind a position too, so it would see what it is to predict; choose a causal "
+            "model (config.json may set is_decoder or use_bidirectional_attention)."
+        )
     if not same:
         raise ValueError(
             f"{name}: {kind} changes its hidden states or logits around the output layer in a way that "
@@ -74,7 +81,9 @@ def logit_range(project: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
 
 
 def logits_agree(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two sets of logits agree up to rounding, where both are finite."""
+    """Whether two sets of logits agree up to rounding, where both are finite, and the first rules out what is expected."""
+    if (torch.isneginf(expected) & torch.isfinite(logits)).any():
+        return False
     finite = torch.isfinite(logits) & torch.isfinite(expected)
     if not finite.any():
         return True

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 POINTER = b"version https://git-lfs"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -147,6 +148,27 @@ def headers(files: list[Path], name: str) -> dict[str, torch.Size]:
     return shapes
 
 
+NARROW = ("I8", "U8", "I16", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+"""Types of quantised weights in safetensors."""
+
+
+def check_floats(files: list[Path], name: str) -> None:
+    """Check that matrices are stored as floats of 16 bits or more, for a model whose configuration names no quantisation.
+
+    Raises:
+        FolderError: one is not; its integers would be taken for its values.
+    """
+    for path in (file for file in files if file.suffix == ".safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_slice(key)
+                if key.endswith(".weight") and len(part.get_shape()) > 1 and (kind := part.get_dtype()) in NARROW:
+                    raise FolderError(
+                        f"{name}: {key} is stored as {kind}, quantised, and config.json has no quantization_config to "
+                        "read it by; give the weights in float32 or bfloat16."
+                    )
+
+
 def safetensors_header(path: Path, name: str) -> dict[str, torch.Size]:
     """The names and shapes in a safetensors file; raises FolderError if its length does not fit its header."""
     size = path.stat().st_size
@@ -189,6 +211,25 @@ def pickle_header(path: Path, name: str) -> dict[str, torch.Size]:
             "with save_pretrained."
         )
     return {key: value.shape for key, value in state.items()}
+
+
+def differ(files: list[Path], first: str, second: str, rows: int = 4096) -> bool:
+    """Whether two weights of these files have different values; of safetensors a few rows are read at a time."""
+    one, two = weight(files, first), weight(files, second)
+    n = len(one) if isinstance(one, torch.Tensor) else one.get_shape()[0]
+    return any(not torch.equal(one[at : at + rows], two[at : at + rows]) for at in range(0, n, rows))
+
+
+def weight(files: list[Path], key: str) -> Any:
+    """One weight of these files, which `headers` has read: a tensor, or a view of safetensors that reads what is sliced."""
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                if key in file.keys():  # noqa: SIM118, for it is no dict
+                    return file.get_slice(key)
+        elif key in (state := torch.load(path, map_location="cpu", weights_only=True)):
+            return state[key]
+    raise KeyError(key)
 
 
 def check_vocabulary(vocabulary: dict[str, int], rows: int, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from opd_lightning.models.files import FolderError, headers, weight_files
+from opd_lightning.models.files import FolderError, check_floats, differ, headers, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ def load(place: str, name: str, dtype: torch.dtype, attention: str) -> PreTraine
         )
 
     model, warnings = checked(read, name)
+    if untied(model):
+        warnings.append(apart(name))
+        untie(model)
     for sentence in [*warnings, *check_values(model, name)]:
         log.warning(f"warning: {sentence}")
     return model
@@ -78,7 +81,38 @@ def preview(place: str, name: str) -> list[str]:
     config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if not files or getattr(config, "quantization_config", None) is not None:
         return []
-    return checked(lambda mapping: compared(config, shapes, mapping), name)[1]
+    check_floats(files, name)
+    model, warnings = checked(lambda mapping: compared(config, shapes, mapping), name)
+    for pair in model.all_tied_weights_keys.items():
+        stored = [key for weight in pair for key in shapes if f".{key}".endswith(ending(weight))]
+        if len(stored) == 2 and differ(files, stored[0], stored[1]):
+            return [*warnings, apart(name)]
+    return warnings
+
+
+def ending(weight: str) -> str:
+    """The last two parts of a weight's name, which prefixes in a file leave alone."""
+    return "." + ".".join(weight.split(".")[-2:])
+
+
+def untied(model: PreTrainedModel) -> set[str]:
+    """The weights that the configuration ties and that transformers left apart, for the files hold two values."""
+    return set(model.get_expanded_tied_weights_keys(all_submodels=True)) - set(model.all_tied_weights_keys)
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Write into the configuration that output layer and embedding are two, so that exports and engines keep both."""
+    config: Any = model.config
+    config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+
+
+def apart(name: str) -> str:
+    """The warning on a folder whose configuration ties two weights that differ."""
+    return (
+        f"{name}: its config.json says tie_word_embeddings=true, and its output layer differs from its embedding; both are "
+        "used as they are, and trained apart. Where one matrix is meant, remove the other from the folder; else set "
+        "tie_word_embeddings=false there."
+    )
 
 
 def compared(
@@ -211,11 +245,13 @@ def check_values(model: PreTrainedModel, name: str) -> Iterator[str]:
     Raises:
         FolderError: a weight is not finite.
     """
-    zeros = set()
+    zeros, mask = set(), getattr(model.get_output_embeddings(), "bias", None)
     for key, value in model.named_parameters():
         if not value.is_floating_point() or not value.numel() or value.element_size() == 1:
             continue
-        low, high = (bound.item() for bound in value.detach().aminmax())
+        # A bias of -inf rules words out; losses take it so.
+        values = value.detach().clamp_min(torch.finfo(value.dtype).min) if value is mask else value.detach()
+        low, high = (bound.item() for bound in values.aminmax())
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise FolderError(
                 f"{name}: {key} has values that are not finite; download it again, or give an earlier checkpoint."
@@ -233,7 +269,7 @@ def reporting() -> Iterator[list[str]]:
 
     def quiet(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if "LOAD REPORT" not in text and "seem corrupted" not in text:
+        if not any(words in text for words in ("LOAD REPORT", "seem corrupted", "will NOT tie")):
             return True
         reports.append(text)
         return False

@@ -5,6 +5,7 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,33 +18,30 @@ from transformers import (
 )
 
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.names import find, packaged
+from opd_lightning.config.names import find, not_made, packaged
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models import adapter_folder, adapters, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
+from opd_lightning.runs.identity import is_run
+from opd_lightning.utils.in_memory import SCHEME
 
 log = logging.getLogger(__name__)
 
 
-def locate(path: str) -> str:
+def locate(path: str, field: str = "model.path") -> str:
     """The folder of `pkg://package/folder` (Hydra's syntax) or `stand-in://architecture`; other paths unchanged."""
     if path.startswith(stand_in.SCHEME):
-        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME))
+        return stand_in.model_folder(path.removeprefix(stand_in.SCHEME), field)
     return packaged(path)
-
-
-def is_run(path: str) -> bool:
-    """Whether a path is the folder of a run with a checkpoint."""
-    return (Path(path) / "checkpoints" / "last.ckpt").is_file() and (Path(path) / "config.yaml").is_file()
 
 
 class Pretrained:
     """A causal language model and its tokenizer.
 
     Args:
-        path: a folder, a hub id, `pkg://package/folder`, the folder of a finished run, or one with an adapter by PEFT.
+        path: a folder, hub id, `pkg://package/folder`, run or adapter by PEFT; of `memory://` an `InMemory` is made.
         dtype: dtype of the loaded weights, such as "float32" or "bfloat16".
         attention: transformers' `attn_implementation`.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
@@ -56,6 +54,13 @@ class Pretrained:
         field: the configuration's field, for errors.
         base: the model that an adapter at `path` is merged into, in place of the one that its adapter_config.json names.
     """
+
+    def __new__(cls, path: str = "", *_: Any, **__: Any) -> "Pretrained":
+        if not str(path).startswith(SCHEME):
+            return super().__new__(cls)
+        from opd_lightning.models.in_memory import InMemory  # a subclass
+
+        return super().__new__(InMemory)
 
     def __init__(
         self,
@@ -90,8 +95,7 @@ class Pretrained:
         if self.is_adapter():
             return self._with_checkpointing(adapter_folder.merge(self._base().model(), self._place(), self.name))
         with self._loading_errors():
-            place = self._place()
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place := self._place(), trust_remote_code=False)
         attention = attention_for(config, self.attention, self.name)
         with self._loading_errors(), attention_errors(self.attention, self.field):
             model = loading.load(place, self.name, self.dtype, attention)
@@ -119,7 +123,7 @@ class Pretrained:
     def is_adapter(self) -> bool:
         """Whether the path holds an adapter by PEFT."""
         with self._loading_errors():
-            is_adapter = adapter_folder.is_adapter(locate(self.path))
+            is_adapter = adapter_folder.is_adapter(self._located())
         if self.base is not None and not is_adapter and not is_run(self.path):
             option = self.field.replace("path", "base")
             raise ValueError(f"{option}={self.base}, but {self.name} is no adapter (adapter_config.json); set {option}=null.")
@@ -127,10 +131,15 @@ class Pretrained:
 
     def _place(self) -> str:
         """The folder or hub id, after a check of its configuration and tokenizer files."""
-        place = locate(self.path)
-        if Path(place).is_dir():
+        if Path(place := self._located()).is_dir():
             check_texts(place, self.name)
         return place
+
+    def _located(self) -> str:
+        """The folder or hub id; raises FolderError for a folder that a command makes first, before a hub is asked."""
+        if command := not_made(self.path):
+            raise FolderError(f"{self.name} is not there; `{command}` makes it.")
+        return locate(self.path, self.field)
 
     def _with_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, with activation checkpointing if `checkpointing` is set."""
@@ -250,6 +259,11 @@ class Pretrained:
 
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into its base model."""
+        lm = self.adapted()
+        return self._with_checkpointing(adapters.merged(lm)) if adapters.layers(lm) else lm
+
+    def adapted(self) -> PreTrainedModel:
+        """The weights of the run at `path`, with its adapter, if it has one, beside the others."""
         student = Student(self._base().model())
         adapter = read_run(self.path).get("adapter")
         if adapter is not None:
@@ -260,7 +274,7 @@ class Pretrained:
         missing, unexpected = student.load_state_dict(state, strict=False)
         trained = {name for name, p in student.named_parameters() if p.requires_grad}
         assert not unexpected and not trained & set(missing), "the checkpoint is of another model than its configuration"
-        return student.lm if adapter is None else self._with_checkpointing(adapters.merged(student.lm))
+        return student.lm
 
     def _loading_errors(self):
         return _LoadingErrors(f"{self.name} could not be loaded; give a folder, a hub id or the folder of a run")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
@@ -14,12 +14,17 @@ from opd_lightning.models.backbone import backbone
 from opd_lightning.types import Sequences, Tokens
 
 
-def shard(student: nn.Module, mesh: DeviceMesh, objective: Objective) -> None:
+def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Objective) -> None:
     """Shard each layer and the rest of the student, in place.
+
+    It is converted to the dtype of trainer.precision first, for FSDP2 keeps the dtype of the gradients that it begins with.
 
     A first forward pass through the full model registers the layers as its parts: a layer that is called first, as decoding
     does, would become the root.
     """
+    strategy.precision_plugin.convert_module(student)
+    assert strategy.device_mesh is not None
+    mesh = strategy.device_mesh["data_parallel"]
     for layer in max((m for m in student.modules() if isinstance(m, nn.ModuleList)), key=len):
         fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)

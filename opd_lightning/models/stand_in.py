@@ -9,12 +9,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from opd_lightning.models.architecture import class_of
 
 SCHEME = "stand-in://"
 
@@ -46,14 +49,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def model_folder(name: str) -> str:
+def model_folder(name: str, field: str = "model.path") -> str:
     """The folder of a random model, created if it does not exist.
 
     Args:
         name: an architecture of transformers, with an optional seed: "qwen3/1" is another model than "qwen3".
+        field: the configuration's field, for errors.
 
     Raises:
-        ValueError: transformers has no such architecture.
+        ValueError: transformers has no such architecture, or no causal language model of it.
     """
     architecture, _, seed = name.partition("/")
     folder = Path(tempfile.gettempdir()) / "opd_lightning_stand_ins" / f"{architecture}-{seed or 0}"
@@ -76,9 +80,11 @@ def model_folder(name: str) -> str:
     try:
         config = AutoConfig.for_model(architecture, **sizes)
     except ValueError as error:
+        near = get_close_matches(architecture, CONFIG_MAPPING, n=1) or ["qwen3"]
         raise ValueError(
-            f"{SCHEME}{architecture} is no architecture of transformers ({str(error).splitlines()[0]})."
+            f"{SCHEME}{architecture} is no architecture of transformers; did you mean {SCHEME}{near[0]}?"
         ) from error
+    class_of(config, f"{field}={SCHEME}{architecture}")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")  # other processes may create it too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed or 0))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,12 +17,23 @@ def full_weights(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     device must call it, for sharded weights are gathered.
     """
     changes = {id(weight_of(layer)): layer for layer in layers(lm).values()}
-    for key, parameter in lm.named_parameters(remove_duplicate=False):
-        if ".lora_" in key:
-            continue
+    for key, parameter in _merged_parameters(lm):
         value, layer = full_tensor(parameter.detach()), changes.get(id(parameter))
         if layer is not None:
             change = full_tensor(sum_of(layer)).to(value.device)
             change = change.T if getattr(layer, "fan_in_fan_out", False) else change  # in the layer's own orientation
             value = (value.float() + change).to(value.dtype)
-        yield key.replace(".base_layer.", "."), value
+        yield key, value
+
+
+def weight_shapes(lm: PreTrainedModel) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and full shape of what `full_weights` yields, in its order, without gathering."""
+    for key, parameter in _merged_parameters(lm):
+        yield key, parameter.dtype, tuple(parameter.shape)
+
+
+def _merged_parameters(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a model without its adapter's, each under every name that it would have in a merged model."""
+    for key, parameter in lm.named_parameters(remove_duplicate=False):
+        if ".lora_" not in key:
+            yield key.replace(".base_layer.", "."), parameter

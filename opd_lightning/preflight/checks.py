@@ -11,6 +11,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.rendering import as_played
 from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -122,8 +123,9 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
         yield CheckResult(
             "data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them."
         )
+    shown = as_played(parts.examples[:512], parts.environment)
     for name, (model, context, renderer) in parts.readers().items():
-        tokens = lengths(list(parts.examples), renderer, context)
+        tokens = lengths(shown, renderer, context)
         if not tokens:
             yield CheckResult(f"{name}'s prompts", "pass", "are made from attempts, so their length is known in training only")
             continue
@@ -160,6 +162,14 @@ def updates(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
         yield CheckResult("updates", "pass", f"trainer.max_epochs={epochs} ends the run at update {last}")
 
 
+def warmup(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """Check results on the warm-up, which may outlast the run."""
+    steps, last = cfg.optim.warmup_steps, parts.bounded(cfg).trainer.max_steps
+    if 0 < last <= steps:
+        text = f"optim.warmup_steps={steps} outlasts the run of {last} updates, so the rate never"
+        yield CheckResult("warm-up", "warn", f"{text} reaches optim.lr={cfg.optim.lr:g}; lower it, or train longer.")
+
+
 def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
     """Check results on the verifier, on the first `n` examples: references must be right and empty completions wrong."""
     if not parts.task.verifies:
@@ -188,7 +198,7 @@ def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
 
 def prompts(parts: Components) -> Iterator[CheckResult]:
     """Check results with the first example's prompt, as text, for student and teachers."""
-    example = parts.examples[0]
+    example = as_played(parts.examples[:1], parts.environment)[0]
     for name, (_, context, renderer) in parts.readers().items():
         chat = context(example)
         if chat is None:

@@ -17,11 +17,12 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
+from opd_lightning.preflight.options import check_adapter, check_optimizer
 from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
-from opd_lightning.preflight.rendering import check_rows
+from opd_lightning.preflight.rendering import as_played, check_rows
 from opd_lightning.runs.status import started
 from opd_lightning.teachers.alignment import aligned
-from opd_lightning.teachers.base import all_parts
+from opd_lightning.teachers.base import all_parts, linked
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
 
@@ -38,6 +39,7 @@ class Components:
         rollout, objective: the source of completions, and the loss.
         teachers: those that rollout or objective need, by name.
         suite: evaluations by name.
+        environment: makes the episodes of training; None where the task's own prompts are read.
         max_prompt_tokens: limit of the student's prompts, in tokens.
         template_error: the first error of the chat template, which `preflight` raises; None where it renders every row.
     """
@@ -53,6 +55,7 @@ class Components:
     objective: Objective
     teachers: dict[str, Any]
     suite: dict[str, Any]
+    environment: Any
     max_prompt_tokens: int | None
     template_error: str | None
 
@@ -99,7 +102,9 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         ValueError: something is wrong with the configuration, the data or a tokenizer.
     """
     check_built(cfg)
+    check_optimizer(cfg)
     model: Pretrained = build(cfg.model)
+    check_adapter(cfg, model)
     renderer, task = model.renderer(started(folder)), build(cfg.task)
     tokenizer = renderer.tokenizer
     if task.max_new_tokens is None:
@@ -116,7 +121,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     own_renderers = {name: part.own for name, part in all_parts(teachers) if part.aligned}
     template_error = None
     try:
-        check_rows(task, renderer, contexts, own_renderers)
+        check_rows(task, renderer, contexts, environment, own_renderers)
     except ValueError as error:
         template_error = str(error)
     nodes = {} if template_error else cfg.evaluation.suite  # some evaluations render their prompts at once
@@ -134,12 +139,15 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
         objective=objective,
         teachers=teachers,
         suite=suite,
+        environment=environment,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         template_error=template_error,
     )
     if cfg.data.overlong != "drop" or template_error:
         return parts
-    kept = drop_overlong(all_examples, list(parts.readers().values()), rollout.sampling.max_new_tokens)
+    played = as_played(all_examples, environment)
+    fitting = {e.id for e in drop_overlong(played, list(parts.readers().values()), rollout.sampling.max_new_tokens)}
+    kept = [example for example in all_examples if example.id in fitting]
     if rollout.reads_references:
         kept = drop_long(kept, renderer, reference_limit(rollout))
     return Components(**{**vars(parts), "examples": kept})
@@ -168,4 +176,4 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
     """The teachers of these names; others are not built."""
     contexts = {"teacher": build(cfg.context), "reference": NoContext(model.template_options)}
-    return {name: build(cfg[name], context=contexts[name]) for name in sorted(names)}
+    return linked({name: build(cfg[name], context=contexts[name]) for name in sorted(names)})

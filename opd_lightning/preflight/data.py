@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses.targets import FullLogits, SampledLogProbs, TopKLogProbs
 from opd_lightning.models import Pretrained
-from opd_lightning.preflight.rendering import rendering_errors
+from opd_lightning.preflight.rendering import as_played, rendering_errors
 from opd_lightning.tasks.splits import key_of, near_duplicates
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
@@ -36,7 +37,7 @@ def preflight(parts: Any) -> dict[str, Any]:
         part = "loss.policy_gradient learns from verdicts alone" if objective.rewarded else "the loss reads verdicts"
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and {part}; give it one "
-            "(e.g. task/verifier=numeric) or choose a method without rewards."
+            "(e.g. task/verifier=numeric, in Python verify=) or choose a method without rewards."
         )
     check_contexts(parts)
     check_objective(parts)
@@ -49,15 +50,15 @@ def preflight(parts: Any) -> dict[str, Any]:
     for teacher in parts.teachers.values():
         teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
-    readers = parts.readers()
+    readers, shown = parts.readers(), as_played(examples, parts.environment)
     model, context, renderer = readers["student"]
-    check_lengths("rollout", examples, renderer, model, context, longest, "data")
+    check_lengths("rollout", shown, renderer, model, context, longest, "data")
     plain = NoContext(parts.model.template_options)
     check_lengths("task", heldout, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
     for name, (model, context, renderer) in readers.items():
-        check_turns_rendered(name, examples[0], renderer, context)
+        check_turns_rendered(name, shown[0], renderer, context)
         if name != "student":
-            check_lengths("rollout", examples, renderer, model, context, longest, "context")
+            check_lengths("rollout", shown, renderer, model, context, longest, "context")
     pairs = near_duplicates(examples, heldout)
     counts = {"train": len(examples), "heldout": len(heldout), "near_duplicates": len(pairs), "digest": digest(examples)}
     counts |= getattr(task, "notes", {})
@@ -75,7 +76,7 @@ def check_contexts(parts: Any) -> None:
         if part.context.needs_rollouts and not parts.task.verifies:
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
-                "(e.g. task/verifier=numeric) or choose context=demonstration."
+                "(e.g. task/verifier=numeric, in Python verify=) or choose context=demonstration."
             )
 
 
@@ -104,7 +105,10 @@ def check_objective(parts: Any) -> None:
         name: kinds[next(kind for kind in kinds if kind in provides)] for name, provides in provided.items()
     }
     try:
-        parts.objective(logits, targets, Tokens(zero, zero, one, zero, one, one))
+        tokens = Tokens(zero, zero, one, zero, one, one, group=zero, pass_rate=one, future=0 * one)
+        parts.objective(logits, targets, tokens)
+        if parts.objective.reads_scores:
+            parts.objective.weights(replace(tokens, seen=parts.objective.observe(logits, targets, tokens)[1]), 1)
     except AttributeError as error:
         raise ValueError(
             f"loss: a part of it reads more of a teacher than it provides ({error}); choose another loss/gate, or "

@@ -1,10 +1,11 @@
 """The chat template on every row, before training: rows that it refuses, and turns that it leaves out in silence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from opd_lightning.contracts import Renderer, Task
+from opd_lightning.contracts import Environment, Renderer, Task
 from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Messages
@@ -12,10 +13,39 @@ from opd_lightning.types import Example, Messages
 SPLITS = ("train", "validation", "test")
 
 
+def as_played(
+    examples: Sequence[Example], environment: Callable[[], Environment] | None, errors: dict[str, str] | None = None
+) -> list[Example]:
+    """The examples with the messages with which an environment begins their episodes; None leaves them as they are.
+
+    Args:
+        errors: takes a sentence by example id where an episode cannot begin; with None such examples stay as they are.
+    """
+    if environment is None:
+        return list(examples)
+    played = []
+    for example in examples:
+        try:
+            messages = environment().reset(example)
+            if not (messages and all(isinstance(turn["role"] + turn["content"], str) for turn in messages)):
+                raise ValueError("it gives no messages")
+            played.append(replace(example, messages=messages))
+        except Exception as error:  # an environment is a program of the user's
+            if errors is None:
+                played.append(example)
+            else:
+                text = f"{type(error).__name__}: {error}"
+                errors[example.id] = (
+                    f"the environment cannot begin an episode of example {example.id} ({text}); mend its reset."
+                )
+    return played
+
+
 def check_rows(
     task: Task,
     renderer: Renderer,
     contexts: Mapping[str, NoContext],
+    environment: Callable[[], Environment] | None = None,
     own_renderers: Mapping[str, Renderer] = MappingProxyType({}),
 ) -> None:
     """Remove rows that cannot be rendered from the task, if it leaves bad rows out.
@@ -23,13 +53,19 @@ def check_rows(
     Args:
         renderer: the student's.
         contexts: the contexts of all readers by name, the student's first.
+        environment: makes the episodes of training examples; None leaves prompts as they are.
         own_renderers: of those readers that have another tokenizer.
 
     Raises:
         ValueError: a row cannot be rendered, and the task does not leave bad rows out.
     """
     examples = list({e.id: e for split in SPLITS for e in task.examples(split)}.values())
-    reasons = rendering_errors(examples, renderer, contexts, own_renderers)
+    reasons: dict[str, str] = {}
+    if environment is not None:
+        examples += as_played(
+            task.examples("train"), environment, reasons
+        )  # beside the rows themselves, which are rendered too
+    reasons = rendering_errors(examples, renderer, contexts, own_renderers) | reasons
     if not reasons:
         return
     leave_out = getattr(task, "leave_out", None)

@@ -73,6 +73,10 @@ def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[
     inexact, with_end = [], []
     for example in examples:
         assert example.completion is not None
+        if not renderer.without_end(example.completion).strip():
+            text = f"the reference of example {example.id} is an end token alone, which teaches to say nothing"
+            yield CheckResult("replies", "fail", f"{text}; leave such rows out (task.prepare).")
+            return
         chat = [*example.messages, {"role": "assistant", "content": renderer.without_end(example.completion)}]
         try:
             exact = renderer.continuation(chat)[1]

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Callable, Iterator
 from functools import wraps
+from math import log2
 from pathlib import Path
 
 import psutil
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.models import Pretrained
@@ -19,6 +20,10 @@ from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.weights import Parameters
 
 GIB = 2**30
+SHARES = {"GPU": 0.5, "machine": 0.25}
+"""The share of free memory that activations may take; a machine's is shared with other programs."""
+LEAST, MOST = 256, 2**20
+"""Bounds of the automatic number of tokens."""
 
 
 def sizes_of(model: Pretrained) -> tuple[int, int, PretrainedConfig]:
@@ -76,9 +81,8 @@ def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     """Check results on the estimated memory of parameters, optimizer, teachers, activations and rollout cache on one device."""
     weights, config = student(parts, cfg)
-    width, devices = torch.finfo(parts.model.dtype).bits // 8, cfg.trainer.devices
-    shards = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
-    sizes = {"weights": weights.all * width / shards, "gradients and AdamW": weights.trained * (width + 8) / shards}
+    width = torch.finfo(parts.model.dtype).bits // 8
+    sizes = own_bytes(parts, cfg, weights)
     name, capacity = device(cfg)
     if (minimum := sum(sizes.values())) > capacity:
         text = f"weights, gradients and AdamW alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
@@ -86,10 +90,7 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
             "memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices."
         )
         return
-    for part_name, part in all_parts(parts.teachers):
-        source = part.source
-        source_bytes = 0 if source is None else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
-        sizes[part_name] = source_bytes + part.footprint(weights)
+    sizes = resident_bytes(parts, cfg, weights)
     sizes |= transient_bytes(parts, cfg, config, width)
     total = sum(sizes.values())
     breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in sizes.items() if size)
@@ -104,28 +105,81 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     )
 
 
-def transient_bytes(parts: Components, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
-    """The bytes of activations, logits and rollout cache, which are freed within a step.
+def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
+    """The bytes of the student's weights, gradients and optimizer on one device."""
+    width, devices = torch.finfo(parts.model.dtype).bits // 8, cfg.trainer.devices
+    shards = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
+    return {"weights": weights.all * width / shards, "gradients and AdamW": weights.trained * (width + 8) / shards}
 
-    Activations are counted as 16 hidden-sized values per token and layer and the feed-forward's width twice (with checkpointing
-    2 and none); the head holds `chunk` rows of logits a few times over.
-    """
-    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
-    length, checkpointing = longest + parts.rollout.sampling.max_new_tokens, parts.model.checkpointing
-    rows = cfg.data.batch_size * parts.rollout.sampling.n
-    tokens = min(rows * length, max(cfg.max_tokens_per_microbatch or rows * length, length))
-    widths = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    ffn_width = int(max(widths) if isinstance(widths, list | tuple) else widths)  # Gemma 3n has one per layer
-    per_token = 2 * config.hidden_size if checkpointing else 16 * config.hidden_size + 2 * ffn_width
+
+def resident_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
+    """The bytes of `own_bytes`, and of the teachers."""
+    sizes = own_bytes(parts, cfg, weights)
+    for name, part in all_parts(parts.teachers):
+        source = part.source
+        source_bytes = 0 if source is None or part.shares_weights else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
+        sizes[name] = source_bytes + part.footprint(weights)
+    return sizes
+
+
+def transient_bytes(parts: Components, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
+    """The bytes of activations, logits and rollout cache, which are freed within a step."""
+    rows, length = batch_shape(parts, cfg)
+    most = automatic_tokens(parts, cfg)[0] if cfg.max_tokens_per_microbatch == "auto" else cfg.max_tokens_per_microbatch
+    tokens = min(rows * length, max(most or rows * length, length))
     heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV keep a state of fixed size instead
     head_width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     kv_heads = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
     cached = 2 * rows * length * config.num_hidden_layers * kv_heads * head_width * width
     return {
-        "activations": tokens * config.num_hidden_layers * per_token * 4,
-        "logits": 4 * cfg.logits_chunk_size * config.vocab_size * 4,
+        "activations": tokens * activation_bytes(parts, config),
+        "logits": logit_bytes(cfg, config),
         "rollout cache": cached if parts.rollout.student_writes else 0,
     }
+
+
+def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
+    """The samples of a rollout, and the longest of them in tokens."""
+    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
+    return cfg.data.batch_size * parts.rollout.sampling.n, longest + parts.rollout.sampling.max_new_tokens
+
+
+def activation_bytes(parts: Components, config: PretrainedConfig) -> int:
+    """The bytes that a forward pass keeps for each token.
+
+    Counted are 16 hidden-sized float32 values per layer and the feed-forward's width twice (with checkpointing 2 and none).
+    """
+    widths = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    ffn_width = int(max(widths) if isinstance(widths, list | tuple) else widths)  # Gemma 3n has one per layer
+    per_layer = 2 * config.hidden_size if parts.model.checkpointing else 16 * config.hidden_size + 2 * ffn_width
+    return 4 * config.num_hidden_layers * per_layer
+
+
+def logit_bytes(cfg: DictConfig, config: PretrainedConfig) -> int:
+    """The bytes of a chunk of logits, which the head holds a few times over."""
+    return 16 * cfg.logits_chunk_size * config.vocab_size
+
+
+def free_memory(cfg: DictConfig) -> tuple[str, int]:
+    """The training device's name, and its free memory in bytes; the processes of one machine share it."""
+    name, _ = device(cfg)
+    devices = cfg.trainer.devices
+    if name == "GPU":
+        return name, int(torch.cuda.mem_get_info(devices[0] if isinstance(devices, ListConfig) else None)[0])
+    return name, int(psutil.virtual_memory().available) // (devices if isinstance(devices, int) and devices > 1 else 1)
+
+
+def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
+    """The padded tokens of a forward pass whose activations fit into free memory, and what there was of it, as text.
+
+    A share of what weights, optimizer and teachers leave is used, for estimates are rough and other programs run beside. The
+    number is a power of two, so that the processes of a run choose alike.
+    """
+    weights, config = student(parts, cfg)
+    name, free = free_memory(cfg)
+    fixed = sum(resident_bytes(parts, cfg, weights).values()) + logit_bytes(cfg, config)
+    room = SHARES[name] * max(free - fixed, free / 10) / activation_bytes(parts, config)
+    return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name}'s memory are free"
 
 
 def disk_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:

@@ -9,7 +9,7 @@ from opd_lightning.teachers.base import all_parts
 
 def weights(parts: Components) -> Iterator[CheckResult]:
     """Check results on the weight files of student and local teachers: complete, undamaged, and in the model's shapes."""
-    teachers = {name: part.source for name, part in all_parts(parts.teachers) if part.source is not None}
+    teachers = {name: part.source for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights}
     sources = {"student": parts.model} | teachers
     for name, source in sources.items():
         try:

@@ -31,7 +31,7 @@ def single_method(runs: list[Run]) -> list[str]:
     (label, cell), start = next(iter(labels(runs).items())), runs[0].evaluation["start"]
     ends = {h: mean(numbers(run)[h.name] for run in cell) for h in chosen(runs) if h.name in start}
     changes = joined([f"{h.label} from {start[h.name]:.3f} to {end:.3f}" for h, end in ends.items()])
-    return [f"There is one method, {label}, so nothing is compared.", *([f"It changed {changes}."] if changes else [])]
+    return [f"There is one method, {inline(label)}, so nothing is compared.", *([f"It changed {changes}."] if changes else [])]
 
 
 def reached(runs: list[Run]) -> dict[str, list[Run]]:
@@ -43,7 +43,7 @@ def target(runs: list[Run]) -> str:
     """A sentence on the target accuracy, and the methods that missed it."""
     budget, cells = runs[0].config["budget"], labels(runs)
     missed = {label: sum(run.censored for run in cells[label]) for label in cells if label not in reached(runs)}
-    misses = joined([f"by {label} in {n} of {len(cells[label])} runs" for label, n in missed.items()])
+    misses = joined([f"by {inline(label)} in {n} of {len(cells[label])} runs" for label, n in missed.items()])
     metric = "the new skill" if budget["metric"].endswith("new/accuracy") else budget["metric"]
     if not reached(runs):
         return f"No method reached {budget['accuracy']:g} on {metric} with every seed."
@@ -67,7 +67,7 @@ def winner(runs: list[Run], compared: Compared, headline: Headline) -> str:
         return f"All methods are equal in {headline.label}: {texts[order[0]]}."
     behind = next(label for label in order if label not in first)
     other = behind if compared.baseline in first or compared.baseline not in means else compared.baseline
-    sentence = f"{headline.won} {joined(first)}: {texts[first[0]]}, against {texts[other]} by {other}"
+    sentence = f"{headline.won} {joined([*map(inline, first)])}: {texts[first[0]]}, against {texts[other]} by {inline(other)}"
     comparison = compared.of(other if compared.baseline in first else first[0], headline.name)
     return f"{sentence}{uncertainty(comparison) if comparison else ''}."
 
@@ -79,7 +79,7 @@ def uncertainty(comparison: Comparison) -> str:
         return ""
     if d.alike:
         return f" ({abs(d.mean):.3f} apart with every one of {d.seeds} seeds)"
-    subject = f"{comparison.method} is " if comparison.shown else ""
+    subject = f"{inline(comparison.method)} is " if comparison.shown else ""
     return f" ({subject}{comparison.verdict} with {d.seeds} seeds: {d})"
 
 
@@ -89,13 +89,19 @@ def costs(runs: list[Run]) -> str:
     spent = {label: mean(numbers(run)["flops"] for run in cell) for label, cell in cells.items()}
     least, *others = sorted(spent, key=lambda label: spent[label])
     shown = others if len(others) < MANY else others[-1:]
-    multiples = joined([f"{label} {spent[label] / (spent[least] or 1):.1f}" for label in shown])
+    multiples = joined([f"{inline(label)} {spent[label] / (spent[least] or 1):.1f}" for label in shown])
     made = {label: metrics(cell[0]).get("teacher_training") for label, cell in cells.items()}
-    taught = joined([f"{label}, {flops:.2e}" for label, flops in made.items() if flops])
+    taught = joined([f"{inline(label)}, {flops:.2e}" for label, flops in made.items() if flops])
     uncounted = f" (training the teacher of {taught}, is not counted)" if taught else ""
     if max(spent.values()) < 1.01 * spent[least]:
         return f"All methods cost the same, {spent[least]:.2e} FLOPs{uncounted}."
-    return f"In FLOPs, {least} cost least ({spent[least]:.2e}), {multiples} times as much{uncounted}."
+    return f"In FLOPs, {inline(least)} cost least ({spent[least]:.2e}), {multiples} times as much{uncounted}."
+
+
+def inline(label: str) -> str:
+    """A label within a sentence: "sdft (lr 1e-4)" for "sdft, lr 1e-4"."""
+    name, _, settings = label.partition(", ")
+    return f"{name} ({settings})" if settings else name
 
 
 def joined(parts: list[str]) -> str:

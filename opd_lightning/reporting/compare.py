@@ -78,7 +78,8 @@ class Compared:
 
 
 def compare(runs: list[Run], against: str | None = None) -> Compared:
-    """Comparisons with the cell called `against`, by default the study's baseline, else the first by name.
+    """Comparisons with the cell called `against` (or in the folder of that name), by default the study's baseline, else the
+    first by name.
 
     Cells are compared that reached the study's target with every seed, had the baseline's budget and share a seed with it.
 
@@ -87,8 +88,9 @@ def compare(runs: list[Run], against: str | None = None) -> Compared:
     """
     cells = labels(runs)
     wanted = against or runs[0].config["study"].get("baseline")
-    if against is not None and against not in cells:
-        raise ValueError(f"--against {against} is no method of this study; there are {', '.join(cells)}.")
+    wanted = next((label for label, cell in cells.items() if wanted == cell[0].cell), wanted)
+    if against is not None and wanted not in cells:
+        raise ValueError(f"--against {against} is no method of this study; there are {'; '.join(cells)}.")
     base = wanted if wanted in cells else next(iter(cells))
     by_default = base != wanted and len(cells) > 1
     notes = [f"all are compared with {base}, the first by name; --against chooses another"] if by_default else []

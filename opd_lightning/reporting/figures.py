@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,8 @@ from opd_lightning.reporting.table import labels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A800")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
+NARROW = 26
+"""Characters in a line of a legend; longer names are wrapped."""
 NEW, PRIOR = "accuracy on the new skill (greedy, held-out)", "accuracy on prior skills (greedy, held-out)"
 
 Figure = tuple[str, tuple[str, ...], Callable[[list[Run], Path], None], str]
@@ -109,7 +112,8 @@ def lines(axes: Axes, runs: list[Run], x: Callable[[Run, int], float], y: str) -
 
 def legend(axes: Axes) -> None:
     """Add a legend of methods, in a smaller font if there are many."""
-    axes.legend(frameon=False, fontsize=min(10.0, 100 / max(1, len(axes.get_legend_handles_labels()[1]))))
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles, [fill(name, NARROW) for name in names], frameon=False, fontsize=min(10.0, 100 / max(1, len(names))))
 
 
 def number(name: str) -> Callable[[Run, int], float]:
@@ -195,7 +199,10 @@ def robustness(runs: list[Run], path: Path) -> None:
         axes.bar(at, middle, width, yerr=spread, color=COLOURS[i % 8], label=label, hatch=hatch, edgecolor="white", capsize=2)
     axes.set_xticks(range(len(names)), [n.split("/")[1].replace("_", " ") for n in names], rotation=35, ha="right", fontsize=9)
     axes.set(ylabel=NEW.replace(" (greedy, held-out)", ""), ylim=(0, 1.02))
-    axes.legend(frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    handles, named = axes.get_legend_handles_labels()
+    fitting = int(10 * figure.get_figwidth() / (5 + min(NARROW, max(map(len, named)))))  # about ten characters to an inch
+    texts = [fill(name, NARROW) for name in named]
+    axes.legend(handles, texts, frameon=False, ncols=max(1, min(6, fitting)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from opd_lightning.evaluation import KINDS
 from opd_lightning.evaluation import headlines as evaluation_headlines
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels, metrics, spread
@@ -30,8 +31,6 @@ KNOWN = (
     Headline("robust/mean", "robustness", "The highest robustness is that of"),
 )
 """Headline numbers that are shown if measured."""
-KINDS = ("accuracy", "harness/", "score", "avg@", "pass@", "log_likelihood", "kl")
-"""Shown if fewer than two of KNOWN were measured: every accuracy, then the first of each kind, or the first number."""
 COSTS = {"updates": "updates", "flops": "FLOPs"}
 MOST = 3
 
@@ -42,7 +41,10 @@ def numbers(run: Run) -> dict[str, float]:
 
 
 def chosen(runs: list[Run]) -> list[Headline]:
-    """At most three headline numbers: those of KNOWN that any run has, and if fewer than two, others of KINDS."""
+    """At most three headline numbers: those of KNOWN that any run has.
+
+    If there are fewer than two, also every accuracy, then the first of each of KINDS, or the first number.
+    """
     measured = dict.fromkeys(name for run in runs for name in run.evaluation["end"])
     headlines = [known for known in KNOWN if known.name in measured]
     if len(headlines) >= 2:
@@ -58,9 +60,9 @@ def chosen(runs: list[Run]) -> list[Headline]:
 
 
 def other(name: str) -> Headline:
-    """A headline number that is none of KNOWN, labelled by its name; of KLs the lowest is the best."""
+    """A headline number that is none of KNOWN, labelled by its name; of KLs and NLLs the lowest is the best."""
     label = name.replace("/", " ").replace("_", " ")
-    least = name.endswith("kl")
+    least = name.endswith(("kl", "nll"))
     return Headline(name, label, f"The {'lowest' if least else 'highest'} {label} is that of", least)
 
 

@@ -23,14 +23,16 @@ table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; } td { white-space: pre-line; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; min-width: 5rem; overflow-wrap: break-word; }
-td.text { text-align: left; white-space: pre-wrap; }
-figure { margin: 1rem 0; break-inside: avoid; } img { max-width: 100%; } figcaption, .note { color: #444; font-size: 0.9rem; }
+td.text { text-align: left; white-space: pre-wrap; min-width: 9rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; break-inside: avoid; overflow-x: auto; } img { max-width: 100%; }
+figcaption, .note { color: #444; font-size: 0.9rem; }
 .opening img { width: 32rem; } .opening + .scroll { margin-bottom: 1.2rem; }
 details { border-top: 1px solid #ddd; padding: 0.6rem 0; } details details { margin-left: 1rem; }
 summary { cursor: pointer; font-weight: 600; } code, pre { overflow-wrap: anywhere; }
 pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.8rem; }
 @media (max-width: 40rem) { body { margin: 0.5rem auto; } .answer { font-size: 1.05rem; }
   table { font-size: 0.75rem; } th, td { padding: 0.25rem 0.3rem; }
+  details img { max-width: none; height: 17rem; }
   th:first-child, td:first-child { position: sticky; left: 0; background: #fff; min-width: 3rem; padding-left: 0; } }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; } details { display: none; } .scroll { overflow: visible; }
   table { font-size: 8pt; } th, td { padding: 0.15rem 0.3rem; } }

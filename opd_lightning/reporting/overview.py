@@ -2,12 +2,16 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from opd_lightning.config.labels import AXES, swept
+from opd_lightning.reporting.runs import with_label
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +25,11 @@ class Overview(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, before the first cell."""
         Overview.folder, Overview.refused = Path(config.hydra.sweep.dir), []
+        os.environ[AXES] = swept(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called once, after the last cell."""
+        os.environ.pop(AXES, None)
 
 
 def overview(folder: Path) -> str:
@@ -32,7 +41,7 @@ def overview(folder: Path) -> str:
     for cell, status in statuses.items():
         if status["state"] != "finished":
             reason = f": {status['reason']}" if "reason" in status else ""
-            lines.append(f"  {cell.relative_to(folder)} is {status['state']}{reason}")
+            lines.append(f"  {with_label(cell.relative_to(folder), status)} is {status['state']}{reason}")
     lines += [f"  {sentence}" for sentence in Overview.refused]
     if len(lines) > 1:
         lines.append("the same command makes what is missing and leaves what is finished alone")

@@ -3,12 +3,13 @@
 from math import inf
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from opd_lightning.reporting.figures import COLOURS, MARKERS
+from opd_lightning.reporting.figures import COLOURS, MARKERS, NARROW
 from opd_lightning.reporting.headline import chosen, numbers, one_seed, seed_counts
 from opd_lightning.reporting.runs import Run
 from opd_lightning.reporting.table import labels
@@ -91,9 +92,10 @@ def name_marks(axes: Axes, points: dict[str, tuple[float, float]], spent: dict[s
     (low, high), colours = axes.get_ylim(), dict(zip(points, range(len(points)), strict=True))
     height = axes.get_window_extent().height / axes.figure.dpi
     wanted = [(points[label][1] - low) / (high - low) for label in order]
-    for label, place in zip(order, apart(wanted, (2.5 if few else 1.2) * size / 72 / height), strict=True):
+    rows = max(fill(label, NARROW).count("\n") for label in order) if few else 0
+    for label, place in zip(order, apart(wanted, ((2.5 if few else 1.2) + rows) * size / 72 / height), strict=True):
         axes.annotate(
-            f"{label}\n{spent[label]:.1e} FLOPs" if few else label,
+            f"{fill(label, NARROW)}\n{spent[label]:.1e} FLOPs" if few else label,
             points[label],
             (1.08, place),
             textcoords="axes fraction",

@@ -64,7 +64,7 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
             status = read_json(path)
             if status["state"] != "finished":
                 reason = f" ({status['reason']})" if "reason" in status else ""
-                left_out.append(f"{cell} is {status['state']}{reason}")
+                left_out.append(f"{with_label(cell, status)} is {status['state']}{reason}")
                 continue
             read = {name: read_json(path.parent / f"{name}.json") for name in ("evaluation", "ledger")}
             config = yaml.safe_load((path.parent / "config.yaml").read_text())
@@ -85,6 +85,11 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
     if len(studies) > 1:
         raise ValueError(f"{folder} mixes the studies {', '.join(sorted(studies))}; give the folder of one of them.")
     return comparable(runs, left_out, folder)
+
+
+def with_label(folder: Path | str, status: dict[str, Any]) -> str:
+    """A run's folder, behind the label in its status.json if there is one."""
+    return f"{status['label']} ({folder})" if status.get("label") else str(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,5 +129,7 @@ def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list
     for cell in sorted({r.cell for r in runs}):
         missing = sorted(seeds - {r.seed for r in runs if r.cell == cell})
         absent = ", ".join(map(str, missing))
-        left_out += [f"{cell} has no finished run of seed {absent}, so it is compared on the other seeds"] if missing else []
+        status = next(r.status for r in runs if r.cell == cell)
+        named = with_label(cell, {"label": str(status.get("label", "")).rpartition(", seed ")[0]})
+        left_out += [f"{named} has no finished run of seed {absent}, so it is compared on the other seeds"] if missing else []
     return runs, left_out

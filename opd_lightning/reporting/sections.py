@@ -6,9 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from opd_lightning.config.labels import short_value
+from opd_lightning.reporting.answer import joined
 from opd_lightning.reporting.compare import Compared
 from opd_lightning.reporting.runs import Run
-from opd_lightning.reporting.table import by_cell, labels, summarise
+from opd_lightning.reporting.table import labels, summarise
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Section:
 def sections(runs: list[Run], compared: Compared, left_out: list[str]) -> list[Section]:
     """All sections that are not empty."""
     prompts = answered(runs)
-    written = ["method", "step", "prompt", "completion"]
-    configs = {cell[0].cell: yaml.safe_dump(cell[0].config, sort_keys=False) for cell in by_cell(runs).values()}
+    written = ["method", "step", "prompt", "completion", "reward"]
+    configs = {label: yaml.safe_dump(cell[0].config, sort_keys=False) for label, cell in labels(runs).items()}
     notes = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in [*left_out, *compared.sentences]]
     all_sections = [
         all_differences(compared),
@@ -73,7 +75,7 @@ def all_differences(compared: Compared) -> Section:
         "A single seed gets no verdict; its interval, where there is one, is a bootstrap over the prompts of this run only and "
         "does not cover other seeds.",
     ]
-    return Section(f"All differences from {compared.baseline}", header, rows, texts=texts if rows else [])
+    return Section(f"All differences from {compared.baseline}", header, rows, 7, texts=texts if rows else [])
 
 
 def all_numbers(runs: list[Run]) -> Section:
@@ -103,7 +105,8 @@ def protocol(runs: list[Run]) -> list[str]:
     most = max(run.config["trainer"]["max_steps"] for run in runs)
     ends = [*sorted(limits), *([f"{most} updates at most"] if most > 0 else [])]
     measured = ", ".join(f"{name} on {info['n']} held-out prompts" for name, info in runs[0].evaluation["examples"].items())
-    rates = ", ".join(f"{label} {cell[0].config['optim']['lr']:g}" for label, cell in labels(runs).items())
+    used = {name: sorted({run.config["optim"]["lr"] for run in runs if run.name == name}) for name in {r.name: 0 for r in runs}}
+    rates = ", ".join(f"{name} {joined([short_value(float(rate)) for rate in rates])}" for name, rates in used.items())
     return [
         f"{len(runs)} runs from one start model, {runs[0].status['start_model'][0]}. Measured: {measured or 'nothing'}.",
         f"What ended a run: {'; '.join(ends)}. Learning rates: {rates}.",
@@ -127,9 +130,11 @@ def answers(files: dict[str, Path]) -> list[list[str]]:
 def samples(runs: list[Run]) -> list[list[str]]:
     """The first and the last sample of the first seed of each method."""
     rows = []
-    for cell in by_cell(runs).values():
+    for label, cell in labels(runs).items():
         file = cell[0].folder / "samples.jsonl"
         kept = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         for line in [*kept[:1], *kept[-1:]]:
-            rows.append([cell[0].name, str(line["step"]), line["prompt"], line["completion"]])
+            reward = line.get("reward")
+            judged = "" if reward is None else " ".join(filter(None, [f"{reward:.3g}", line.get("verdict") or ""]))
+            rows.append([label, str(line["step"]), line["prompt"], line["completion"], judged])
     return rows

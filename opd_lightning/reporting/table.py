@@ -1,12 +1,18 @@
 """All numbers of a study: per run in results.csv, per cell (a method with its options) as means and ranges over seeds."""
 
 import csv
-from collections import Counter, defaultdict
+import json
+import math
+import re
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+from opd_lightning.config.labels import distinguished
 from opd_lightning.evaluation import headlines
 from opd_lightning.reporting.runs import Run
+from opd_lightning.runs.identity import HASHED
 
 COSTS = {
     "student_tokens": "student tokens",
@@ -39,16 +45,28 @@ def by_cell(runs: list[Run]) -> dict[str, list[Run]]:
 
 
 def labels(runs: list[Run]) -> dict[str, list[Run]]:
-    """Cells by a readable name: the method's, with the learning rate or the folder where several cells share it."""
+    """Cells by a readable name: the method's, with what differs where several cells share it, such as "sdft, lr 1e-4"."""
     cells = by_cell(runs)
-    names = Counter(cell[0].name for cell in cells.values())
-    rated = Counter((cell[0].name, cell[0].config["optim"]["lr"]) for cell in cells.values())
-    labelled = {}
-    for folder, cell in cells.items():
-        name, rate = cell[0].name, cell[0].config["optim"]["lr"]
-        label = name if names[name] == 1 else f"{name} lr={rate:g}" if rated[name, rate] == 1 else folder
-        labelled[label] = cell
-    return labelled
+    named: dict[str, str] = {}
+    for name in dict.fromkeys(cell[0].name for cell in cells.values()):
+        folders = [folder for folder, cell in cells.items() if cell[0].name == name]
+        told = distinguished(name, [identity(cells[folder][0]) for folder in folders])
+        unique = {folder: told[i] if told.count(told[i]) == 1 else folder for i, folder in enumerate(folders)}
+        named |= dict(sorted(unique.items(), key=lambda item: numeric(item[1])))
+    return {label: cells[folder] for folder, label in named.items()}
+
+
+def numeric(label: str) -> list[tuple[float, str]]:
+    """A key that sorts labels by the numbers in them: lr 5e-5 before lr 1e-4."""
+    words = label.replace(",", "").split()
+    return [(float(word), "") if re.fullmatch(r"[\d.]+(e-?\d+)?", word) else (math.inf, word) for word in words]
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What a run's configuration says about its result; paths without the seed."""
+    kept = {key: run.config[key] for key in HASHED if key in run.config}
+    kept["trainer"] = {key: run.config["trainer"].get(key) for key in ("precision", "max_steps", "max_epochs")}
+    return json.loads(re.sub(r"seed-\d+", "seed-*", json.dumps(kept)))
 
 
 def names_of(runs: list[Run]) -> list[str]:
@@ -92,8 +110,8 @@ def write_csv(runs: list[Run], path: Path) -> None:
     names = names_of(runs)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["cell", "method", "seed", "lr", "ended_by", *names])
-        for run in sorted(runs, key=lambda r: (r.name, r.cell, r.seed)):
+        writer.writerow(["cell", "label", "method", "seed", "lr", "ended_by", *names])
+        for label, run in ((label, run) for label, cell in labels(runs).items() for run in cell):
             values = metrics(run)
-            fixed = [run.cell, run.name, run.seed, run.config["optim"]["lr"], run.status["ended_by"]]
+            fixed = [run.cell, label, run.name, run.seed, run.config["optim"]["lr"], run.status["ended_by"]]
             writer.writerow([*fixed, *(f"{values[n]:.6g}" if n in values else "" for n in names)])

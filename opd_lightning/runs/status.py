@@ -1,6 +1,7 @@
 """Status: reads and writes status.json, the state of a run."""
 
 import json
+import logging
 import os
 import platform
 from datetime import datetime
@@ -8,13 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
+from opd_lightning.config.labels import run_label
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.utils.atomic_files import read_object, replace_text
 from opd_lightning.utils.secrets import redact_secrets
+
+log = logging.getLogger(__name__)
 
 
 def is_finished(folder: Path, max_steps: int) -> bool:
@@ -25,8 +28,15 @@ def is_finished(folder: Path, max_steps: int) -> bool:
 
 
 def horizon(cfg: DictConfig, folder: Path) -> int:
-    """The update that ends a run; -1 where a budget does, or the number of its examples is not known yet."""
-    known = read_status(folder).get("data", {}).get("train", 0)
+    """The update that ends a run; -1 where a budget does, or the number of its examples is not known yet.
+
+    A run that a callback has ended, such as early stopping, is at its end while the configuration has that callback.
+    """
+    status = read_status(folder)
+    known, (place, _, stopper) = status.get("data", {}).get("train", 0), status.get("ended_by", "").partition(".")
+    chosen = {str(node["_target_"]).rpartition(".")[2] for node in cfg.callbacks.values() if node is not None}
+    if place == "callbacks" and (stopper in chosen or not stopper):
+        return steps_of(folder)
     if epochs_of(cfg.trainer) is None or known:
         return last_update(cfg.trainer, known, cfg.data.batch_size, cfg.rollout.num_iterations)
     return -1
@@ -60,11 +70,19 @@ def is_worker() -> bool:
     return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
+def say(sentence: str) -> None:
+    """Log what takes time now, once for all devices."""
+    if not is_worker():
+        log.info(sentence)
+
+
 def write_status(folder: Path, state: str, **more: Any) -> None:
     """Write status.json: running, finished, failed (with the reason) or interrupted; replaced atomically."""
     if is_worker():
         return
     path, earlier = folder / "status.json", read_status(folder)
+    import torch  # takes seconds, and only what writes a status needs it
+
     packages = {name: version(name) for name in ("torch", "lightning", "transformers")}
     machine = {"python": platform.python_version(), "threads": torch.get_num_threads(), **packages}
     status = {k: v for k, v in earlier.items() if k != "reason"} | {"state": state, "machine": machine} | more
@@ -76,4 +94,4 @@ def record_failure(cfg: DictConfig, error: Exception) -> None:
     folder = run_folder(cfg)
     if read_status(folder).get("state") not in ("failed", "finished"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_status(folder, "failed", reason=f"{type(error).__name__}: {error}")
+        write_status(folder, "failed", label=run_label(cfg), reason=f"{type(error).__name__}: {error}")

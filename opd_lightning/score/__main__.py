@@ -1,14 +1,24 @@
-"""python -m opd_lightning.score out=<folder> [k=20] [kind=topk|hidden] [passes=1] [group=option] [key=value] ...
+"""python -m opd_lightning.score out=FOLDER [k=20] [group=option] [key=value] ...
 
-Writes a teacher's scores of every training prompt's completions to a folder, once, for training without the teacher:
+Writes a teacher's scores of every training prompt's completions to a folder,
+once, for training without the teacher.
 
-python -m opd_lightning.score out=kept method=kd teacher.path=<folder or hub id>   # of the references
-python -m opd_lightning method=kd loss/vocab_support=topk teacher=cached teacher.path=kept
-python -m opd_lightning.score out=kept method=opd model.path=<run or model>        # of the model's own completions
-python -m opd_lightning method=opd_topk rollout=recorded rollout.path=kept teacher=cached teacher.path=kept
+Of the references:
+  python -m opd_lightning.score out=kept method=kd teacher.path=<folder>
+  python -m opd_lightning method=kd teacher=cached teacher.path=kept \\
+      loss/vocab_support=topk
 
-k: most probable tokens per position. kind=hidden keeps the teacher's hidden states in bfloat16, for the exact vocabulary.
-passes: completions of each prompt, times rollout.num_generations. The same command goes on after an interruption.
+Of the model's own completions:
+  python -m opd_lightning.score out=kept method=opd model.path=<run or model>
+  python -m opd_lightning method=opd_topk rollout=recorded rollout.path=kept \\
+      teacher=cached teacher.path=kept
+
+  k=20             most probable tokens per position
+  kind=hidden      the teacher's hidden states in bfloat16: all the vocabulary
+  passes=1         completions of each prompt, times rollout.num_generations
+  shard_size=256   prompts per file
+
+The same command goes on after an interruption.
 """
 
 import logging
@@ -16,140 +26,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from opd_lightning.config import plain
-from opd_lightning.config.compatibility import check
 from opd_lightning.config.overrides import configured
-from opd_lightning.data.score_files import Index, fingerprint_of_vocabulary, fingerprint_of_weights
-from opd_lightning.models import Pretrained, Student, is_run
-from opd_lightning.models.output_layers import without_blocks
-from opd_lightning.preflight.components import Components, assemble
-from opd_lightning.runs.identity import TRANSPORT, without
-from opd_lightning.score.write import ScoreWriter, resumed
-from opd_lightning.step.scoring import Scoring
-from opd_lightning.training.run import quiet
-from opd_lightning.utils.atomic_files import locked
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.utils.secrets import redact_secrets
 
 OPTIONS = {"out": "", "kind": "topk", "k": "20", "passes": "1", "shard_size": "256"}
 """The command's own options, with their defaults."""
 
 
-def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: int = 1, shard_size: int = 256) -> None:
-    """Write the scores of the configured teacher on the configured rollouts.
-
-    Args:
-        out: the folder.
-        kind: "topk" or "hidden".
-        k: most probable tokens per position.
-        passes: rollouts of each prompt.
-        shard_size: prompts per file.
-
-    Raises:
-        ValueError: something is wrong with the options, the configuration, the data or a model.
-    """
-    check_options(kind, k, passes, shard_size)
-    check(cfg)
-    parts = assemble(cfg, None)
-    parts.preflight()
-    teacher = parts.teachers.get("teacher")
-    check_teacher(teacher, kind, k)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = Student(parts.model.model(), cfg.logits_chunk_size, parts.renderer.valid_ids).to(device).eval()
-    parts.generator.update_weights(student, 0)
-    for each in parts.teachers.values():
-        each.setup(student, parts.renderer)
-    try:
-        index = resumed(describe(cfg, parts, student, kind, k, passes, shard_size), out)
-        writer = ScoreWriter(
-            rollout=parts.rollout,
-            generator=parts.generator,
-            teachers=parts.teachers,
-            teacher=teacher,
-            renderer=parts.renderer,
-            judge=judge(cfg, parts),
-            index=index,
-            seed=cfg.seed,
-            batch_size=cfg.data.batch_size,
-            max_tokens=cfg.max_tokens_per_microbatch,
-        )
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            writer.write(out, list(parts.examples), passes, shard_size)
-    finally:
-        parts.generator.close()
-
-
-def check_options(kind: str, k: int, passes: int, shard_size: int) -> None:
-    """Raises ValueError for an option out of range."""
-    if kind not in ("topk", "hidden"):
-        raise ValueError(f"kind={kind} is unknown; choose topk or hidden.")
-    for name, value in (("k", k), ("passes", passes), ("shard_size", shard_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
-
-
-def check_teacher(teacher: Any, kind: str, k: int) -> None:
-    """Raises ValueError if a teacher's scores cannot be kept."""
-    if teacher is None:
-        raise ValueError("the method reads no teacher's scores; choose one such as method=kd or method=opd.")
-    if not teacher.frozen:
-        raise ValueError("the teacher follows the student in training, so its scores cannot be kept; choose teacher=frozen.")
-    if kind == "hidden" and not teacher.gives_hidden_states:
-        raise ValueError(f"kind=hidden: {type(teacher).__name__} gives no hidden states of one model; choose kind=topk.")
-    if teacher.aligned and "full" not in teacher.provides:
-        raise ValueError(
-            f"scores of {teacher.own_tokenizer.name}, which has another tokenizer, are kept of its whole vocabulary by "
-            "teacher.alignment=shared alone; choose that with teacher=external or remote_hidden."
-        )
-    if "topk" not in teacher.provides or (teacher.top_k is not None and k > teacher.top_k):
-        raise ValueError(f"k={k} exceeds the {teacher.top_k or 0} tokens that the teacher gives; lower it.")
-
-
-def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k: int, passes: int, shard_size: int) -> Index:
-    """The index of the scores."""
-    resolved = redact_secrets(plain(cfg))
-    names = ("model", "adapter", "task", "environment", "rollout", "teacher", "context", "seed")
-    settings = {name: without(resolved[name], TRANSPORT) for name in names if name in resolved}
-    teacher, ids, layer = parts.teachers["teacher"], student.head.known, None
-    if kind == "hidden":
-        source: Pretrained = teacher.output_layer or parts.model
-        if is_run(source.path) or source.is_adapter():
-            raise ValueError(f"kind=hidden: {source.name} is a run or an adapter; export it first, or choose kind=topk.")
-        head = Student(without_blocks(source)).head
-        dtype = str(source.dtype).removeprefix("torch.")
-        layer = {"path": source.path, "dtype": dtype, "fingerprint": fingerprint_of_weights(head.weight, head.bias)}
-    return Index(
-        kind=kind,
-        k=k if kind == "topk" else 0,
-        vocabulary=ids.size,
-        absent=list(ids.absent),
-        tokenizer=fingerprint_of_vocabulary(parts.tokenizer.get_vocab()),
-        output_layer=layer,
-        settings=settings | {"passes": passes, "shard_size": shard_size},
-        num_generations=parts.rollout.sampling.n,
-        source="student" if parts.rollout.student_writes else "teacher" if parts.rollout.teachers else "dataset",
-    )
-
-
-def judge(cfg: DictConfig, parts: Components) -> Any:
-    """A function that adds verdicts to samples where the teacher's context reads them."""
-    n = parts.rollout.sampling.n
-    scoring = Scoring(parts.objective, parts.teachers, parts.renderer, parts.task.verify, n, cfg.max_tokens_per_microbatch)
-    return scoring.judge if scoring.needs_verdicts else lambda samples: samples
-
-
 def main() -> None:
+    """The command of scores."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    quiet()
     own = {name: value for a in arguments for name, _, value in [a.partition("=")] if name in OPTIONS}
     overrides = [a for a in arguments if a.partition("=")[0] not in OPTIONS]
     options: dict[str, Any] = OPTIONS | own
@@ -161,7 +54,15 @@ def main() -> None:
                 raise ValueError(f"{name}={options[name]} is no number.")
             options[name] = int(options[name])
         out = Path(options.pop("out"))
-        score(configured(overrides), out, **options)
+        check_values(cfg := configured(overrides))
+        check_made(cfg)
+        print("loading torch, lightning and transformers ...", file=sys.stderr, flush=True)
+        from opd_lightning.score.make import score  # takes seconds
+        from opd_lightning.training.run import quiet
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        quiet()
+        score(cfg, out, **options)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redact_secrets(str(error))}")
 

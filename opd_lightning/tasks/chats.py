@@ -24,6 +24,12 @@ ROLES = {
 BEYOND_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking", "audio", "images")
 """Keys of a reply with information beside its content."""
 
+TRAINED = ("weight", "train", "training", "trainable", "loss", "compute_loss")
+"""Keys of a turn by which other programs choose the turns that are trained."""
+
+PARTIAL = ("mask", "training_detail", "train_detail")
+"""Keys of a turn whose meaning differs between programs, or that choose parts of its text."""
+
 CHAT_LIKE = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:.*\]\s*""", re.DOTALL)
 """A text that begins and ends like a list of turns."""
 
@@ -167,11 +173,36 @@ def assistant_text(message: Mapping[str, Any], part: str, place: str) -> str | N
     """The text of an assistant's turn for training; None for blanks.
 
     Raises:
-        ValueError: it has keys of `BEYOND_TEXT`.
+        ValueError: it has keys of `BEYOND_TEXT`, or is marked as one that is not trained.
     """
+    check_marks(message, part, place)
     if beyond := next((key for key in BEYOND_TEXT if message.get(key)), None):
         raise ValueError(
             f"{place}: the {part} has {beyond}, which a completion of text would lose; write it into the content as the "
             "model's template does (task.prepare), or leave such rows out (task.bad_rows=skip)."
         )
     return text(message["content"], part, place)
+
+
+def check_marks(message: Mapping[str, Any], part: str, place: str) -> None:
+    """Check that a reply is not excluded from training by a key of its turn.
+
+    Raises:
+        ValueError: it is, in whole or in part, or counts more or less than others.
+    """
+    out = "leave such rows out (task.bad_rows=skip), or remove the key where the reply is to be learned (task.prepare)."
+    if partial := next((key for key in PARTIAL if key in message), None):
+        shown = str(message[partial])[:40]
+        raise ValueError(f"{place}: the {part} has {partial}={shown}, which programs read in different ways; {out}")
+    for key in TRAINED:
+        value = message.get(key)
+        if value is None or value in (True, "true", "True", "1"):  # 1 and 1.0 equal True
+            continue
+        if value in (False, "false", "False", "0"):
+            raise ValueError(f"{place}: the {part} has {key}={value}, so it is not to be trained; {out}")
+        raise ValueError(f"{place}: the {part} has {key}={str(value)[:40]}, and replies here count alike; {out}")
+
+
+def marked(messages: Messages) -> bool:
+    """Whether a turn before the reply is marked for training by a key of its own."""
+    return any(message.get(key) in (True, "true", "True", "1") for message in messages for key in TRAINED)

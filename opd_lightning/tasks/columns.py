@@ -17,6 +17,10 @@ UNUSED = {
     "functions": "put the functions into the system prompt (task.prepare)",
     "system": "map it (task.columns.system=system)",
     "images": "models here read text alone",
+    "weight": "examples count alike: leave out those of weight 0 (task.prepare)",
+    "completion_mask": "all of a reply is trained",
+    "assistant_masks": "all of a reply is trained",
+    "loss_mask": "all of a reply is trained",
 }
 """Columns of chats that are not read unless `columns` names them, and the remedies."""
 
@@ -37,6 +41,11 @@ def unread(row: Row, columns: Mapping[str, str]) -> list[str]:
     """The columns of `UNUSED` that have a value in a row and are not read."""
     filled = [column for column in UNUSED if not is_missing(row.get(column))]
     return [column for column in filled if not any(used == column or f"{{{column}" in used for used in columns.values())]
+
+
+def cells(row: Row) -> dict[str, str]:
+    """The texts and numbers of a row, as text by column."""
+    return {column: str(value) for column, value in row.items() if isinstance(value, str | int | float | bool)}
 
 
 def is_missing(value: Any) -> bool:

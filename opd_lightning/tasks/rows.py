@@ -12,6 +12,7 @@ from typing import Any
 
 from opd_lightning.config.names import nearest, packaged
 from opd_lightning.models import stand_in
+from opd_lightning.utils.in_memory import SCHEME, held, label_of
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -41,6 +42,9 @@ def iter_rows(
     Raises:
         ValueError: nothing can be read there, a row is malformed (with file and line), or there are no rows.
     """
+    if path.startswith(SCHEME):
+        yield from islice(((f"{label_of(path)}:{number}", row) for number, row in enumerate(held(path), start=1)), max_rows)
+        return
     if path.startswith(stand_in.SCHEME):
         made = stand_in.rows(path.removeprefix(stand_in.SCHEME))
         yield from islice(((f"{path}:{number}", row) for number, row in enumerate(made, start=1)), max_rows)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from opd_lightning.config.names import nearest
-from opd_lightning.tasks.chats import chat, reply
-from opd_lightning.tasks.columns import UNUSED, check_parts, part_of, prompt_column, unread
+from opd_lightning.tasks.chats import chat, marked, reply
+from opd_lightning.tasks.columns import UNUSED, cells, check_parts, part_of, prompt_column, unread
 from opd_lightning.tasks.first import FirstExamples
 from opd_lightning.tasks.rows import Row, check_utf8, iter_rows, text
 from opd_lightning.tasks.verifiers import VerifierTimeout, time_limit
@@ -38,7 +38,8 @@ class TableTask:
         columns: as above.
         heldout: {"path", "name", "split"} of the test rows; None holds out a tenth of the rows, at most n_eval. Validation
             rows always come from `path`.
-        verifier: judges (completion, answer), see `verifiers.py`; None has no verdicts.
+        verifier: judges (completion, answer), see `verifiers.py`, or with `reads_example` (example, completion), where
+            `example.extra` has the row's columns; None has no verdicts.
         system: the system prompt of rows without one.
         prepare: maps a row to the row to use, or to None to leave it out.
         n_train: at most so many training examples; None takes all.
@@ -54,6 +55,9 @@ class TableTask:
     Raises:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
     """
+
+    marked = 0
+    """Rows with turns before the last reply that are marked for training."""
 
     def __init__(
         self,
@@ -100,11 +104,17 @@ class TableTask:
         self.unused: Counter[str] = Counter()
         self.splits = self._split(path, name, split, heldout, n_train, n_eval, max_rows)
         self._count_bad()
-        if self.unused:
-            self.notes["warnings"] = [
-                f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
-                for column, n in self.unused.items()
-            ]
+        warnings = [
+            f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
+            for column, n in self.unused.items()
+        ]
+        if self.marked:
+            warnings.append(
+                f"{self.marked} rows mark turns before the last reply for training (weight, train); only the last is "
+                "trained: give each its own row (task.prepare) where all are meant."
+            )
+        if warnings:
+            self.notes["warnings"] = warnings
 
     def _count_bad(self) -> None:
         if self.bad:
@@ -216,6 +226,8 @@ class TableTask:
             return Verdict(0.0)
         try:
             with time_limit(self.verify_seconds):
+                if getattr(self.verifier, "reads_example", False):
+                    return self.verifier(example, completion)  # type: ignore[arg-type]
                 return self.verifier(completion, example.extra["answer"])
         except VerifierTimeout:
             return Verdict(0.0)
@@ -229,6 +241,7 @@ class TableTask:
             for part, column in columns.items()
         }
         messages, chat_reply = chat(parts["prompt"], place)
+        self.marked += marked(messages)
         row_system = text(parts.get("system"), "system", place)
         if messages[0]["role"] != "system" and (system := row_system or self.system):
             messages = [{"role": "system", "content": system}, *messages]
@@ -243,7 +256,8 @@ class TableTask:
             )
         completion = completion or chat_reply
         answer = text(parts.get("answer"), "answer", place)
-        if self.verifies and answer is None:
+        reads_example = self.verifies and getattr(self.verifier, "reads_example", False)
+        if self.verifies and not reads_example and answer is None:
             raise ValueError(
                 f"{place}: has no answer for task.verifier to compare with; map it (task.columns.answer=<column>)."
             )
@@ -254,5 +268,5 @@ class TableTask:
             demonstration=demonstration or completion,
             solution=solution or completion,
             skill=text(parts.get("skill"), "skill", place) or "new",
-            extra={} if answer is None else {"answer": answer},
+            extra=(cells(row) if reads_example else {}) | ({} if answer is None else {"answer": answer}),
         )

@@ -1,6 +1,6 @@
 """Base classes of teachers, with defaults for the optional part of the contract."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,7 @@ class BaseTeacher:
         frozen: whether it never changes.
         writes: whether it can generate completions.
         reads_context: whether `score` builds its prompts from the context.
+        shares_weights: whether its weights are another teacher's.
         scores_any_text: whether `score` takes samples that it has not seen before.
         gives_hidden_states: whether its scores are `HiddenScores` of one model.
         output_layer: the model that maps these to logits; None for the student's start model.
@@ -31,6 +32,7 @@ class BaseTeacher:
         own_tokenizer: the `Pretrained` whose tokenizer it reads; None for the student's.
         alignment: the reading of a teacher with another tokenizer (`alignment.readings`); None chooses one where it is needed.
         aligned: whether it reads text in tokens of its own.
+        served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
         warning: a sentence for the user, or None.
     """
 
@@ -41,8 +43,10 @@ class BaseTeacher:
     frozen = True
     writes = False
     reads_context = False
+    shares_weights = False
     scores_any_text = True
     gives_hidden_states = False
+    served = False
     output_layer: Pretrained | None = None
     source: Pretrained | None = None
     warning: str | None = None
@@ -58,6 +62,15 @@ class BaseTeacher:
     def parts(self) -> Sequence[Any]:
         """The single teachers in it: itself."""
         return [self]
+
+    @property
+    def valid_ids(self) -> ValidIds | None:
+        """The ids that it has, where the student has more; None where it has all, or they are not known before it scores."""
+        return None
+
+    def behind(self, context: NoContext) -> Any:
+        """A teacher that reads the same weights behind another context; raises ValueError if it has none of its own."""
+        raise ValueError("has no single set of weights to share")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the student's tokenizer before loading; raises ValueError if it does not fit."""
@@ -102,6 +115,49 @@ class BaseTeacher:
         """Restore the state from a checkpoint; there is none."""
 
 
+class SharedWeights(BaseTeacher):
+    """The weights of another teacher behind a context of its own, in a configuration; `linked` replaces it.
+
+    Args:
+        of: name of the teacher that has the weights, such as "teacher".
+        context: builds the prompt; see `teachers.contexts`.
+    """
+
+    reads_context = True
+
+    def __init__(self, of: str, context: NoContext | None = None):
+        super().__init__(context)
+        self.of = of
+
+    def setup(self, student: Any, renderer: Renderer) -> None:
+        """Raises ValueError: it was not replaced."""
+        raise ValueError(f"of={self.of} names a teacher that is not here; choose teacher=external or frozen.")
+
+
+def linked(teachers: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The teachers, with a reader of the same weights in place of each `SharedWeights`: weights are loaded once.
+
+    Args:
+        teachers: by name.
+        place: of the names in the configuration, for errors, such as "teacher.teachers.".
+
+    Raises:
+        ValueError: a `SharedWeights` names no teacher that has weights of its own.
+    """
+    owners = {name: teacher for name, teacher in teachers.items() if not isinstance(teacher, SharedWeights)}
+    found = dict(teachers)
+    for name, teacher in teachers.items():
+        if isinstance(teacher, SharedWeights):
+            try:
+                if teacher.of not in owners:
+                    raise ValueError("is no teacher with weights that is loaded beside it")
+                found[name] = owners[teacher.of].behind(teacher.context)
+            except ValueError as error:
+                choice = f"there are {', '.join(owners)}" if owners else "there is no other teacher"
+                raise ValueError(f"{place}{name}.of={teacher.of} {error}; {choice}.") from error
+    return found
+
+
 class Composite(BaseTeacher):
     """A teacher composed of other teachers.
 
@@ -109,14 +165,14 @@ class Composite(BaseTeacher):
         teachers: the teachers by name.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one shares weights that no other has.
     """
 
     def __init__(self, teachers: dict[str, Any]):
         super().__init__()
         if not teachers:
             raise ValueError("teacher.teachers is empty; give teachers by name (teacher.teachers.<name>=...).")
-        self.teachers = dict(teachers)
+        self.teachers = linked(teachers, "teacher.teachers.")
         provided = [teacher.provides for teacher in self.teachers.values()]
         self.provides = frozenset.intersection(*provided)
         self.top_k = min((t.top_k for t in self.teachers.values() if t.top_k is not None), default=None)
@@ -130,10 +186,22 @@ class Composite(BaseTeacher):
         """The parts of all teachers."""
         return [part for teacher in self.teachers.values() for part in teacher.parts]
 
+    def behind(self, context: NoContext) -> Any:
+        """A reader of the one set of weights in it, such as those of a top-k view; raises ValueError if there are several."""
+        return self.parts[0].behind(context) if len(self.parts) == 1 else super().behind(context)
+
+    @property
+    def valid_ids(self) -> ValidIds | None:
+        """The ids that all teachers have."""
+        known = [ids for teacher in self.teachers.values() if (ids := teacher.valid_ids) is not None]
+        return known[0].intersection(known[1:]) if known else None
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the tokenizer for each teacher."""
         for teacher in self.teachers.values():
             teacher.check_tokenizer(tokenizer)
+        if "full" not in self.provides:
+            check_same_ids([teacher.valid_ids for teacher in self.teachers.values()])
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Check all examples for each teacher."""
@@ -167,6 +235,19 @@ class Composite(BaseTeacher):
         """Restore the states of the teachers, by name."""
         for name, teacher in self.teachers.items():
             teacher.load_state_dict(state[name])
+
+
+def check_same_ids(ids: Sequence[ValidIds | None]) -> None:
+    """Check that teachers of a few tokens have the same ids: their targets cannot be renormalised to others.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(set(ids)) > 1:
+        raise ValueError(
+            "teacher.teachers differ in the tokens that they have, and log-probabilities of a few tokens cannot be "
+            "renormalised to those that all have; choose teachers of one tokenizer, or of the whole vocabulary."
+        )
 
 
 def all_parts(teachers: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.reading import read
 from opd_lightning.teachers.weights import Average, External, FrozenStart, Live, Parameters, TrustRegion, Weights
 from opd_lightning.types import Completion, Cost, Rendered, Sample, SamplingParams
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 class LocalTeacher(BaseTeacher):
@@ -24,19 +25,29 @@ class LocalTeacher(BaseTeacher):
     Args:
         weights: the weights, and how they follow the student's; see `teachers.weights`.
         context: builds the teacher's prompt; see `teachers.contexts`. None takes the student's prompt.
+        shares_weights: whether the weights are another teacher's, which loads, updates and saves them.
         alignment: how a teacher with another tokenizer is read, see `alignment.readings`; None takes "shared" if it is needed.
     """
 
     reads_context = True
     gives_hidden_states = True
 
-    def __init__(self, weights: Weights, context: NoContext | None = None, alignment: Any = None):
+    def __init__(self, weights: Weights, context: NoContext | None = None, alignment: Any = None, shares_weights: bool = False):
         super().__init__(context)
         self.alignment = alignment_of(alignment)
-        self.weights = weights
+        self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
         self.source, self.warning = weights.source, weights.warning
         self.output_layer = self.own_tokenizer = weights.source
+
+    @property
+    def valid_ids(self) -> ValidIds | None:
+        """The ids that the weights have."""
+        return self.weights.valid_ids
+
+    def behind(self, context: NoContext) -> "LocalTeacher":
+        """A teacher that reads these weights behind another context."""
+        return LocalTeacher(self.weights, context, self.alignment, shares_weights=True)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the tokenizer of external weights."""
@@ -47,7 +58,8 @@ class LocalTeacher(BaseTeacher):
         """Load or copy the weights."""
         super().setup(student, renderer)
         self.check_tokenizer(renderer.tokenizer)
-        self.weights.setup(student)
+        if not self.shares_weights:
+            self.weights.setup(student)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
         """The distributions on the samples' trainable tokens; see `reading.read` for those without a target."""
@@ -94,19 +106,21 @@ class LocalTeacher(BaseTeacher):
 
     def footprint(self, start: Parameters) -> int:
         """Bytes of the weights beside the student."""
-        return self.weights.footprint(start)
+        return 0 if self.shares_weights else self.weights.footprint(start)
 
     def after_update(self) -> None:
         """Update the weights after an optimizer step."""
-        self.weights.after_update()
+        if not self.shares_weights:
+            self.weights.after_update()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the weights."""
-        return self.weights.state_dict()
+        return {} if self.shares_weights else self.weights.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of the weights."""
-        self.weights.load_state_dict(state)
+        if not self.shares_weights:
+            self.weights.load_state_dict(state)
 
 
 def external(

@@ -45,6 +45,7 @@ class RemoteTeacher(BaseTeacher):
     """
 
     reads_context = True
+    served = True
 
     def __init__(
         self,

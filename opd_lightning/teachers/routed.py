@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.contracts import Provides
 from opd_lightning.data.batching import packed_index
-from opd_lightning.losses.targets import FullLogits
-from opd_lightning.teachers.base import CombinedScores, Composite
+from opd_lightning.teachers.base import CombinedScores, Composite, check_same_ids
+from opd_lightning.teachers.reduced import joined, reduced, richest, written_ids
 from opd_lightning.types import Cost, Example, Sample
+from opd_lightning.utils.vocabulary import valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,25 @@ class RoutedScores(CombinedScores):
     Attributes:
         parts: each teacher's scores.
         part [N], row [N]: the index of each token's part, and its row in that part.
+        ids [N]: the written tokens.
+        kind, k: of the targets; k is the number of most probable tokens.
+        names: of the parts' teachers.
     """
 
     parts: Sequence[Any]
     part: Tensor
     row: Tensor
+    ids: Tensor
+    kind: Provides = "full"
+    k: int | None = None
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Sequence[str] = ()
+
+    @property
+    def by_teacher(self) -> dict[str, Tensor]:
+        """Whether each token [N] is a teacher's, by name."""
+        return {name: self.part == i for i, name in enumerate(self.names)}
 
     @property
     def valid(self) -> Tensor | None:
@@ -41,43 +55,45 @@ class RoutedScores(CombinedScores):
 
     def take(self, index: Tensor | slice) -> "RoutedScores":
         """The rows at an index of the packed axis."""
-        return replace(self, part=self.part[index], row=self.row[index])
+        return replace(self, part=self.part[index], row=self.row[index], ids=self.ids[index])
 
-    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits:
-        """Logits [n, V] of the rows, each from its teacher."""
-        part, row, valid, valid_ids = self.part[rows], self.row[rows], self.valid, self.valid_ids
-        logits: Tensor | None = None
+    def chunk(self, rows: slice, out: Tensor | None = None) -> Any:
+        """The targets of the rows, each from its teacher."""
+        part, row, ids, valid, valid_ids = self.part[rows], self.row[rows], self.ids[rows], self.valid, self.valid_ids
+        ids = torch.where(valid_ids.contains(ids), ids, 0)  # tokens that a teacher lacks are not valid
+        targets = []
         for i, scores in enumerate(self.parts):
             selected = part == i
-            if not bool(selected.any()):
-                continue
-            part_logits = valid_ids.cut(scores.take(row[selected]).chunk(slice(None)).logits)
-            if logits is None:
-                logits = part_logits.new_empty(len(part), valid_ids.size)
-            logits[selected] = part_logits
-        assert logits is not None
-        return FullLogits(logits, None if valid is None else valid[rows])
+            if bool(selected.any()):
+                target = reduced(scores.take(row[selected]).chunk(slice(None)), self.kind, ids[selected], self.k)
+                if self.kind == "full":
+                    target = replace(target, logits=valid_ids.cut(target.logits))
+                targets.append((selected, target))
+        return joined(targets, self.kind, len(part), None if valid is None else valid[rows])
 
 
 class RoutedTeacher(Composite):
     """A teacher for each sample, chosen by a value of its example.
 
     Args:
-        teachers: the teachers by that value; each provides the full vocabulary.
+        teachers: the teachers by that value. It provides what all of them do: of teachers with different k the smallest.
         by: "skill", or a column of the example's `extra`.
         default: name of the teacher for all other values; None refuses them.
 
     Raises:
-        ValueError: the default is no teacher, or a teacher does not provide the full vocabulary.
+        ValueError: the default is no teacher, or the teachers provide nothing in common.
     """
 
     def __init__(self, teachers: dict[str, Any], by: str = "skill", default: str | None = None):
         super().__init__(teachers)
         if default is not None and default not in teachers:
             raise ValueError(f"teacher.default={default} is none of teacher.teachers ({', '.join(teachers)}).")
-        if "full" not in self.provides:
-            raise ValueError("teacher=routed needs the whole vocabulary of each of its teachers; choose others.")
-        self.by, self.default = by, default
+        if (kind := richest(self.provides)) is None:
+            raise ValueError("teacher=routed: its teachers provide no kind of target in common; choose others.")
+        unsaid = [name for name, t in self.teachers.items() if "full" not in t.provides and t.top_k is None]
+        if kind == "topk" and unsaid:
+            raise ValueError(f"teacher.teachers.{unsaid[0]} does not say how many tokens it gives; set top_k in its class.")
+        self.by, self.default, self.kind = by, default, kind
 
     def route(self, example: Example) -> str:
         """The name of an example's teacher.
@@ -110,6 +126,7 @@ class RoutedTeacher(Composite):
         metrics: dict[str, Tensor] = {}
         for i, (name, teacher) in enumerate(self.teachers.items()):
             indices = [b for b, route_name in enumerate(names) if route_name == name]
+            metrics[f"share/{name}"] = torch.tensor([float(route_name == name) for route_name in names], device=device)
             scores = teacher.score([samples[b] for b in indices or [0]], max_tokens)
             parts.append(scores)
             for key, values in scores.metrics.items():
@@ -119,7 +136,12 @@ class RoutedTeacher(Composite):
                 index = packed_index(indices, counts).to(device)
                 part[index], row[index] = i, torch.arange(len(index), device=device)
                 cost += scores.cost
-        return RoutedScores(parts, part, row, cost, metrics)
+        if self.kind != "full":
+            known = self.student.head.known
+            check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in parts])
+        return RoutedScores(
+            parts, part, row, written_ids(samples, device), self.kind, self.top_k, cost, metrics, list(self.teachers)
+        )
 
     def logit_flops(self, positions: int) -> int:
         """FLOPs of one teacher's logits on each position, estimated as the teachers' mean."""

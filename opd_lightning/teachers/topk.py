@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.base import Composite
+from opd_lightning.teachers.reduced import reduced, written_ids
 from opd_lightning.types import Cost, Sample
 from opd_lightning.utils.vocabulary import valid_ids_of
 
@@ -58,11 +59,9 @@ class TopKView:
 
     def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs:
         """The k most probable tokens of the rows."""
-        full = self.inner.chunk(rows, out).log_probs(1.0)
-        ids, logprobs = full.top_tokens(self.k)
         sampled = self.ids[rows]
         covered = valid_ids_of(self).contains(sampled)  # tokens that the teacher lacks are not valid
-        return TopKLogProbs(ids, logprobs, full.of_tokens(torch.where(covered, sampled, 0)), full.valid)
+        return reduced(self.inner.chunk(rows, out), "topk", torch.where(covered, sampled, 0), self.k)
 
 
 class TopKTeacher(Composite):
@@ -87,5 +86,4 @@ class TopKTeacher(Composite):
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKView:
         """The top-k view of the other teacher's scores."""
         scores = self.inner.score(samples, max_tokens)
-        ids = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
-        return TopKView(scores, ids.to(self.student.lm.device), self.top_k or 1)
+        return TopKView(scores, written_ids(samples, self.student.lm.device), self.top_k or 1)

@@ -5,19 +5,17 @@ import logging
 import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from opd_lightning.callbacks import Checkpoint, CostLedger, Evaluation
@@ -25,23 +23,20 @@ from opd_lightning.callbacks.checkpoint import check_checkpoint
 from opd_lightning.callbacks.evaluation import interrupted
 from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.labels import run_label
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
-from opd_lightning.data.prompts import PromptData
-from opd_lightning.evaluation import Estimate, headlines
-from opd_lightning.models.stand_in import NOT_VERIFIED
-from opd_lightning.module import DistillationModule
-from opd_lightning.preflight.checks import models, updates, verifier
 from opd_lightning.preflight.components import assemble
-from opd_lightning.preflight.references import references
-from opd_lightning.preflight.rendering import left_rows
-from opd_lightning.preflight.replies import replies
-from opd_lightning.preflight.resources import memory
+from opd_lightning.preflight.devices import devices
+from opd_lightning.preflight.logger import check_logger
 from opd_lightning.preflight.results import raise_on_failures
-from opd_lightning.preflight.weights import weights
+from opd_lightning.preflight.token_budget import with_token_budget
+from opd_lightning.reporting.results import Results
 from opd_lightning.runs.identity import run_folder
-from opd_lightning.runs.metrics_file import MetricsFile
-from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, steps_of, write_status
+from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, say, steps_of, write_status
+from opd_lightning.training.loggers import close_loggers, loggers
+from opd_lightning.training.parts import checked, data_of, module_of, warn_of_near_duplicates
+from opd_lightning.training.result import Result, result_names
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redact_secrets
@@ -62,6 +57,8 @@ def run(cfg: DictConfig) -> Path:
     """
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
+    check_logger(cfg)
+    result_names(cfg)
     folder = run_folder(cfg)
     if is_finished(folder, horizon(cfg, folder)):
         more = 0 < horizon(cfg, folder) < steps_of(folder)
@@ -103,6 +100,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     try:
         if cfg.init_from_run is not None:
             cfg = starting_from(cfg, run_first_stage(cfg))
+        say("reading the data, and rendering its prompts ...")
         trainer = fit(cfg, folder)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
@@ -110,7 +108,7 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     except Exception as error:
         message = errors.explain(error)
         with suppress(OSError):  # the disk may be what failed
-            write_status(folder, "failed", reason=message or f"{type(error).__name__}: {error}")
+            write_status(folder, "failed", label=run_label(cfg), reason=message or f"{type(error).__name__}: {error}")
         if message is not None and not isinstance(error, ValueError):
             raise ValueError(message) from error
         raise
@@ -120,11 +118,23 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     if interrupted(trainer) and trainer.global_step != trainer.max_steps:
         write_status(folder, "interrupted", step=trainer.global_step, reason="stopped by the user or a signal")
         raise Stopped(f"interrupted at step {trainer.global_step}; the same command goes on: {folder}", stop_signal)
-    write_status(folder, "finished", step=trainer.global_step, ended_by=budget or "trainer.max_steps")
+    ended_by = budget or stopper(trainer) or "trainer.max_steps"
+    write_status(folder, "finished", step=trainer.global_step, ended_by=ended_by)
+    if ended_by != "trainer.max_steps":
+        log.info(f"ended at update {trainer.global_step} by {ended_by}")
     show(folder)
     if stop_signal is not None:  # it came during the last evaluation: a sweep ends here
         raise Stopped(f"stopped, after finishing {folder}", stop_signal)
     return folder
+
+
+def stopper(trainer: L.Trainer) -> str | None:
+    """What ended training before its last update, such as "callbacks.EarlyStopping"; None if nothing did."""
+    if not trainer.should_stop or trainer.global_step == trainer.max_steps:
+        return None
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    name = next((name for c in callbacks if (name := getattr(c, "stopped_by", None))), None)
+    return f"callbacks.{name}" if name else "callbacks"
 
 
 class Stopped(KeyboardInterrupt):
@@ -140,15 +150,12 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     quiet()
     parts = assemble(cfg, folder)
     cfg = limited(cfg, parts.task.max_new_tokens)
-    model, task, rollout = parts.model, parts.task, parts.rollout
-    write_status(folder, "running", start_model=model.lineage(), started=str(parts.renderer.template.today))
-    if model.stand_in:
-        log.warning(f"warning: {NOT_VERIFIED}")
-    notes = parts.preflight()
-    texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
-    for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
+    about = {"label": run_label(cfg), "start_model": parts.model.lineage(), "started": str(parts.renderer.template.today)}
+    write_status(folder, "running", **about)
+    for warning in raise_on_failures(devices(cfg)):
         log.warning(f"warning: {warning}")
-    raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
+    notes = checked(parts, cfg)
+    cfg = with_token_budget(parts, cfg, folder)
     cfg = parts.bounded(cfg)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     before = read_status(folder).get("data", notes)
@@ -160,45 +167,30 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     if checkpoint.exists():
         check_checkpoint(checkpoint)
     write_status(folder, "running", data=notes)
-    if notes["near_duplicates"]:
-        log.warning(
-            f"warning: {notes['near_duplicates']} of {notes['train']} training prompts nearly repeat a held-out one, such as "
-            f"{notes['near_duplicates_first'][0]}; status.json has more."
-        )
+    warn_of_near_duplicates(notes)
     # Weights that a method may add (adapters, say) are drawn here; prompts and samples derive their own seeds.
     torch.manual_seed(derive_seed(cfg.seed, "weights"))
-    module = DistillationModule(
-        model=model,
-        renderer=parts.renderer,
-        generator=parts.generator,
-        rollout=rollout,
-        objective=parts.objective,
-        teachers=parts.teachers,
-        optim=build(cfg.optim),
-        seed=cfg.seed,
-        verify=task.verify,
-        max_tokens_per_microbatch=cfg.max_tokens_per_microbatch,
-        logits_chunk_size=cfg.logits_chunk_size,
-        adapter=build(cfg.adapter),
-    )
-    data = PromptData(
-        parts.examples,
-        parts.renderer,
-        batch_size=cfg.data.batch_size,
-        seed=cfg.seed,
-        num_iterations=rollout.num_iterations,
-    )
+    module, data = module_of(parts, cfg), data_of(parts, cfg)
     # The evaluation comes first and the checkpoint last, so that the checkpoint holds the evaluation's history.
-    answers = build(cfg.evaluation.get("answers"), task=task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder)
+    answers = build(
+        cfg.evaluation.get("answers"), task=parts.task, tokenizer=parts.tokenizer, renderer=parts.renderer, folder=folder
+    )
     fixed = [Evaluation(parts.suite, cfg.evaluation.every, folder, answers), CostLedger(folder), build(cfg.budget)]
-    chosen = [build(node) for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    nodes = [node for node in cfg.callbacks.values() if node is not None]  # null switches one off
+    chosen = [build(node, dirpath=str(folder / "best")) for node in nodes]
     chosen.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    # Lightning refuses its own ModelCheckpoint without this, and adds one with this.
+    settings = {**cfg.trainer, "enable_checkpointing": any(isinstance(c, LightningCheckpoint) for c in chosen)}
     trainer: L.Trainer = build(
-        cfg.trainer, logger=loggers(cfg, folder), callbacks=[*fixed, *chosen], default_root_dir=str(folder)
+        OmegaConf.create({"trainer": settings}).trainer,  # for the place in errors
+        logger=loggers(cfg, folder),
+        callbacks=[*fixed, Result(result_names(cfg)), *chosen],
+        default_root_dir=str(folder),
     )
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
-    log.info(f"{cfg.name}, seed {cfg.seed} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    log.info(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    say("loading the weights" + ("; an evaluation comes before the first update ..." if parts.suite else " ..."))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -209,39 +201,9 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     except SystemExit as stop:  # Lightning raises it at a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
-        parts.generator.close()
-        try:
-            for logger in trainer.loggers:
-                logger.finalize("finished")
-        finally:
-            finish_wandb()
+        module.generator.close()
+        close_loggers(trainer)
     return trainer
-
-
-def loggers(cfg: DictConfig, folder: Path) -> list:
-    """The metrics.csv logger, and the chosen one."""
-    files: list = [MetricsFile(folder / "metrics.csv")]
-    if not (folder / "checkpoints" / "last.ckpt").exists():
-        files[0].drop_after(-1)  # rows of a run that crashed before its first checkpoint
-    if cfg.logger is None:
-        return files
-    names = {"name": f"{cfg.name}-seed-{cfg.seed}", "id": "-".join(folder.parts[-3:]).replace(".", "-")}
-    chosen = build(cfg.logger, save_dir=str(folder), **names)
-    chosen.log_hyperparams(redact_secrets(plain(cfg)))
-    return [*files, chosen]
-
-
-def finish_wandb() -> None:
-    """Close the W&B run, so that the next cell of a sweep opens its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
-        return
-    try:
-        wandb.finish()
-    except OSError:
-        with suppress(Exception):  # its service is gone; this avoids a second error at exit
-            wandb.teardown()
-        raise
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
@@ -270,13 +232,8 @@ def starting_from(cfg: DictConfig, folder: Path) -> DictConfig:
 def show(folder: Path) -> None:
     """The run's evaluation before and after, as a table; without the validation split and single skills."""
     record = json.loads((folder / "evaluation.json").read_text())
-    table = Table("evaluation", "start", "end [95 % over prompts]", title=folder.parent.name, title_justify="left")
-    for name in headlines(record["end"]):
-        value = record["end"][name]
-        interval = record["intervals"]["end"].get(name, {})
-        before = record["start"].get(name)
-        table.add_row(name, "" if before is None else f"{before:.3f}", str(Estimate(value, **interval)))
-    Console().print(table)
+    title = read_status(folder).get("label", folder.parent.name)
+    Console().print(Results(title, record["history"], record["intervals"]))
 
 
 def quiet() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 RESUME = "Then the same command goes on from the last checkpoint, or begins anew where there is none"
 
+SERVICES = {"wandb": "W&B", "mlflow": "MLflow"}
+
 
 def explain(error: BaseException) -> str | None:
     """A message for an error that the configuration did not cause; None for all others."""
@@ -18,8 +20,9 @@ def explain(error: BaseException) -> str | None:
         closed = re.search(r"Permission denied|Read-only", text)
         remedy = "Look at output_dir, and at its permissions" if closed else "Make room, or choose another output_dir"
         return f"a checkpoint could not be written ({text}). {remedy}. {RESUME}."
-    if "wandb" in (type(error).__module__.split(".")[0], *packages_in_traceback(error)):
-        return f"W&B does not answer any more ({text}). {RESUME}; logger=none does without W&B."
+    places = {type(error).__module__.split(".")[0], *packages_in_traceback(error)}
+    if service := next((name for package, name in SERVICES.items() if package in places), None):
+        return f"{service} does not answer any more ({text}). {RESUME}; logger=none does without {service}."
     if re.search(r"Connection (closed|reset) by|Broken pipe|gloo|NCCL|ProcessGroup|store", text) and "/" in text:
         return f"another process of this run is gone ({text}). {RESUME}."
     if isinstance(error, OSError):

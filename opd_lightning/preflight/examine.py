@@ -1,0 +1,95 @@
+"""All checks of a run before training, in order."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from opd_lightning.config import build
+from opd_lightning.config.compatibility import check
+from opd_lightning.config.limits import limited
+from opd_lightning.config.overrides import unwritable
+from opd_lightning.models import Student
+from opd_lightning.preflight.architecture import architecture, load, logits
+from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier, warmup
+from opd_lightning.preflight.components import Components, assemble
+from opd_lightning.preflight.devices import devices
+from opd_lightning.preflight.logger import check_logger
+from opd_lightning.preflight.precision import precision
+from opd_lightning.preflight.references import references
+from opd_lightning.preflight.rendering import left_rows
+from opd_lightning.preflight.replies import replies
+from opd_lightning.preflight.resources import disk, memory
+from opd_lightning.preflight.results import CheckResult
+from opd_lightning.preflight.weights import weights
+from opd_lightning.runs.identity import run_folder
+
+
+def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
+    """The results of all checks, in the order in which the errors would occur."""
+    results: list[CheckResult] = []
+
+    def attempt(name: str, step: Callable[[], Iterator[CheckResult]]) -> bool:
+        try:
+            results.extend(step())
+        except (ValueError, OmegaConfBaseException, OSError) as error:
+            results.append(CheckResult(name, "fail", str(error)))
+            return False
+        return True
+
+    def configuration() -> Iterator[CheckResult]:
+        warnings = check(cfg)
+        yield from (CheckResult("configuration", "warn", warning) for warning in warnings)
+        yield CheckResult("configuration", "pass", f"binds; the run's folder would be {run_folder(cfg)}")
+
+    def access() -> Iterator[CheckResult]:
+        problem = unwritable(str(cfg.output_dir))
+        yield CheckResult("write access", "fail" if problem else "pass", problem or f"{Path(cfg.output_dir).absolute()}")
+
+    def trainer() -> Iterator[CheckResult]:
+        build(cfg.trainer, logger=False)
+        settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
+        yield CheckResult("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
+
+    if not attempt("configuration", configuration):
+        return results
+    attempt("trainer", trainer)
+    attempt("devices", lambda: devices(cfg))
+    attempt("write access", access)
+    components: list[Components] = []
+
+    def parts() -> Iterator[CheckResult]:
+        check_logger(cfg)
+        components.append(assemble(cfg, None))
+        yield CheckResult(
+            "parts", "pass", "task, rollout, loss, teacher and evaluations can be made; optional packages are there"
+        )
+
+    if not attempt("parts", parts):
+        return results
+    made = components[0]
+    cfg = limited(cfg, made.task.max_new_tokens)
+    attempt("models", lambda: models(made))
+    attempt("weights", lambda: weights(made))
+    attempt("data", lambda: data(made, cfg))
+    attempt("data", lambda: left_rows(made))
+    attempt("replies", lambda: replies(made))
+    attempt("references", lambda: references(made))
+    attempt("updates", lambda: updates(made, cfg))
+    attempt("warm-up", lambda: warmup(made, cfg))
+    attempt("verifier", lambda: verifier(made))
+    attempt("prompts", lambda: prompts(made))
+    attempt("memory", lambda: memory(made, cfg))
+    attempt("disk", lambda: disk(made, cfg))
+    attempt("precision", lambda: precision(made, cfg, fast))
+    students: list[Student] = []
+
+    def student() -> Iterator[CheckResult]:
+        students.append(load(made, cfg))
+        yield from architecture(made, students[0])
+
+    if not fast and attempt("architecture", student):
+        attempt("logits", lambda: logits(made, students[0]))
+        attempt("teacher", lambda: probe(made, students[0]))
+    return results

@@ -1,0 +1,66 @@
+"""The module and the data of a method for a Lightning Trainer of the user's own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+
+from opd_lightning.data.prompts import PromptData
+from opd_lightning.module import DistillationModule
+
+
+class TrainerModule(DistillationModule):
+    """A `DistillationModule` that brings its callbacks along and can be tested: `trainer.fit`, `trainer.test`.
+
+    Args:
+        prepare: called with the Trainer before training; checks its arguments and returns the update that ends it, or -1.
+        more_callbacks: called with the Trainer's callbacks; returns those to add.
+        suite: evaluations by name, which `trainer.test` runs.
+        arguments: of `DistillationModule`.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[L.Trainer], int],
+        more_callbacks: Callable[[list[Any]], list[L.Callback]],
+        suite: Mapping[str, Any],
+        **arguments: Any,
+    ):
+        super().__init__(**arguments)
+        self.prepare, self.more_callbacks, self.suite = prepare, more_callbacks, suite
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Evaluation, budget and health checks, in training alone."""
+        training = self.trainer.state.fn == TrainerFn.FITTING
+        return self.more_callbacks(list(self.trainer.callbacks)) if training else []  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        """Check the Trainer; prompts come in one endless stream, so epochs end by a number of updates."""
+        if stage == "fit":
+            self.trainer.fit_loop.epoch_loop.max_steps = self.prepare(self.trainer)
+
+    def on_fit_end(self) -> None:
+        """The trained model is left in eval mode."""
+        self.student.eval()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the evaluations of the model as it is."""
+        # Tensors of inference mode could not be used in a training after it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.generator.update_weights(self.student, None)
+            estimates = {
+                name: value
+                for e in self.suite.values()
+                for name, value in e(self.student, self.teachers, self.generator).items()
+            }
+        self.log_dict({name: estimate.value for name, estimate in estimates.items()}, batch_size=1)
+
+
+class TrainerData(PromptData):
+    """`PromptData` with a single batch for `trainer.test`, whose evaluations have prompts of their own."""
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(range(1), collate_fn=list)  # type: ignore[arg-type]
