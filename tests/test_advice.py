@@ -26,6 +26,7 @@ def test_contexts_are_told_apart(small):
     assert found["context=sibling"].shown < 1
 
 
+@pytest.mark.slow
 def test_a_teacher_like_the_student_and_a_random_one(small, capsys):
     rows = {}
     for teacher in (["teacher.path=${model.path}", "context=none", "method=grpo_opd"], ["method=opd"]):

@@ -121,6 +121,7 @@ def test_a_context_is_rendered_by_the_teachers_own_template(paths):
     assert "blue green" in text and text.endswith("<s>assistant: red</s>") and "sort red blue" in text
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(small, paths, tmp_path):
     student, renderer = student_of(paths["byte_bpe"])
     with pytest.raises(ValueError, match=r"teacher.alignment='words' is unknown; choose spans, shared, uld, or null"):

@@ -71,6 +71,7 @@ def test_a_sweep_without_values_is_asked_for_some():
     assert explain(["-m", "method=sft,opd"]) is None
 
 
+@pytest.mark.slow
 def test_the_embedded_teacher_does_not_teach_another_model_unasked(tmp_path):
     own = f"model.path={tmp_path}"
     for words in ([own], [own, "method=seqkd"]):

@@ -119,6 +119,7 @@ def test_without_overlap_there_is_no_thread(tiny):
     assert {entry["thread"] for entry in engine.diary} == {"MainThread"}
 
 
+@pytest.mark.slow
 def test_prompts_and_seeds_are_those_of_a_run_without_overlap(tiny):
     asked = []
     for ahead in (0, 1, 3):
@@ -156,6 +157,7 @@ def test_a_rollout_is_written_while_the_one_before_is_learned_from(tiny):
     assert versions(watch) == [{0}, {0}, {1}, {2}]
 
 
+@pytest.mark.slow
 def test_a_served_teacher_scores_ahead_too(tiny, other):
     class Served(LocalTeacher):
         """A local teacher that counts as served, for it does not change."""
@@ -199,6 +201,7 @@ def rollouts(folder):
     return {e["seed"]: (e["version"], e["prompts"]) for e in entries if e.get("greedy") is False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "ahead"), [("stops_at", 2), *(pytest.param("fails_at", k, marks=pytest.mark.slow) for k in (1, 2))]
 )

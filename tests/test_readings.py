@@ -59,6 +59,7 @@ def test_a_negative_weight_contrasts_two_readings():
             MixedTeacher(teachers, weights, space)
 
 
+@pytest.mark.slow
 def test_routed_teachers_are_logged_by_name(small):
     folder = run(small("method=opd", "teacher=routed", "teacher.teachers.prior.path=${model.path}", "evaluation=none"))
     row = read_csv(folder / "metrics.csv")[-1]
@@ -69,6 +70,7 @@ def test_routed_teachers_are_logged_by_name(small):
     assert shares[0] == 0 or kls[0] is not None
 
 
+@pytest.mark.slow
 def test_a_sampled_divergence_on_a_mixture_is_of_the_students_tokens(small):
     words = ["method=opd_sampled", "rollout=mixture", "evaluation=none"]
     assert any("learns from the student's completions alone" in w for w in check(compose(words[:2])))
