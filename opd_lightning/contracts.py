@@ -57,7 +57,9 @@ class Environment(Protocol):
 class Generator(Protocol):
     """An inference engine, for rollouts, teachers that generate, and evaluations.
 
-    An engine may have `metrics`, numbers by name of its last update, which are logged.
+    An engine may have `metrics`, numbers by name of its last update, which are logged. One with a copy of the weights may have
+    `holds_weights` = True: its `generate` without a `model` may then be called in a thread while the student trains, so it
+    draws from random states of its own.
     """
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
@@ -118,6 +120,8 @@ class Renderer(Protocol):
 class RolloutPolicy(Protocol):
     """A source of completions; see `opd_lightning.rollout`.
 
+    It may have `async_steps`, the number of rollouts to write ahead of training; it is then called in another thread.
+
     Attributes:
         on_policy: whether all completions are samples of the student itself.
         student_writes: whether any of them are.
@@ -145,6 +149,9 @@ class Target(Protocol):
     Attributes:
         valid [n]: whether the token has a target; None where all have.
         shared: the ids that the target covers where the student has more; None where it covers all of the student's.
+
+    Log-probabilities of other outcomes than the student's tokens, as of a teacher with another tokenizer, have
+    `compared(log_s, tokens)`, which puts the student on them; see `opd_lightning.losses.aligned_targets`.
     """
 
     valid: Tensor | None

@@ -58,6 +58,7 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     from opd_lightning.models.files import check_vocabulary
     from opd_lightning.preflight.references import limit_for
     from opd_lightning.preflight.rendering import check_rows
+    from opd_lightning.teachers.alignment import aligned
     from opd_lightning.teachers.contexts import NoContext
 
     check(cfg)
@@ -78,7 +79,7 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     if cfg.teacher is not None and cfg.loss.divergence is not None:
         teacher = build(cfg.teacher, context=build(cfg.context))
         if teacher.frozen:
-            teacher.check_tokenizer(tokenizer)
+            teacher = aligned(teacher, renderer)
             # A teacher with the student's start weights has those of the run's start, not of its result.
             teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(device), renderer)
             teachers["teacher"] = teacher

@@ -17,11 +17,13 @@ from opd_lightning.data.batching import Batch, packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.models import Pretrained, Student, adapters
-from opd_lightning.models.flops import Sizes, rollout_flops, update_flops
+from opd_lightning.models.flops import Sizes, rollout_flops
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.models.sharding import full_tensor, shard
 from opd_lightning.step.checkpoint import dump, restore, save
 from opd_lightning.step.log import log_flops, log_rollout, log_tokens
+from opd_lightning.step.prepass import observed, with_old_logprobs
+from opd_lightning.step.rollouts import rollouts_of
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
@@ -63,10 +65,12 @@ class DistillationModule(L.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.renderer, self.generator = model, renderer, generator
-        self.rollout, self.objective = rollout, objective
+        self.model, self.renderer, self.rollout, self.objective = model, renderer, rollout, objective
+        self.rollouts = rollouts_of(rollout, generator)
+        self.generator = self.rollouts.generator
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
-        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch)
+        mixed = rollout.student_writes and not rollout.on_policy
+        self.scoring = Scoring(objective, self.teachers, renderer, verify, rollout.sampling.n, max_tokens_per_microbatch, mixed)
         self.optim, self.seed = optim, seed
         self.max_tokens_per_microbatch, self.chunk, self.adapter = max_tokens_per_microbatch, logits_chunk_size, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
@@ -95,47 +99,42 @@ class DistillationModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
-        self.generator.update_weights(self.student, self.global_step)  # a checkpoint may have been restored
+        self.rollouts.start(self)
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns samples, scored batch and metrics (`outputs` in callbacks)."""
         metrics = StepMetrics(self.device)
         with self.ledger.timing("rollout"):
-            seed = derive_seed(self.seed, "rollout", self.global_step, self.global_rank)
-            # Ranks may generate unequally often, so sharded weights are gathered once, around all of it.
-            with self.student.eval_mode() if self.rollout.student_writes or self.rollout.teachers else nullcontext():
-                rollout = self.rollout(prompts, seed, self.generator, self.teachers)
+            rollout = self.rollouts.take(self, prompts, metrics)
             log_rollout(metrics, rollout, rollout_flops(self.sizes, rollout.samples))
         with self.ledger.timing("score"):
-            batch = self.score(rollout.samples, metrics)
+            batch = self.score(rollout.samples, metrics, rollout.scores)
         for _ in range(self.rollout.num_iterations):
             dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
             with self.ledger.timing("update"), seeded(dropout, self.device):
                 self.update(batch, metrics)
-        self.generator.update_weights(self.student, self.global_step)
+        self.rollouts.after_update(self, metrics)
         return {"samples": batch.samples, "batch": batch, "metrics": self.report(metrics)}
 
-    def score(self, samples: list[Sample], metrics: StepMetrics) -> Batch:
-        """The batch with each token's weight and advantage, and the teachers' scores."""
+    def score(self, samples: list[Sample], metrics: StepMetrics, known: Mapping[str, Any] | None = None) -> Batch:
+        """The batch with each token's weight and advantage, and the teachers' scores; `known` are those at hand."""
         samples, tokens = self.scoring.pack(samples, metrics, self)
-        scores = self.scoring.teacher_scores(samples, metrics)
+        scores = self.scoring.teacher_scores(samples, metrics, known or {})
         valid = scores["teacher"].valid if "teacher" in scores else None
+        tokens = observed(self, samples, tokens, scores, metrics)
         weight, normaliser = self.objective.weights(tokens, len(samples), valid)
-        tokens = replace(tokens, weight=weight)
+        tokens = replace(tokens, weight=weight, seen=None)
         active = self.objective.active(tokens, valid)
         normaliser, active = self.all_sum(torch.stack([normaliser.float(), active.float()])).unbind()
-        if normaliser == 0 and self.global_step == 0 and valid is None:
+        fixed = valid is None and tokens.own is None and not self.objective.weighs_verdicts
+        if normaliser == 0 and self.global_step == 0 and fixed:
             raise ValueError(
                 "loss.weight leaves no token of the first rollout, so nothing would ever be learned; weigh more positions, "
                 "raise rollout.sampling.max_new_tokens, or set rollout.mask_truncated_completions=false."
             )
         rows = tokens.sample[weight != 0].unique().tolist() or [0]  # type: ignore[index]
         tokens = replace(tokens, weight=weight / normaliser.clamp_min(1e-12))
-        batch = Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows)
-        if self.rollout.num_iterations == 1 or not self.objective.compares_updates or batch.skip_update:
-            return batch
-        metrics.total("flops/forward", update_flops(self.sizes, [samples[b] for b in rows])["forward"])
-        return self.with_old_logprobs(batch)
+        return with_old_logprobs(self, Batch(samples, tokens, scores, skip_update=bool(active == 0), active=rows), metrics)
 
     def update(self, batch: Batch, metrics: StepMetrics) -> None:
         """Gradients of all micro-batches, one clip, one optimizer step, then the teachers' updates."""
@@ -155,7 +154,7 @@ class DistillationModule(L.LightningModule):
                 # DDP and FSDP average over devices; the normaliser is already global, so undo the average.
                 self.manual_backward(loss * self.trainer.world_size)
             losses[packed_index(rows, counts).to(losses.device)] = stats["loss"].to(losses.dtype)
-            log_tokens(metrics, loss, stats, tokens, live)
+            log_tokens(metrics, loss, stats, tokens, live, scores)
         if plan:
             norm = full_tensor(self.optim.clip(self.student.parameters()))
             if not torch.isfinite(norm):
@@ -176,18 +175,6 @@ class DistillationModule(L.LightningModule):
         plan = [([batch.active[i] for i in part], True) for part in plan_micro_batches(lengths, self.max_tokens_per_microbatch)]
         most = self.trainer.strategy.reduce(torch.tensor(float(len(plan)), device=self.device), reduce_op="max")
         return plan + [(plan[-1][0][-1:], False)] * (int(most) - len(plan))
-
-    def with_old_logprobs(self, batch: Batch) -> Batch:
-        """The batch with each token's log-probability before the first update on it."""
-        old = batch.tokens.weight.new_zeros(batch.tokens.ids.shape)
-        counts = [sample.trainable for sample in batch.samples]
-        with self.student.eval_mode():  # without dropout: the ratio compares policies
-            for rows, _ in self.plan(batch):
-                sequences, tokens, _ = batch.micro(rows, self.renderer.tokenizer.pad_token_id)
-                _, stats = self.student(sequences, tokens, {}, self.objective.log_prob)
-                old = old.to(stats["loss"].dtype)
-                old[packed_index(rows, counts).to(old.device)] = stats["loss"]
-        return replace(batch, tokens=replace(batch.tokens, old_logprob=old))
 
     def report(self, metrics: StepMetrics) -> dict[str, float]:
         """Reduce metrics over devices, log them, and update the ledger."""

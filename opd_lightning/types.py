@@ -201,10 +201,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Samples, and the cost of those that a teacher wrote; samples of one prompt are adjacent."""
+    """A rollout; samples of one prompt are adjacent.
+
+    Attributes:
+        samples: all of them.
+        teacher_cost: of those that a teacher wrote.
+        scores: of teachers that have read them already, by name.
+    """
 
     samples: list[Sample]
     teacher_cost: Cost = field(default_factory=Cost)
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,11 @@ class Tokens:
         advantage: its advantage, for policy-gradient terms.
         old_logprob: its log-probability before the first update on this rollout; None on the first (the ratio is 1).
         sampler_logprob: its log-probability under the distribution it was drawn from, if that is known.
+        group: the index of its prompt in the batch.
+        pass_rate: the mean reward of its prompt's completions.
+        own: whether the student wrote it; None where all tokens are alike in this.
+        future: the discounted divergence behind it in its sample, where the loss reads returns; see `losses.returns`.
+        seen: statistics of student and teacher before the first update on this rollout, by name; see `Objective.observe`.
     """
 
     ids: Tensor
@@ -230,6 +242,11 @@ class Tokens:
     advantage: Tensor | None = None
     old_logprob: Tensor | None = None
     sampler_logprob: Tensor | None = None
+    group: Tensor | None = None
+    pass_rate: Tensor | None = None
+    own: Tensor | None = None
+    future: Tensor | None = None
+    seen: Mapping[str, Tensor] | None = None
 
     def scaled(self, factor: float) -> "Tokens":
         """The same tokens with their weights multiplied."""
@@ -237,8 +254,9 @@ class Tokens:
 
     def take(self, index: Tensor | slice) -> "Tokens":
         """The tokens at an index of the packed axis."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: value[index] for name, value in columns.items() if value is not None})
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seen"}
+        seen = None if self.seen is None else {name: value[index] for name, value in self.seen.items()}
+        return replace(self, seen=seen, **{name: value[index] for name, value in columns.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opd_lightning.__main__ import entry
 from opd_lightning.config import compose
 from opd_lightning.toy.world import VOCABULARY, world_tokenizer
+from tests.zoo import save_model, tokenizers
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
@@ -49,6 +50,15 @@ def tiny(tmp_path_factory) -> str:
 def other(tmp_path_factory) -> str:
     """A teacher of the same family with other weights."""
     return save_tiny(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def paths(tmp_path_factory) -> dict[str, str]:
+    """Models by the names of their tokenizers in `zoo.py`, and one more with the first of these."""
+    folder = tmp_path_factory.mktemp("zoo")
+    names = {"byte_bpe": 0, "unigram": 1, "characters": 2}
+    made = {name: save_model(folder / name, tokenizers()[name], seed) for name, seed in names.items()}
+    return made | {"other": save_model(folder / "other", tokenizers()["byte_bpe"], 3)}
 
 
 @pytest.fixture(scope="session")

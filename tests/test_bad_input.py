@@ -163,8 +163,8 @@ INPUTS = {
         0,
     ),
     "tokenizers_differ": (
-        lambda t: [f"teacher.path={stranger(t)}"],
-        r"teacher.path=.*stranger has another tokenizer than the student.*choose a teacher",
+        lambda t: ["teacher=topk", "method=opd_topk", f"teacher.teacher.path={stranger(t)}"],
+        r"teacher.path=.*stranger has another tokenizer than the student.*choose a teacher.*teacher.alignment=",
         1,
     ),
     "empty_data": (lambda t: table(t, ""), r"task.path=.*rows.jsonl has no rows", 1),

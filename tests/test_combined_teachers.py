@@ -116,6 +116,7 @@ SELF = ["method=opsd", "loss/vocab_support=topk"]
 START = "context@teacher.teachers.start.context"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "informed"),
     [
@@ -140,6 +141,7 @@ def test_a_part_that_is_not_there_is_refused():
     assert "no option of teacher" in (explain([*line[:1], "teacher@teacher.teachers.prior=topp"]) or "")
 
 
+@pytest.mark.slow
 def test_a_run_of_routed_self_teachers_of_few_tokens(small):
     line = [*SELF, "teacher=routed", "teacher.default=new", "loss.vocab_support.k=8", "evaluation=none"]
     line += ["teacher@teacher.teachers.new=topk", "teacher@teacher.teachers.new.teacher=frozen"]
@@ -197,6 +199,7 @@ def test_the_owner_of_shared_weights_updates_and_saves_them(student, renderer): 
     assert teacher.footprint(type("Start", (), {"adapted": False, "trained": 5, "layers": 3})()) == 20
 
 
+@pytest.mark.slow
 def test_a_run_whose_reference_is_its_teacher(small, other, loads):
     folder = run(small("method=opd", "context=solution", "loss/reference=reverse_kl", "reference=teacher", "evaluation=none"))
     row = read_csv(folder / "metrics.csv")[-1]

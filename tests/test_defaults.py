@@ -32,6 +32,7 @@ def memory(monkeypatch):
     return lambda free: monkeypatch.setattr(resources, "free_memory", lambda cfg: ("machine", free))
 
 
+@pytest.mark.slow
 def test_little_memory_cuts_the_batch_and_a_resumed_run_keeps_the_number(small, memory, monkeypatch, caplog):
     """Chosen once, said, recorded, and reused with other memory."""
     monkeypatch.setattr(resources, "LEAST", 16)
@@ -99,6 +100,7 @@ def rows(tmp_path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_sft_without_a_verifier_logs_the_likelihood_of_held_out_references(small, rows, capsys):
     """Per token, as `ReferenceLikelihood` measures it; said in the terminal when it is made."""
     task = ("task=table", f"task.path={rows}", "task.columns.completion=completion", "~task.n_train", "task.n_eval=4")

@@ -135,6 +135,7 @@ class Hub:
         Hub.made[-1] |= {"to": repo_id, "files": {path.name for path in Path(folder_path).iterdir()}}
 
 
+@pytest.mark.slow
 def test_push_uploads_the_folder_to_a_private_repository(finished, call, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)

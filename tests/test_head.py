@@ -22,7 +22,7 @@ from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.policy_gradient import CrossEntropy
 from opd_lightning.losses.targets import FullLogits, HiddenScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
-from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
+from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK, TopKSampledTail
 from opd_lightning.types import Tokens
 
 N, H, V = 11, 6, 13
@@ -135,6 +135,8 @@ SUPPORTS = {
     "renormalised": TopK(4, tail_bucket=False),
     "sampled": SampledToken(),
     "sampled_baseline": SampledToken(baseline=True),
+    "sampled_clipped": SampledToken(cost_limit=1.0, clip=0.2),
+    "sampled_tail": TopKSampledTail(3),
 }
 CLIPS = {"none": None, "entries": ClipEntries(0.05), "positions": ClipPositions(0.5)}
 GRID = [

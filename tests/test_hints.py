@@ -71,6 +71,7 @@ def test_a_sweep_without_values_is_asked_for_some():
     assert explain(["-m", "method=sft,opd"]) is None
 
 
+@pytest.mark.slow
 def test_the_embedded_teacher_does_not_teach_another_model_unasked(tmp_path):
     own = f"model.path={tmp_path}"
     for words in ([own], [own, "method=seqkd"]):
@@ -82,6 +83,7 @@ def test_the_embedded_teacher_does_not_teach_another_model_unasked(tmp_path):
     check(compose([own]))
 
 
-def test_a_folder_that_is_made_by_a_command_is_not_looked_for_on_a_hub():
+def test_a_folder_that_is_made_by_a_command_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="`make smollm2` makes it"):
         Pretrained("models/smollm2-135m-instruct").tokenizer()

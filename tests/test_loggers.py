@@ -111,6 +111,7 @@ def test_a_logger_that_is_not_installed_is_a_sentence(small, monkeypatch, option
     check_logger(small())
 
 
+@pytest.mark.slow
 def test_a_first_stage_has_the_logger_of_its_run(small):
     cfg = small("init_from_run=[method=sft]", "study.name=mine", "logger=mlflow")
     assert first_stage(cfg).logger.experiment_name == "mine.stages"
@@ -118,6 +119,7 @@ def test_a_first_stage_has_the_logger_of_its_run(small):
     assert first_stage(cfg).logger is None
 
 
+@pytest.mark.slow
 def test_early_stopping_by_yaml_ends_a_run_that_is_then_finished(small):
     words = (*SHORT, *STOPPING, "trainer.max_steps=50", "callbacks.early_stopping.monitor=eval/new/accuracy")
     folder = run(small(*words))
@@ -145,6 +147,7 @@ def test_an_interrupted_run_stops_early_where_an_uninterrupted_one_does(small, m
     assert status(run(small(*words)))["step"] == 4  # one evaluation sets the best value, three more are no better
 
 
+@pytest.mark.slow
 def test_lightnings_model_checkpoint_keeps_the_best(small):
     best = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: eval/new/length, mode: min}"
     folder = run(small(*SHORT, f"+callbacks.best={best}"))

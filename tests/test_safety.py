@@ -480,7 +480,7 @@ def test_the_package_imports_without_what_only_unix_has():
         "del os.killpg, os.sysconf, signal.SIGALRM, signal.SIGUSR1, signal.setitimer\n"
         "import opd_lightning\n"
         "names = [m.name for m in pkgutil.walk_packages(opd_lightning.__path__, 'opd_lightning.')]\n"
-        "[__import__(name) for name in names if not name.endswith('__main__')]\n"
+        "[__import__(name) for name in names if not name.endswith('__main__') and '.plugins.' not in name]\n"
         "print(len(names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -389,7 +389,17 @@ def walked(tiny, samples, context, objective=None):
     model = Pretrained(tiny)
     tokenizer = model.tokenizer()
     renderer, teacher = ChatRenderer(tokenizer), LocalTeacher(FrozenStart(), context)
-    policy = type("Given", (), {"teachers": frozenset(), "num_iterations": 1, "sampling": SamplingParams(8)})()
+    policy = type(
+        "Given",
+        (),
+        {
+            "teachers": frozenset(),
+            "num_iterations": 1,
+            "student_writes": True,
+            "on_policy": True,
+            "sampling": SamplingParams(8),
+        },
+    )()
     parts = (model, renderer, TransformersGenerator(tokenizer), policy, objective, {"teacher": teacher})
     module = DistillationModule(*parts, optim=None, seed=0, verify=lambda e, t: None)
     module.student = Student(model.model())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_a_server_that_fails_is_asked_again_with_the_weights(student, renderer):
     stub.fail = 100
     with pytest.raises(ValueError, match=r"is lost \(500: the engine is dead\).*the same command goes on"):
         engine.generate(PROMPTS, SamplingParams(4), 7)
+
+
+def test_a_server_that_is_lost_beside_training_ends_the_run(student, renderer):
+    """The weights that it lost are being trained."""
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    stub.fail, pushes = 1, engine.pushes
+    with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match=r"is lost \(500.*the same command goes on"):
+        pool.submit(engine.generate, PROMPTS, SamplingParams(4, n=2), 7).result()
+    assert engine.pushes == pushes
 
 
 def test_a_server_that_was_started_anew_gets_the_weights_again(student, renderer):

@@ -118,6 +118,7 @@ def test_the_names_that_are_known_without_torch_are_those_of_the_libraries():
     assert {name: getattr(torch, name).itemsize for name in SIZES} == SIZES
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_is_doing_before_its_first_update(small, caplog):
     caplog.set_level(logging.INFO, "opd_lightning")
     run(small("method=sft", "trainer.max_steps=1"))

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import build
+from opd_lightning.config.ahead import check_ahead
 from opd_lightning.config.schema import leaves, parameters_of, shipped
 from opd_lightning.config.trainer_arguments import epochs_of
 from opd_lightning.config.values import check_values
@@ -33,23 +34,36 @@ class Choices:
 
     Attributes:
         rollout, teacher, context, support: built from their nodes; teacher and support may be None.
+        reads: names of the teachers that gate and token weight read.
+        own: what needs the student's own samples, as options.
     """
 
     rollout: Any
     teacher: Any
     context: Any
     support: Any
+    reads: frozenset[str]
+    own: tuple[str, ...]
 
     @classmethod
     def of(cls, cfg: dict[str, Any]) -> "Choices":
         """The objects of a resolved configuration."""
         offers = dict.fromkeys(("renderer", "tokenizer", "task", "folder", "environment", "window"))
-        context = build(cfg["context"])
+        context, loss = build(cfg["context"]), cfg["loss"]
+        support = build(loss["vocab_support"]) if loss["divergence"] else None
+        functions = [getattr(part, "func", part) for part in (build(loss.get("gate")), build(loss["weight"]))]
+        own = {
+            "loss/vocab_support=sampled": getattr(support, "needs_own_samples", False),
+            "loss/returns": bool(loss["divergence"] and loss.get("returns")),
+            "loss/cross_entropy=unlikelihood": getattr(build(loss["cross_entropy"]), "needs_own_samples", False),
+        }
         return cls(
             rollout=build(OmegaConf.create({"rollout": cfg["rollout"]}).rollout, **offers),  # for the place in errors
             teacher=build(cfg["teacher"], context=context),
             context=context,
-            support=build(cfg["loss"]["vocab_support"]) if cfg["loss"]["divergence"] else None,
+            support=support,
+            reads=frozenset(name for function in functions for name in getattr(function, "reads_teachers", ())),
+            own=tuple(name for name, needed in own.items() if needed),
         )
 
 
@@ -57,14 +71,20 @@ def check_choices(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     """Raises ValueError for choices that contradict each other; returns warnings."""
     check_teacher(cfg, chosen)
     check_rollout(cfg, chosen)
+    check_ahead(cfg, chosen.rollout, chosen.support)
     if cfg["loss"]["reference"] and "full" not in build(cfg["reference"]).provides:
         raise ValueError("loss.reference reads the whole vocabulary of the reference, and this one gives less; choose another.")
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
     if (environment := cfg.get("environment")) and not environment["_target_"].endswith(".SingleTurn"):
         warnings.append("evaluations are of single replies: they do not play the environment.")
-    if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers:
+    if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers | chosen.reads:
         warnings.append("the teacher is not loaded, for neither loss nor rollout uses it; set teacher=none.")
+    if chosen.own and not chosen.rollout.on_policy and not loss["cross_entropy"]:
+        warnings.append(
+            f"{chosen.own[0]} learns from the student's completions alone, and the others have no term; add "
+            "loss/cross_entropy=nll loss/gate=by_source, or choose rollout=student."
+        )
     if teacher is not None and teacher.warning:
         warnings.append(teacher.warning)
     for name, value in loss["coefficients"].items():
@@ -101,11 +121,18 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
     if writes and not teacher.writes:
         kind = type(getattr(teacher, "weights", teacher)).__name__
         raise ValueError(f"rollout lets the teacher write, and {kind} can only score; choose teacher=frozen, ema or external.")
+    needed = getattr(chosen.rollout, "requires", None)
+    if writes and needed is not None and needed not in teacher.provides:
+        raise ValueError(
+            f"rollout={type(chosen.rollout).__name__} reads {PROVIDED[needed]} of the teacher; choose another teacher."
+        )
     if writes and teacher.context.needs_rollouts:
         raise ValueError(
             "rollout lets the teacher write, and its context waits for the student's attempts; choose rollout=student_group, "
             "or context=demonstration."
         )
+    if teacher is None and "teacher" in chosen.reads:
+        raise ValueError("teacher=none, but loss.gate or loss.weight reads a teacher; choose teacher=external, or another one.")
     if not loss["divergence"]:
         return
     if teacher is None:
@@ -194,12 +221,17 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
         )
     if loss["policy_gradient"]:
         build(loss["policy_gradient"]).advantage(torch.zeros(cfg["data"]["batch_size"], rollout.sampling.n))
-    if loss["cross_entropy"] and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
+    imitates = loss["cross_entropy"] and "loss/cross_entropy=unlikelihood" not in chosen.own
+    if imitates and on_policy and not (loss["divergence"] or loss["policy_gradient"]):
         raise ValueError("rollout=student with cross-entropy alone imitates the student's own samples; choose rollout=dataset.")
-    if chosen.support is not None and chosen.support.needs_own_samples and not on_policy:
+    if chosen.own and not rollout.student_writes:
         raise ValueError(
-            f"loss/vocab_support=sampled estimates from the student's own samples, and rollout={name} has others; choose "
-            "rollout=student or loss/vocab_support=full."
+            f"{chosen.own[0]} estimates from the student's own samples, and rollout={name} has others; choose "
+            "rollout=student, rollout=mixture or loss/vocab_support=full."
+        )
+    if "loss/cross_entropy=unlikelihood" in chosen.own and not on_policy:
+        raise ValueError(
+            f"loss/cross_entropy=unlikelihood pushes down what rollout={name} has from others, too; choose student."
         )
     budget, steps = cfg["budget"]["student_tokens"], cfg["trainer"]["max_steps"]
     writes = rollout.student_writes and cfg["rollout"].get("share") != 0

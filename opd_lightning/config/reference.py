@@ -43,6 +43,11 @@ FIXED = {
     "task.heldout.split": ("str", "of a folder or a hub data set"),
     "split": ("str", "whose examples are used: train, validation or test"),
     **{f"task.columns.{part}": ("str or null", "") for part in PARTS},
+    **{
+        f"{case}.{term}": ("float", f"factor of the term {term}")
+        for case in ("below", "above", "own", "others", "right", "wrong")
+        for term in ("divergence", "policy_gradient", "cross_entropy", "reference")
+    },
 }
 """Types and meanings of keys that neither a signature nor a comment has, by place or by the end of one."""
 

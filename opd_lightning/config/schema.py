@@ -45,7 +45,8 @@ OBJECTS += ("loss.vocab_support", "loss.weight", "loss.aggregate")
 """Required nodes with a target."""
 
 OPTIONAL: tuple[str, ...] = ("adapter", "teacher", "reference", "environment", "logger", "evaluation.answers")
-OPTIONAL += tuple(f"loss.{term}" for term in ("divergence", "policy_gradient", "cross_entropy", "reference", "clip", "gate"))
+OPTIONAL += ("loss.divergence", "loss.policy_gradient", "loss.cross_entropy", "loss.reference", "loss.clip", "loss.gate")
+OPTIONAL += ("loss.returns",)
 """Nodes with a target that may be null."""
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -58,10 +58,11 @@ def pack(samples: Sequence[Sample], device: torch.device) -> Tokens:
         "position": torch.cat([torch.arange(n) for n in counts.tolist()]),
         "weight": torch.repeat_interleave(torch.tensor([float(sample.include_in_loss) for sample in samples]), counts),
         "sample": torch.repeat_interleave(torch.arange(len(samples)), counts),
+        "group": torch.repeat_interleave(torch.tensor([sample.group for sample in samples]), counts),
     }
     if all(has_logprobs):
         columns["sampler_logprob"] = torch.cat([s.logprobs[s.loss_mask] for s in samples if s.logprobs is not None])
-    return Tokens(**{name: column.to(device) for name, column in columns.items()})
+    return Tokens(**{name: column.to(device) for name, column in columns.items()})  # type: ignore[arg-type]
 
 
 def collate(

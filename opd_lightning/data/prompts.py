@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count
 
 import lightning as L
 import numpy as np
@@ -41,11 +42,13 @@ class PromptStream(Sampler[list[int]]):
         """The example at a position of the stream."""
         return int(self._order(position // self.n)[position % self.n])
 
+    def batch(self, number: int) -> list[int]:
+        """This process's examples of a rollout, counted from 0."""
+        first = number * self.batch_size
+        return [self.index(p) for p in range(first + self.rank, first + self.batch_size, self.world_size)]
+
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.start * self.batch_size
-        while True:
-            yield [self.index(p) for p in range(first + self.rank, first + self.batch_size, self.world_size)]
-            first += self.batch_size
+        return map(self.batch, count(self.start))
 
 
 class PromptData(L.LightningDataModule):
@@ -64,10 +67,10 @@ class PromptData(L.LightningDataModule):
         self.examples, self.renderer, self.batch_size, self.seed = examples, renderer, batch_size, seed
         self.num_iterations = num_iterations
 
-    def train_dataloader(self) -> DataLoader:
+    def stream(self) -> PromptStream:
+        """This process's batches, from the trainer's current step on."""
         assert self.trainer is not None
-        # Lightning has restored global_step; the position in the stream follows from it.
-        stream = PromptStream(
+        return PromptStream(
             n=len(self.examples),
             batch_size=self.batch_size,
             seed=self.seed,
@@ -75,7 +78,15 @@ class PromptData(L.LightningDataModule):
             world_size=self.trainer.world_size,
             start=self.trainer.global_step // self.num_iterations,
         )
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning has restored global_step; the position in the stream follows from it.
+        stream = self.stream()
         return DataLoader(range(len(self.examples)), batch_sampler=stream, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def prompts(self, number: int) -> Prompts:
+        """This process's prompts of a rollout, counted from 0, which the data loader gives in its turn."""
+        return self.collate(self.stream().batch(number))
 
     def collate(self, indices: list[int]) -> Prompts:
         """Render and tokenize the examples of one batch."""

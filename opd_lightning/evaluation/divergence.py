@@ -9,12 +9,12 @@ from torch import Tensor
 from opd_lightning.contracts import Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.losses.diagnostics import diagnose
-from opd_lightning.losses.targets import FullLogProbs
+from opd_lightning.losses.targets import FullLogits, FullLogProbs
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.rollout import DatasetRollout, StudentRollout
 from opd_lightning.teachers import external, live
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.types import Example, Prompts, Sample, SamplingParams
+from opd_lightning.types import Example, Prompts, Sample, SamplingParams, Tokens
 from opd_lightning.utils.seeds import derive_seed
 from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
@@ -53,21 +53,21 @@ class TeacherDivergence:
         return self.measure(student, teacher, generator, "heldout")
 
     def measure(self, student: Student, teacher: Any, generator: Generator, group: str) -> dict[str, Estimate]:
-        """Both KLs to another model (a teacher that is set up) on the tokens of both models, named `<group>/<kl>`."""
+        """Both KLs to another model (a teacher that is set up) on the tokens of both models, named `<group>/<kl>`.
+
+        Of one with another tokenizer they are over the tokens that are the same bytes, and named `<kl>_shared`; there are none
+        where it is compared in another way.
+        """
         student_reader = reader(student, self.renderer)
-        sums, count = {"reverse_kl": 0.0, "forward_kl": 0.0}, 0
+        sums: dict[str, float] = {}
+        count = 0
         for i, prompts in enumerate(batches(self.examples, self.renderer, self.batch_size)):
             samples = self.rollout(prompts, derive_seed(0, "evaluation", i), generator, {}).samples
             for read in chunks({"student": student_reader, "teacher": teacher}, samples):
-                student_scores, teacher_scores = read["student"], read["teacher"]
-                shared = student_scores.shared.intersection([teacher_scores.shared])
-                log_s, log_t = (
-                    x.log_p if x.shared == shared else shared.cut(x.log_p).log_softmax(-1)
-                    for x in (student_scores, teacher_scores)
-                )
-                stats = diagnose(log_s, {"teacher": FullLogProbs(log_t)})
-                sums = {name: total + stats[name][teacher_scores.valid].sum().item() for name, total in sums.items()}
-                count += int(teacher_scores.valid.sum())
+                stats, valid = compared(read["student"], read["teacher"]), read["teacher"].valid
+                for name in KLS & set(stats):
+                    sums[name] = sums.get(name, 0.0) + stats[name][valid].sum().item()
+                count += int(valid.sum())
         return {f"{group}/{name}": Estimate(total / max(count, 1), len(self.examples)) for name, total in sums.items()}
 
 
@@ -146,6 +146,19 @@ class ReferenceLikelihood:
 
 
 CHUNK = 256
+KLS = {"reverse_kl", "forward_kl", "reverse_kl_shared", "forward_kl_shared"}
+"""The divergences that are reported."""
+
+
+def compared(student: Any, teacher: Any) -> dict[str, Tensor]:
+    """Statistics [n] of the log-probabilities of student and teacher, on the outcomes that both have."""
+    if hasattr(teacher, "compared"):
+        unread = torch.zeros(len(student.log_p), dtype=torch.long, device=student.log_p.device)
+        log_s, target, _, _ = teacher.compared(student.log_p, Tokens(unread, unread, unread))
+        return diagnose(log_s, {"teacher": target})
+    shared = student.shared.intersection([teacher.shared])
+    log_s, log_t = (x.log_p if x.shared == shared else shared.cut(x.log_p).log_softmax(-1) for x in (student, teacher))
+    return diagnose(log_s, {"teacher": FullLogProbs(log_t)})
 
 
 class ReaderLogProbs(FullLogProbs):
@@ -175,13 +188,15 @@ def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Itera
 
 
 @torch.no_grad()
-def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, ReaderLogProbs]]:
+def chunks(readers: Mapping[str, Any], samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     """The log-probabilities of each reader on the samples' packed tokens, CHUNK rows at a time."""
     scores = {name: model.score(samples) for name, model in readers.items()}
     for start in range(0, sum(sample.trainable for sample in samples), CHUNK):
         rows = slice(start, start + CHUNK)
-        logits = {name: score.chunk(rows) for name, score in scores.items()}
+        targets = {name: score.chunk(rows) for name, score in scores.items()}
         yield {
             name: ReaderLogProbs(target.logits.log_softmax(-1), valid_ids_of(scores[name]), target.valid)
-            for name, target in logits.items()
+            if isinstance(target, FullLogits)
+            else target.log_probs(1.0)
+            for name, target in targets.items()
         }

@@ -25,6 +25,8 @@ class CopyingGenerator(ABC):
             None takes 1e-3 for float32 and 0.1 for narrower weights.
     """
 
+    holds_weights = True
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None, max_mismatch: float | None):
         self.tokenizer, self.renderer = tokenizer, renderer
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 from uuid import uuid4
 
@@ -189,7 +190,9 @@ class VLLMServerGenerator(CopyingGenerator):
         """
         self.losses += 1
         for server, why in lost.items():
-            if self.losses > MOST_LOSSES or world_size() > 1:
+            # Beside training, the weights that it should get again are not there any more.
+            beside_training = current_thread() is not main_thread()
+            if self.losses > MOST_LOSSES or world_size() > 1 or beside_training:
                 where = f", its output in {server.log}" if isinstance(server, StartedServer) else ""
                 raise ValueError(f"the server at {server.url} is lost ({why}{where}). {RESUME}.")
             if isinstance(server, StartedServer) and not server.healthy():

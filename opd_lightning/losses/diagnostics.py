@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.aligned_targets import CoarseLogProbs, SortedLogProbs
 from opd_lightning.losses.closed_form import top_agreement
 from opd_lightning.losses.shared import View
 from opd_lightning.losses.targets import FullLogProbs, SampledLogProbs, TopKLogProbs, log_tail
@@ -29,7 +30,7 @@ def diagnose(log_s: Tensor, targets: Mapping[str, Any], ids: Tensor | None = Non
 @torch.no_grad()
 def diagnose_views(log_s: Tensor, views: Mapping[str, View], tokens: Tokens) -> dict[str, Tensor]:
     """Statistics for targets that may each cover a part of the student's tokens, and the student's mass outside of these."""
-    if all(seen.log_mass is None for seen in views.values()):
+    if all(seen.log_s is log_s for seen in views.values()):
         return diagnose(log_s, {name: seen.target for name, seen in views.items()}, tokens.ids)
     stats: dict[str, Tensor] = {}
     for name, seen in views.items():
@@ -53,6 +54,24 @@ def _(target: FullLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
         "teacher_entropy": -expect(p_t, log_t),
         "top1_agreement": top_agreement(log_s, log_t),
     }
+
+
+@compare.register
+def _(target: CoarseLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    """KLs of the distributions over the shared tokens and the rest: lower bounds of those over the vocabulary."""
+    gap = log_s - target.log_p
+    return {
+        "forward_kl_shared": -expect(target.log_p.exp(), gap),
+        "reverse_kl_shared": expect(p_s, gap),
+        "top1_agreement": top_agreement(log_s, target.log_p),
+        "teacher_unshared_mass": -torch.expm1(target.log_mass.clamp(max=0.0)),
+    }
+
+
+@compare.register
+def _(target: SortedLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
+    p_t = target.log_p.exp()
+    return {"sorted_l1": (p_s - p_t).abs().sum(-1), "teacher_entropy": -expect(p_t, target.log_p)}
 
 
 @compare.register
@@ -86,3 +105,11 @@ def expect(p: Tensor, x: Tensor) -> Tensor:
     if value.isnan().any():
         value = torch.where(p == 0, 0.0, p * x).sum(-1)
     return value
+
+
+def where_valid(stats: dict[str, Tensor], target: Any) -> dict[str, Tensor]:
+    """The statistics, NaN for tokens without a target where they compare with one."""
+    if target.valid is None:
+        return stats
+    other = {"student_entropy", "reference_kl", "reference_unshared_mass"}
+    return {name: x if name in other else torch.where(target.valid, x, torch.nan) for name, x in stats.items()}

@@ -4,14 +4,18 @@ Each maps log-probabilities [n, V] to the *entries* [n, V] whose sum over V is t
 than sums, so that supports, clips and the sampled-token estimate (see `vocab_support.py`) need no second formula. S is the
 student, T the teacher. A token of probability zero on one side (log-probability -inf) contributes its limit.
 
-All but `EntropyAware` are elementwise: entry v follows from log S_v and log T_v alone, which `SampledToken` needs.
+All but `EntropyAware` and `Interpolated` are elementwise: entry v follows from log S_v and log T_v alone, which
+`SampledToken` needs.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from opd_lightning.losses.schedules import Schedule, ends_of, value_at
 
 
 class _PLogRatio(torch.autograd.Function):
@@ -158,6 +162,41 @@ def _check_skew(alpha: float) -> None:
 def total_variation(log_s: Tensor, log_t: Tensor) -> Tensor:
     """sum_v |S - T| / 2, in [0, 1]: bounded, and no token counts more than its probability (arXiv 2307.15190, section 3)."""
     return 0.5 * (log_s.exp() - log_t.exp()).abs()
+
+
+class Interpolated:
+    """A divergence from M, which is proportional to S^(1 - share) T^share with S held fixed (TAID, arXiv 2501.16937, eq. 4).
+
+    TAID takes forward KL and raises the share from 0.4 to 1 (`schedules.Linear`): the target is never far from the student. Its
+    adaptive speed, which reads the loss, is left out: a share here follows the step alone.
+
+    Args:
+        divergence: such as `forward_kl`.
+        share: in [0, 1], a number or a schedule; 1 is the divergence from the teacher itself.
+
+    Raises:
+        ValueError: the share leaves [0, 1].
+    """
+
+    elementwise = False
+
+    def __init__(self, divergence: Callable[[Tensor, Tensor], Tensor], share: float | Schedule = 0.5):
+        if not all(0 <= end <= 1 for end in ends_of(share)):
+            raise ValueError(f"loss.divergence.share={share} must lie in [0, 1]; 1 is the teacher itself.")
+        self.divergence, self.share = divergence, share
+        self.set_step(0)
+
+    def set_step(self, step: int) -> None:
+        """Take the share of an optimizer step."""
+        self.now = value_at(self.share, step)
+
+    def __call__(self, log_s: Tensor, log_t: Tensor) -> Tensor:
+        """Entries [n, V]."""
+        if self.now >= 1.0:
+            return self.divergence(log_s, log_t)
+        own = log_s.detach()
+        mixed = own if self.now <= 0.0 else torch.log_softmax((1 - self.now) * own + self.now * log_t, -1)
+        return self.divergence(log_s, mixed)
 
 
 class EntropyAware:

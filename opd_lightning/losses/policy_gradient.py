@@ -12,9 +12,34 @@ from opd_lightning.types import Tokens
 class CrossEntropy:
     """-log S(y): imitate the written token (SFT on reference completions)."""
 
+    needs_own_samples = False
+
     def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """log_s [n, V]. Returns the loss [n] and no statistics."""
         return -log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), {}
+
+
+class Unlikelihood:
+    """max(r, 1 - clip), r being S(y) / S_old(y): push down what the student has written, a policy gradient of advantage -1.
+
+    On its least likely tokens (loss/weight=ranked) this is a control without teacher, reward or context: a fixed negative
+    advantage there does much of what a sampled-token divergence does (OPSA, arXiv 2608.31046, which also scales it by entropy).
+
+    Args:
+        clip: r is not pushed further below 1; None never stops.
+    """
+
+    needs_own_samples = True
+
+    def __init__(self, clip: float | None = 0.2):
+        if clip is not None and not 0 < clip < 1:
+            raise ValueError(f"loss.cross_entropy.clip={clip} must lie between 0 and 1; null never clips.")
+        self.clip = clip
+
+    def __call__(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+        """log_s [n, V]. Returns the loss [n] and the ratio."""
+        ratio = update_ratio(log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), tokens)
+        return ratio if self.clip is None else ratio.clamp(min=1 - self.clip), {"ratio": ratio.detach()}
 
 
 class PolicyGradient:

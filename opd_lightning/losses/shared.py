@@ -3,7 +3,8 @@
 Such a teacher has no target for these tokens. Probability 0 would make the reverse KL infinite, and a bounded divergence would
 push the student away from its own tokens. So a divergence compares both distributions restricted to the shared ids and
 renormalised. It has no gradient on the student's mass outside of them, so that mass is logged (`unshared_mass`). Other terms
-use the student's full distribution.
+use the student's full distribution. Targets over other outcomes than the student's tokens put the student on these, see
+`aligned_targets.py`.
 """
 
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ class View:
 
 def view(logits: Tensor, log_s: Tensor, target: Any, tokens: Tokens) -> View:
     """The student on the ids of a target of log-probabilities, from its logits and log-probabilities, [n, V] each."""
+    if (compared := getattr(target, "compared", None)) is not None:
+        return View(*compared(log_s, tokens))
     shared: ValidIds | None = getattr(target, "shared", None)
     if shared is None:
         return View(log_s, target, tokens)

@@ -2,7 +2,8 @@
 
 A `TeacherScores` stores N tokens compactly and gives targets chunk by chunk; a target becomes log-probabilities, on which the
 vocabulary supports work. Combinations of targets and supports that do not fit are refused when a run is built.
-`shared` are the ids that a target covers where the student has more (see `shared.py`); None where it covers all.
+`shared` are the ids that a target covers where the student has more (see `shared.py`); None where it covers all. Targets of
+teachers with another vocabulary are in `aligned_targets.py`.
 """
 
 import math
@@ -22,12 +23,16 @@ def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
 
 def log_tail(log_p: Tensor, ids: Tensor) -> Tensor:
     """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
-    others = log_p.scatter(-1, ids, -torch.inf)
-    empty = others.detach().amax(-1, keepdim=True) == -torch.inf
+    return log_sum(log_p.scatter(-1, ids, -torch.inf))
+
+
+def log_sum(log_p: Tensor) -> Tensor:
+    """Log of the summed probability [n, 1] of log-probabilities [n, V], -inf and without gradient where that is 0."""
+    empty = log_p.detach().amax(-1, keepdim=True) == -torch.inf
     if not empty.any():
-        return others.logsumexp(-1, keepdim=True)
+        return log_p.logsumexp(-1, keepdim=True)
     # The gradient of logsumexp over nothing is NaN, even where its value is not read.
-    return torch.where(empty, -torch.inf, others.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
+    return torch.where(empty, -torch.inf, log_p.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class FullLogProbs:
         """The k most probable tokens: ids [n, k] and log-probabilities [n, k]."""
         top = self.log_p.topk(k, -1)
         return top.indices, top.values
+
+    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
+        """The student's k tokens that are most probable: ids [n, k] and log-probabilities [n, k]."""
+        return self.top(k)
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the student's tokens ids [n]; NaN where the target does not tell."""
+        return self.of(ids)
 
     def at(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n, k] of the tokens ids [n, k]."""
@@ -143,6 +156,14 @@ class TopKLogProbs:
             raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
+    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
+        """The first k, which are the student's tokens."""
+        return self.top(k)
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
     def log_tail(self, ids: Tensor) -> Tensor:
         """Log of the probability [n, 1] outside of the first k tokens, ids [n, k]."""
         inside = self.logprobs[:, : ids.shape[1]].exp().sum(-1, keepdim=True)
@@ -175,6 +196,10 @@ class SampledLogProbs:
         return self
 
     def of(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n] of the written tokens."""
+        return self.sampled
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the written tokens."""
         return self.sampled
 

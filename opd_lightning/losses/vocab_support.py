@@ -110,13 +110,35 @@ class SampledToken:
         importance_sampling_cap: multiply by min(policy / sampler, cap), see `importance.py`; None leaves it out.
         baseline: subtract E_{y~S}[c(y)] from c, over the whole vocabulary (vOPD, arXiv 2605.07865; for reverse KL it is
             KL(S || T)): unbiased, with less variance; needs the teacher's whole distribution.
+        cost_limit: min(c, limit), in nats: a token that the teacher finds absurd costs no more (REOPOLD, arXiv 2603.11137,
+            eq. 7, with limit log((1 - l) / l) for its l). It biases the estimate. None sets no limit.
+        clip: no gradient where the importance ratio has fallen below 1 - clip and the token costs, or risen above 1 + clip_high
+            and it gains: PPO's clipped surrogate with the advantage -c (arXiv 1707.06347, eq. 7). None never clips.
+        clip_high: `clip` unless given.
+
+    Raises:
+        ValueError: a limit is not positive, or a clip outside (0, 1).
     """
 
     needs_own_samples = True
 
-    def __init__(self, importance_sampling_cap: float | None = None, baseline: bool = False):
+    def __init__(
+        self,
+        importance_sampling_cap: float | None = None,
+        baseline: bool = False,
+        cost_limit: float | None = None,
+        clip: float | None = None,
+        clip_high: float | None = None,
+    ):
         check_cap("loss.vocab_support", importance_sampling_cap)
-        self.importance_sampling_cap, self.baseline = importance_sampling_cap, baseline
+        if cost_limit is not None and not cost_limit > 0:
+            raise ValueError(f"loss.vocab_support.cost_limit={cost_limit} must be positive; null sets no limit.")
+        if clip is not None and not 0 < clip < 1:
+            raise ValueError(f"loss.vocab_support.clip={clip} must lie between 0 and 1; null never clips.")
+        if clip_high is not None and (clip is None or not clip_high > 0):
+            raise ValueError(f"loss.vocab_support.clip_high={clip_high} must be positive and needs clip beside it.")
+        self.importance_sampling_cap, self.baseline, self.cost_limit = importance_sampling_cap, baseline, cost_limit
+        self.clip, self.clip_high = clip, clip if clip_high is None else clip_high
 
     @property
     def requires(self) -> Provides:
@@ -128,10 +150,20 @@ class SampledToken:
         expected = self.expected_cost(divergence, log_s.detach(), target.log_p) if self.baseline else 0.0
         log_s, log_t = log_s.gather(-1, tokens.ids[:, None]).squeeze(-1), target.of(tokens.ids)
         cost = self.cost(divergence, log_s, log_t) - expected
-        ratio = update_ratio(log_s, tokens).detach()
+        if self.cost_limit is not None:
+            cost = cost.clamp(max=self.cost_limit)
+        return self.ratio(cost, log_s, tokens) * cost * log_s
+
+    def ratio(self, cost: Tensor, logprob: Tensor, tokens: Tokens) -> Tensor:
+        """The importance ratio [n] of a token with this cost and log-probability, without gradient; 0 where it is clipped."""
+        ratio = update_ratio(logprob, tokens).detach()
+        if self.clip is not None:
+            assert self.clip_high is not None
+            done = ((ratio > 1 + self.clip_high) & (cost < 0)) | ((ratio < 1 - self.clip) & (cost > 0))
+            ratio = torch.where(done, 0.0, ratio)
         if self.importance_sampling_cap is not None:
-            ratio = ratio * sampler_ratio(log_s, tokens, self.importance_sampling_cap)
-        return ratio * cost * log_s
+            ratio = ratio * sampler_ratio(logprob, tokens, self.importance_sampling_cap)
+        return ratio
 
     def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
         """No statistics."""
@@ -153,3 +185,38 @@ class SampledToken:
             leaf = log_s.detach().clone().requires_grad_()
             (grad,) = torch.autograd.grad(divergence(leaf, log_t.detach()).sum(), leaf)
         return grad / leaf.detach().exp()
+
+
+class TopKSampledTail(TopK):
+    """The exact gradient on k tokens, and the sampled token's estimate for all others.
+
+    With c as in `SampledToken`, the gradient of any D is sum_v S(v) c(v) grad log S(v). The k tokens of one side are summed,
+    and y ~ S stands for the rest: sum_{v in K} sg[S(v) c(v)] log S(v) + 1[y not in K] sg[c(y)] log S(y). Unbiased for every k,
+    with less variance than the sampled token alone, and no gradient at S = T; of="teacher" needs no more than a server gives.
+
+    Args:
+        k: tokens.
+        of: whose most probable tokens, "student" or "teacher".
+        importance_sampling_cap: of the sampled token, as for `SampledToken`.
+
+    Raises:
+        ValueError: as `TopK`.
+    """
+
+    needs_own_samples = True
+
+    def __init__(self, k: int, of: str = "student", importance_sampling_cap: float | None = None):
+        super().__init__(k, of)
+        self.sampled = SampledToken(importance_sampling_cap)
+
+    def __call__(self, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> Tensor:
+        """Returns the surrogate [n], whose gradient is the estimate's."""
+        if self.k > log_s.shape[-1]:
+            raise ValueError(f"loss.vocab_support.k={self.k} exceeds the vocabulary of {log_s.shape[-1]}; lower it.")
+        top, of_teacher = self.top(log_s, target)
+        of_student = log_s.gather(-1, top)
+        known = of_student.detach() > -torch.inf
+        costs = self.sampled.cost(divergence, of_student.detach(), of_teacher).masked_fill(~known, 0.0)
+        exact = (of_student.detach().exp() * costs * of_student.masked_fill(~known, 0.0)).sum(-1)
+        outside = (top != tokens.ids[:, None]).all(-1)
+        return exact + torch.where(outside, self.sampled(divergence, log_s, target, tokens), 0.0)

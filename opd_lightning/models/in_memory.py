@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from opd_lightning.models.adapters import layers
 from opd_lightning.models.architecture import class_of
 from opd_lightning.models.pretrained import Pretrained
-from opd_lightning.utils.in_memory import holder
+from opd_lightning.utils.in_memory import SCHEME, holder
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def is_peft(model: Any) -> bool:
     return hasattr(model, "get_base_model")
 
 
-class InMemory(Pretrained):
+class InMemory(Pretrained, scheme=SCHEME):
     """A `Pretrained` whose path names a `LanguageModel` in memory; its other options are those of `Pretrained`."""
 
     def __init__(self, path: str, *args: Any, **options: Any):

@@ -5,7 +5,7 @@ import logging
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import (
@@ -25,7 +25,6 @@ from opd_lightning.models.architecture import UnsupportedModel, attention_errors
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
 from opd_lightning.runs.identity import is_run
-from opd_lightning.utils.in_memory import SCHEME
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +54,13 @@ class Pretrained:
         base: the model that an adapter at `path` is merged into, in place of the one that its adapter_config.json names.
     """
 
-    def __new__(cls, path: str = "", *_: Any, **__: Any) -> "Pretrained":
-        if not str(path).startswith(SCHEME):
-            return super().__new__(cls)
-        from opd_lightning.models.in_memory import InMemory  # a subclass
+    schemes: ClassVar[dict[str, type["Pretrained"]]] = {}
 
-        return super().__new__(InMemory)
+    def __init_subclass__(cls, scheme: str):
+        cls.schemes[scheme] = cls
+
+    def __new__(cls, path: str = "", *_: Any, **__: Any) -> "Pretrained":
+        return super().__new__(next((sub for scheme, sub in cls.schemes.items() if str(path).startswith(scheme)), cls))
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class Pretrained:
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"{self.field}={self.path}: its tokenizer has no chat template; use an instruction-tuned model, or "
-                "model.chat_template=<file>."
+                f"{self.field.partition('.')[0]}.chat_template=<file>."
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

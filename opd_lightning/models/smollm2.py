@@ -8,6 +8,7 @@ the folder holds those weights as float32, so it is close to, but not equal to, 
 
 import argparse
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,12 +29,16 @@ def find_gguf() -> Path:
     return files[0]
 
 
-def convert(out: Path) -> None:
-    """Write the folder of half a gigabyte, in about half a minute; an existing folder is kept."""
+def convert(out: Path, find: Callable[[], Path] = find_gguf) -> None:
+    """Write the folder of half a gigabyte, in about half a minute; an existing folder is kept.
+
+    Args:
+        find: gives the GGUF file.
+    """
     if (out / "config.json").is_file():
         print(f"{out} is there already")
         return
-    gguf = find_gguf()
+    gguf = find()
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # A model read from GGUF refuses save_pretrained; its weights in a fresh model of the same shape do not.

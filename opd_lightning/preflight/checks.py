@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config.trainer_arguments import epochs_of
+from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
 from opd_lightning.preflight.components import Components
@@ -25,6 +26,9 @@ def models(parts: Components) -> Iterator[CheckResult]:
     yield CheckResult("tokenizer", state, f"{model.path}: {text}; EOS {tokenizer.eos_token!r}, PAD {tokenizer.pad_token!r}")
     for name, teacher in all_parts(parts.teachers):
         source = teacher.source
+        if teacher.aligned:
+            yield CheckResult(f"{name}'s tokenizer", "warn", teacher.describe())
+            continue
         if source is None:
             yield CheckResult(f"{name}'s tokenizer", "pass", "the student's own")
             continue
@@ -100,10 +104,10 @@ def missing_tokens(name: str, context: NoContext, comparison: Overlap, parts: Co
         yield CheckResult(f"{name}'s tokens", "warn", text)
 
 
-def lengths(examples: list[Example], parts: Components, context: NoContext) -> list[int]:
+def lengths(examples: list[Example], renderer: ChatRenderer, context: NoContext) -> list[int]:
     """The lengths of up to 512 prompts, in tokens."""
     chats = [context(example) for example in examples[:512]]
-    renderer = parts.renderer.with_options(context.template_options)
+    renderer = renderer.with_options(context.template_options)
     return [len(renderer.render(chat).token_ids) for chat in chats if chat is not None]
 
 
@@ -120,8 +124,8 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
             "data", "warn", f"{near} training prompts nearly repeat a held-out one, such as {first}; remove them."
         )
     shown = as_played(parts.examples[:512], parts.environment)
-    for name, (model, context) in parts.readers().items():
-        tokens = lengths(shown, parts, context)
+    for name, (model, context, renderer) in parts.readers().items():
+        tokens = lengths(shown, renderer, context)
         if not tokens:
             yield CheckResult(f"{name}'s prompts", "pass", "are made from attempts, so their length is known in training only")
             continue
@@ -195,13 +199,13 @@ def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
 def prompts(parts: Components) -> Iterator[CheckResult]:
     """Check results with the first example's prompt, as text, for student and teachers."""
     example = as_played(parts.examples[:1], parts.environment)[0]
-    for name, (_, context) in parts.readers().items():
+    for name, (_, context, renderer) in parts.readers().items():
         chat = context(example)
         if chat is None:
             yield CheckResult(f"{name} reads", "pass", "a prompt made from attempts, in training")
             continue
-        ids = parts.renderer.with_options(context.template_options).render(chat).token_ids
-        yield CheckResult(f"{name} reads", "pass", str(parts.tokenizer.decode(ids)))
+        ids = renderer.with_options(context.template_options).render(chat).token_ids
+        yield CheckResult(f"{name} reads", "pass", str(renderer.tokenizer.decode(ids)))
 
 
 def probe(parts: Components, student: Student, n: int = 10) -> Iterator[CheckResult]:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
-from opd_lightning.config.compatibility import check_built
+from opd_lightning.config.compatibility import check_built, check_provides
 from opd_lightning.config.limits import limited
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
@@ -21,6 +21,7 @@ from opd_lightning.preflight.options import check_adapter, check_optimizer
 from opd_lightning.preflight.references import drop_long, limit_for, reference_limit
 from opd_lightning.preflight.rendering import as_played, check_rows
 from opd_lightning.runs.status import started
+from opd_lightning.teachers.alignment import aligned
 from opd_lightning.teachers.base import all_parts, linked
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example
@@ -74,12 +75,21 @@ class Components:
         cfg.trainer.max_steps = last_update(cfg.trainer, len(self.examples), cfg.data.batch_size, self.rollout.num_iterations)
         return cfg
 
-    def readers(self) -> dict[str, tuple[Pretrained, Any]]:
-        """The readers of prompts by name, each with the model that limits their length and the context that builds them."""
-        student: dict[str, tuple[Pretrained, Any]] = {
-            "student": (self.model, NoContext(self.model.template_options, self.max_prompt_tokens))
+    def readers(self) -> "dict[str, Reader]":
+        """The readers of prompts by name."""
+        own = NoContext(self.model.template_options, self.max_prompt_tokens)
+        return {"student": Reader(self.model, own, self.renderer)} | {
+            name: Reader(part.source or self.model, part.context, part.own if part.aligned else self.renderer)
+            for name, part in all_parts(self.teachers)
         }
-        return student | {name: (part.source or self.model, part.context) for name, part in all_parts(self.teachers)}
+
+
+class Reader(NamedTuple):
+    """A reader of prompts: the model that limits their length, the context that builds them, and what renders them."""
+
+    model: Pretrained
+    context: Any
+    renderer: ChatRenderer
 
 
 def assemble(cfg: DictConfig, folder: Path | None) -> Components:
@@ -105,12 +115,13 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     environment = build(cfg.get("environment"), task=task)
     rollout, objective = build(cfg.rollout, environment=environment, window=window, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
-    for teacher in teachers.values():
-        teacher.check_tokenizer(tokenizer)
+    teachers = {name: aligned(teacher, renderer) for name, teacher in teachers.items()}
+    check_aligned(teachers, objective, rollout, cfg.get("environment"))
     contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
+    own_renderers = {name: part.own for name, part in all_parts(teachers) if part.aligned}
     template_error = None
     try:
-        check_rows(task, renderer, contexts, environment)
+        check_rows(task, renderer, contexts, environment, own_renderers)
     except ValueError as error:
         template_error = str(error)
     nodes = {} if template_error else cfg.evaluation.suite  # some evaluations render their prompts at once
@@ -135,11 +146,31 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     if cfg.data.overlong != "drop" or template_error:
         return parts
     played = as_played(all_examples, environment)
-    fitting = {e.id for e in drop_overlong(played, renderer, list(parts.readers().values()), rollout.sampling.max_new_tokens)}
+    fitting = {e.id for e in drop_overlong(played, list(parts.readers().values()), rollout.sampling.max_new_tokens)}
     kept = [example for example in all_examples if example.id in fitting]
     if rollout.reads_references:
         kept = drop_long(kept, renderer, reference_limit(rollout))
     return Components(**{**vars(parts), "examples": kept})
+
+
+def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: RolloutPolicy, environment: Any) -> None:
+    """Raises ValueError if a teacher with another tokenizer is asked for what such teachers do not give."""
+    for name, teacher in teachers.items():
+        if not teacher.aligned:
+            continue
+        if name in rollout.teachers:
+            raise ValueError(
+                f"rollout lets the {name} write, and it has another tokenizer ({teacher.own_tokenizer.name}): its tokens are "
+                "not the student's; choose rollout=student, or a teacher of the student's family."
+            )
+        if environment and not environment["_target_"].endswith(".SingleTurn"):
+            raise ValueError(
+                f"environment={environment['_target_']} answers in the student's chat template, which the {name} with another "
+                "tokenizer cannot read; choose environment=single_turn, or a teacher of the student's family."
+            )
+        if name == "teacher" and objective.divergence is not None:
+            check_provides(teacher, objective.divergence.support)
+            teacher.alignment.check_divergence(objective.divergence.divergence)
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,14 +51,14 @@ def preflight(parts: Any) -> dict[str, Any]:
         teacher.check_examples(examples)
     longest = rollout.sampling.max_new_tokens
     readers, shown = parts.readers(), as_played(examples, parts.environment)
-    model, context = readers["student"]
-    check_lengths("rollout.sampling", shown, parts.renderer, model, context, longest, "data")
+    model, context, renderer = readers["student"]
+    check_lengths("rollout.sampling", shown, renderer, model, context, longest, "data")
     plain = NoContext(parts.model.template_options)
     check_lengths("task", heldout, parts.renderer, parts.model, plain, task.max_new_tokens, "data")
-    for name, (model, context) in readers.items():
-        check_turns_rendered(name, shown[0], parts.renderer, context)
+    for name, (model, context, renderer) in readers.items():
+        check_turns_rendered(name, shown[0], renderer, context)
         if name != "student":
-            check_lengths("rollout.sampling", shown, parts.renderer, model, context, longest, "context")
+            check_lengths("rollout.sampling", shown, renderer, model, context, longest, "context")
     pairs = near_duplicates(examples, heldout)
     counts = {"train": len(examples), "heldout": len(heldout), "near_duplicates": len(pairs), "digest": digest(examples)}
     counts |= getattr(task, "notes", {})
@@ -104,7 +105,10 @@ def check_objective(parts: Any) -> None:
         name: kinds[next(kind for kind in kinds if kind in provides)] for name, provides in provided.items()
     }
     try:
-        parts.objective(logits, targets, Tokens(zero, zero, one, zero, one, one))
+        tokens = Tokens(zero, zero, one, zero, one, one, group=zero, pass_rate=one, future=0 * one)
+        parts.objective(logits, targets, tokens)
+        if parts.objective.reads_scores:
+            parts.objective.weights(replace(tokens, seen=parts.objective.observe(logits, targets, tokens)[1]), 1)
     except AttributeError as error:
         raise ValueError(
             f"loss: a part of it reads more of a teacher than it provides ({error}); choose another loss/gate, or "
@@ -216,8 +220,7 @@ def long_prompts(
 
 def drop_overlong(
     examples: Sequence[Example],
-    renderer: ChatRenderer,
-    readers: Sequence[tuple[Pretrained, NoContext]],
+    readers: Sequence[tuple[Pretrained, NoContext, ChatRenderer]],
     max_new_tokens: int,
 ) -> list[Example]:
     """The examples whose prompts fit the limits and windows of all readers.
@@ -226,7 +229,7 @@ def drop_overlong(
         ValueError: no example is left.
     """
     long: set[str] = set()
-    for model, context in readers:
+    for model, context, renderer in readers:
         window = model.window()
         limit = min(window - max_new_tokens, context.max_prompt_tokens or window)
         long |= {example.id for example, _ in long_prompts(examples, renderer, context, limit)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from opd_lightning.contracts import Environment, Renderer, Task
@@ -45,6 +46,7 @@ def check_rows(
     renderer: Renderer,
     contexts: Mapping[str, NoContext],
     environment: Callable[[], Environment] | None = None,
+    own_renderers: Mapping[str, Renderer] = MappingProxyType({}),
 ) -> None:
     """Remove rows that cannot be rendered from the task, if it leaves bad rows out.
 
@@ -52,6 +54,7 @@ def check_rows(
         renderer: the student's.
         contexts: the contexts of all readers by name, the student's first.
         environment: makes the episodes of training examples; None leaves prompts as they are.
+        own_renderers: of those readers that have another tokenizer.
 
     Raises:
         ValueError: a row cannot be rendered, and the task does not leave bad rows out.
@@ -62,7 +65,7 @@ def check_rows(
         examples += as_played(
             task.examples("train"), environment, reasons
         )  # beside the rows themselves, which are rendered too
-    reasons = rendering_errors(examples, renderer, contexts) | reasons
+    reasons = rendering_errors(examples, renderer, contexts, own_renderers) | reasons
     if not reasons:
         return
     leave_out = getattr(task, "leave_out", None)
@@ -71,16 +74,21 @@ def check_rows(
     leave_out(reasons)
 
 
-def rendering_errors(examples: Sequence[Example], renderer: Renderer, contexts: Mapping[str, NoContext]) -> dict[str, str]:
+def rendering_errors(
+    examples: Sequence[Example],
+    renderer: Renderer,
+    contexts: Mapping[str, NoContext],
+    own_renderers: Mapping[str, Renderer] = MappingProxyType({}),
+) -> dict[str, str]:
     """The errors of examples that cannot be rendered for one of the readers, a sentence by example id."""
     errors: dict[str, str] = {}
     plain: list[dict] = []
     for name, context in contexts.items():
-        if type(context) is NoContext:
+        if type(context) is NoContext and name not in own_renderers:
             if context.template_options in plain:
                 continue  # the same prompts as another reader's
             plain.append(context.template_options)
-        options_renderer = renderer.with_options(context.template_options)  # type: ignore[attr-defined]
+        options_renderer = own_renderers.get(name, renderer).with_options(context.template_options)  # type: ignore[attr-defined]
         system_checked = False
         for example in examples:
             try:

@@ -17,7 +17,7 @@ def replies(parts: Components) -> Iterator[CheckResult]:
     """Check results on the ends of replies, on references and on special tokens in texts."""
     yield student_end(parts)
     for name, teacher in all_parts(parts.teachers):
-        if teacher.source is not None:
+        if teacher.source is not None and not teacher.aligned:  # an aligned one's end token stands for the student's
             yield from teacher_ends(name, teacher, parts)
     if parts.renderer.template.dated:
         yield CheckResult(

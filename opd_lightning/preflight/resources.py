@@ -140,7 +140,7 @@ def transient_bytes(parts: Components, cfg: DictConfig, config: PretrainedConfig
 
 def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
     """The samples of a rollout, and the longest of them in tokens."""
-    longest = max(lengths(list(parts.examples), parts, NoContext(parts.model.template_options)), default=0)
+    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
     return cfg.data.batch_size * parts.rollout.sampling.n, longest + parts.rollout.sampling.max_new_tokens
 
 

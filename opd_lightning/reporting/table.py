@@ -50,8 +50,8 @@ def labels(runs: list[Run]) -> dict[str, list[Run]]:
     named: dict[str, str] = {}
     for name in dict.fromkeys(cell[0].name for cell in cells.values()):
         folders = [folder for folder, cell in cells.items() if cell[0].name == name]
-        told = distinguished(name, [identity(cells[folder][0]) for folder in folders])
-        unique = {folder: told[i] if told.count(told[i]) == 1 else folder for i, folder in enumerate(folders)}
+        labels = distinguished(name, [identity(cells[folder][0]) for folder in folders])
+        unique = {folder: labels[i] if labels.count(labels[i]) == 1 else folder for i, folder in enumerate(folders)}
         named |= dict(sorted(unique.items(), key=lambda item: numeric(item[1])))
     return {label: cells[folder] for folder, label in named.items()}
 

@@ -5,12 +5,14 @@ import torch
 from opd_lightning.types import Completion, Example, Rendered, Sample
 
 
-def check_options(num_generations: int, num_iterations: int) -> None:
+def check_options(num_generations: int, num_iterations: int, async_steps: int = 0) -> None:
     """Raises ValueError for options out of range."""
     if num_generations < 1:
         raise ValueError(f"rollout.num_generations={num_generations} must be at least 1.")
     if num_iterations < 1:
         raise ValueError(f"rollout.num_iterations={num_iterations} must be at least 1.")
+    if async_steps < 0:
+        raise ValueError(f"rollout.async_steps={async_steps} must not be negative; 0 writes each rollout when it is needed.")
 
 
 def single_turn(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from opd_lightning.contracts import Generator, RolloutPolicy
+from opd_lightning.rollout.base import check_options
 from opd_lightning.rollout.student import StudentRollout
 from opd_lightning.types import Cost, Prompts, Rollout, Sample, SamplingParams
 from opd_lightning.utils.seeds import derive_seed
@@ -20,7 +21,7 @@ class MixtureRollout:
     Args:
         other: the other rollout; it must have the same number of completions per prompt.
         share: of the prompts that the student answers.
-        renderer, sampling, num_generations, num_iterations, mask_truncated_completions: as for `StudentRollout`.
+        renderer, sampling, num_generations, num_iterations, mask_truncated_completions, async_steps: as for `StudentRollout`.
     """
 
     on_policy = False
@@ -37,6 +38,7 @@ class MixtureRollout:
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
+        async_steps: int = 0,
     ):
         if not 0 <= share <= 1:
             raise ValueError(f"rollout.share={share} must lie in [0, 1]: 1 leaves every prompt to the student.")
@@ -45,10 +47,11 @@ class MixtureRollout:
                 f"rollout.num_generations={num_generations}, but the other writer makes {other.sampling.n}; use "
                 f"{other.sampling.n}."
             )
+        check_options(num_generations, num_iterations, async_steps)
         self.student = StudentRollout(renderer, sampling, num_generations, num_iterations, mask_truncated_completions)
         self.other, self.share, self.sampling = other, share, self.student.sampling
         self.reads_references, self.teachers = other.reads_references, other.teachers
-        self.num_iterations = num_iterations
+        self.num_iterations, self.async_steps = num_iterations, async_steps
 
     def __call__(self, prompts: Prompts, seed: int, generator: Generator, teachers: Mapping[str, Any]) -> Rollout:
         """One sample per prompt and completion, in the order of the prompts."""

@@ -21,6 +21,7 @@ class StudentRollout:
         mask_truncated_completions: leave completions that ran into the token limit out of the loss.
         environment: makes a new episode for each sample; None ends after the first reply.
         window: tokens that the student reads at once, where an episode ends; None has no end.
+        async_steps: rollouts that are written ahead of training, with the weights of so many rollouts before.
     """
 
     on_policy = True
@@ -37,14 +38,16 @@ class StudentRollout:
         mask_truncated_completions: bool = False,
         environment: Callable[[], Environment] | None = None,
         window: int | None = None,
+        async_steps: int = 0,
     ):
         if sampling.temperature == 0:
             raise ValueError(
                 "rollout.sampling.temperature=0 never explores; training rollouts need a positive one, 1.0 is usual."
             )
-        check_options(num_generations, num_iterations)
+        check_options(num_generations, num_iterations, async_steps)
         self.sampling = replace(sampling, n=num_generations)
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
+        self.async_steps = async_steps
         self.episodes = None
         if environment is not None:
             self.episodes = Episodes(environment, renderer, self.sampling, self.mask_truncated, window)

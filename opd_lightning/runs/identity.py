@@ -38,6 +38,10 @@ def run_hash(cfg: DictConfig) -> str:
     identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
     if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
         del task["max_rows"]  # runs from before it was an option are found again
+    if isinstance(loss := identity["loss"], dict) and loss.get("returns", 0) is None:
+        del loss["returns"]
+    if isinstance(rollout := identity["rollout"], dict) and rollout.get("async_steps") == 0:
+        del rollout["async_steps"]
     if cfg.init_from_run is not None:
         # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)

@@ -10,7 +10,8 @@ from opd_lightning.data.batching import Batch
 
 
 def save(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Add the ledger and the teachers; of a student with an adapter only trained weights stay."""
+    """Add the ledger, the teachers and pending rollouts; of a student with an adapter only trained weights stay."""
+    checkpoint |= module.rollouts.state_dict()
     checkpoint["ledger"] = module.ledger.state_dict()
     checkpoint["teachers"] = {name: teacher.state_dict() for name, teacher in module.teachers.items()}
     if module.adapter is not None:
@@ -19,7 +20,7 @@ def save(module: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def restore(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Restore the ledger and the teachers.
+    """Restore the ledger, the teachers and pending rollouts.
 
     Raises:
         ValueError: the checkpoint is of another program, method or model.
@@ -34,6 +35,7 @@ def restore(module: Any, checkpoint: dict[str, Any]) -> None:
                 "another study.name."
             )
     module.ledger.load_state_dict(checkpoint["ledger"])
+    module.rollouts.load_state_dict(checkpoint)
     for name, teacher in module.teachers.items():
         teacher.load_state_dict(checkpoint["teachers"][name])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,15 @@ def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
     metrics.total("flops/rollout", flops + rollout.teacher_cost.flops)
 
 
-def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], tokens: Tokens, live: bool) -> None:
-    """Log the loss and the statistics [N] of a micro-batch, over tokens that count; KLs also by position."""
+def log_tokens(
+    metrics: StepMetrics,
+    loss: Tensor,
+    stats: Mapping[str, Tensor],
+    tokens: Tokens,
+    live: bool,
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Log the loss and the statistics [N] of a micro-batch, over tokens that count; KLs also by position and routed teacher."""
     metrics.total("train/loss", loss)
     counted = (tokens.weight > 0) & live
     for name, values in stats.items():
@@ -40,6 +48,9 @@ def log_tokens(metrics: StepMetrics, loss: Tensor, stats: Mapping[str, Tensor], 
         for name in sorted({"forward_kl", "reverse_kl", "top1_agreement"} & set(stats)):
             inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
             metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
+    for teacher, reads in getattr((scores or {}).get("teacher"), "by_teacher", {}).items():
+        for name in sorted({"forward_kl", "reverse_kl", "reverse_kl_topk", "log_ratio"} & set(stats)):
+            metrics.mean(f"teacher/{teacher}/{name}", stats[name], where=counted & reads & ~stats[name].isnan())
 
 
 def log_flops(metrics: StepMetrics, student: Sizes, batch: Batch, teachers: Sequence[Teacher]) -> None:

@@ -1,7 +1,8 @@
 """Scoring: verdicts, advantages and teachers' targets for the samples of a step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Scoring:
         verify: the task's verifier, for samples without an environment's verdict.
         group_size: samples per prompt.
         max_tokens: padded tokens that a teacher reads at a time; None reads all at once.
+        mixed: whether the student writes some of the samples and others write the rest.
     """
 
     objective: Objective
@@ -33,6 +35,7 @@ class Scoring:
     verify: Callable[[Example, str], Verdict] | None
     group_size: int
     max_tokens: int | None
+    mixed: bool = False
 
     @property
     def needs_verdicts(self) -> bool:
@@ -54,7 +57,13 @@ class Scoring:
             raise ValueError(f"the completion of example {empty} is empty; a completion holds EOS at least.")
         if inputs := next((name for sample in samples for name in sample.model_inputs), None):
             raise ValueError(f"the prompts have {inputs} beside their text, which training does not read; use text prompts.")
+        self.objective.set_step(module.global_step)
+        for name, number in self.objective.scheduled.items():
+            metrics.mean(f"train/{name}", torch.tensor(number, device=module.device))
         tokens = pack(samples, module.device)
+        if self.mixed:
+            own = torch.tensor([sample.source == "student" for sample in samples], device=module.device)
+            tokens = replace(tokens, own=own[tokens.sample])
         valid_ids = self.renderer.valid_ids
         if valid_ids is not None and not (known := valid_ids.contains(tokens.ids)).all():
             raise ValueError(
@@ -66,7 +75,7 @@ class Scoring:
         samples = self.judge(samples)
         rewards = torch.tensor([sample.verdict.content for sample in samples if sample.verdict], device=module.device)
         metrics.mean("rollout/reward", rewards)
-        tokens = replace(tokens, reward=rewards[tokens.sample])
+        tokens = replace(tokens, reward=rewards[tokens.sample], pass_rate=pass_rates(rewards, samples)[tokens.sample])
         if self.objective.rewarded:
             tokens = replace(tokens, advantage=self.advantages(samples, rewards, metrics, module)[tokens.sample])
         return samples, tokens
@@ -92,8 +101,19 @@ class Scoring:
         first = module.global_rank * len(groups)
         return self.objective.advantages(gathered.reshape(-1, n))[first : first + len(groups)].flatten()
 
-    def teacher_scores(self, samples: list[Sample], metrics: StepMetrics) -> dict[str, Any]:
+    def served_scores(self, samples: list[Sample]) -> dict[str, Any]:
+        """The scores of teachers behind servers, for samples without verdicts; may be called in another thread."""
+        read = {name: self.teachers[name] for name in sorted(self.objective.teachers)}
+        served = {k: teacher for k, teacher in read.items() if teacher.served and not teacher.context.needs_rollouts}
+        return {name: teacher.score(samples, self.max_tokens) for name, teacher in served.items()}
+
+    def teacher_scores(
+        self, samples: list[Sample], metrics: StepMetrics, known: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """The scores of each teacher that the objective reads; their costs are logged.
+
+        Args:
+            known: scores that are at hand, by teacher.
 
         Raises:
             ValueError: a completion holds an id that a teacher does not have.
@@ -101,7 +121,8 @@ class Scoring:
         results = {}
         written = torch.cat([sample.token_ids[sample.loss_mask] for sample in samples])
         for name in sorted(self.objective.teachers):
-            scores = results[name] = self.teachers[name].score(samples, self.max_tokens)
+            scores = known[name] if name in known else self.teachers[name].score(samples, self.max_tokens)
+            results[name] = scores
             metrics.total(f"{name}_tokens", scores.cost.tokens)
             metrics.total("flops/teacher", scores.cost.flops)
             for key, values in scores.metrics.items():
@@ -115,3 +136,10 @@ class Scoring:
                     f"{scores.vocabulary}); choose models of one family."
                 )
         return results
+
+
+def pass_rates(rewards: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """The mean reward [B] of the completions of each sample's prompt."""
+    _, group = torch.tensor([sample.group for sample in samples], device=rewards.device).unique(return_inverse=True)
+    total = torch.zeros_like(rewards).index_add_(0, group, rewards)
+    return (total / torch.bincount(group, minlength=len(rewards)).clamp_min(1))[group]

@@ -29,6 +29,10 @@ class BaseTeacher:
         gives_hidden_states: whether its scores are `HiddenScores` of one model.
         output_layer: the model that maps these to logits; None for the student's start model.
         source: its `Pretrained`; None for the student, or no local model.
+        own_tokenizer: the `Pretrained` whose tokenizer it reads; None for the student's.
+        alignment: the reading of a teacher with another tokenizer (`alignment.readings`); None chooses one where it is needed.
+        aligned: whether it reads text in tokens of its own.
+        served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
         warning: a sentence for the user, or None.
     """
 
@@ -42,9 +46,13 @@ class BaseTeacher:
     shares_weights = False
     scores_any_text = True
     gives_hidden_states = False
+    served = False
     output_layer: Pretrained | None = None
     source: Pretrained | None = None
     warning: str | None = None
+    own_tokenizer: Pretrained | None = None
+    alignment: Any = None
+    aligned = False
 
     def __init__(self, context: NoContext | None = None):
         self.context = NoContext() if context is None else context

@@ -39,7 +39,7 @@ class RemoteHiddenTeacher(RemoteTeacher):
     compared with the server's own.
 
     Args:
-        servers, model, tolerance, context: see `RemoteTeacher`.
+        servers, model, tolerance, context, alignment, chat_template: see `RemoteTeacher`.
         path: folder or hub id of the served model.
         dtype: of its norm and output layer.
 
@@ -57,8 +57,11 @@ class RemoteHiddenTeacher(RemoteTeacher):
         model: str | None = None,
         tolerance: float = 0.1,
         context: NoContext | None = None,
+        alignment: Any = None,
+        chat_template: str | None = None,
     ):
-        super().__init__(servers, model, k=0, tokenizer=path, tolerance=tolerance, context=context)
+        own = {"tokenizer": path, "alignment": alignment, "chat_template": chat_template}
+        super().__init__(servers, model, k=0, tolerance=tolerance, context=context, **own)  # type: ignore[arg-type]
         if path is None:
             raise ValueError("teacher.path=null: give the folder or hub id of the served model, whose output layer is read.")
         self.weights = External(path, dtype)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.contracts import Generator, Renderer
 from opd_lightning.data.batching import collate, packed_index, plan_micro_batches
 from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.reading import read
@@ -25,17 +26,19 @@ class LocalTeacher(BaseTeacher):
         weights: the weights, and how they follow the student's; see `teachers.weights`.
         context: builds the teacher's prompt; see `teachers.contexts`. None takes the student's prompt.
         shares_weights: whether the weights are another teacher's, which loads, updates and saves them.
+        alignment: how a teacher with another tokenizer is read, see `alignment.readings`; None takes "shared" if it is needed.
     """
 
     reads_context = True
     gives_hidden_states = True
 
-    def __init__(self, weights: Weights, context: NoContext | None = None, shares_weights: bool = False):
+    def __init__(self, weights: Weights, context: NoContext | None = None, alignment: Any = None, shares_weights: bool = False):
         super().__init__(context)
+        self.alignment = alignment_of(alignment)
         self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
         self.source, self.warning = weights.source, weights.warning
-        self.output_layer = weights.source
+        self.output_layer = self.own_tokenizer = weights.source
 
     @property
     def valid_ids(self) -> ValidIds | None:
@@ -44,7 +47,7 @@ class LocalTeacher(BaseTeacher):
 
     def behind(self, context: NoContext) -> "LocalTeacher":
         """A teacher that reads these weights behind another context."""
-        return LocalTeacher(self.weights, context, shares_weights=True)
+        return LocalTeacher(self.weights, context, self.alignment, shares_weights=True)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the tokenizer of external weights."""
@@ -127,9 +130,11 @@ def external(
     context: NoContext | None = None,
     field: str = "teacher.path",
     base: str | None = None,
+    alignment: Any = None,
+    chat_template: str | None = None,
 ) -> LocalTeacher:
-    """A teacher that is another model with the same tokenizer; see `weights.External`."""
-    return LocalTeacher(External(path, dtype, attention, field, base), context)
+    """A teacher that is another model; see `weights.External`, and `alignment.readings` for one with another tokenizer."""
+    return LocalTeacher(External(path, dtype, attention, field, base, chat_template), context, alignment)
 
 
 def frozen(context: NoContext | None = None) -> LocalTeacher:

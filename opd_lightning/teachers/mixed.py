@@ -53,14 +53,18 @@ class MixedScores(CombinedScores):
     def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits | SampledLogProbs:
         """The mixture's log-probabilities: [n, V], as logits, or those of the written tokens."""
         mixed: Tensor | None = None
+        absent: Tensor | None = None  # tokens without probability under some part, which a negative weight would make certain
         for part, weight in zip(self.parts, self.weights, strict=True):
             log_p = self.log_probs(part, rows)
             if self.space == "log":
                 mixed = weight * log_p if mixed is None else mixed.add_(log_p, alpha=weight)
+                absent = log_p == -torch.inf if absent is None else absent | (log_p == -torch.inf)
             else:
                 scaled = log_p + torch.log(torch.tensor(weight, dtype=log_p.dtype))
                 mixed = scaled if mixed is None else torch.logaddexp(mixed, scaled)
         assert mixed is not None
+        if absent is not None and min(self.weights) < 0:
+            mixed = mixed.masked_fill(absent, -torch.inf)
         valid = self.valid if self.valid is None else self.valid[rows]
         return FullLogits(mixed, valid) if self.kind == "full" else SampledLogProbs(mixed, valid)
 
@@ -81,7 +85,8 @@ class MixedTeacher(Composite):
     Args:
         teachers: the teachers by name. Where not all provide the full vocabulary, the mixture of probabilities still has the
             written token's, and provides that alone.
-        weights: positive weights by name, scaled to sum 1. None weighs all equally.
+        weights: positive weights by name, scaled to sum 1. None weighs all equally. In log space some may be negative, as long
+            as the sum is positive: {good: 1.5, bad: -0.5} is proportional to good^1.5 / bad^0.5, the contrast of two readings.
         space: "probability" averages probabilities (a mixture of experts), "log" log-probabilities (a product of experts).
 
     Raises:
@@ -91,8 +96,12 @@ class MixedTeacher(Composite):
     def __init__(self, teachers: dict[str, Any], weights: dict[str, float] | None = None, space: str = "probability"):
         super().__init__(teachers)
         by_name = dict.fromkeys(teachers, 1.0) if weights is None else dict(weights)
-        if set(by_name) != set(teachers) or not all(weight > 0 for weight in by_name.values()):
-            raise ValueError(f"teacher.weights={by_name} must give each of {sorted(teachers)} a positive number.")
+        fits = all(weight > 0 or (space == "log" and weight != 0) for weight in by_name.values())
+        if set(by_name) != set(teachers) or not fits or not sum(by_name.values()) > 0:
+            raise ValueError(
+                f"teacher.weights={by_name} must give each of {sorted(teachers)} a positive number; with teacher.space=log "
+                "some may be negative, if the sum is not."
+            )
         if space not in ("probability", "log"):
             raise ValueError(f"teacher.space={space!r} is unknown; choose probability or log.")
         less = [name for name, teacher in self.teachers.items() if "full" not in teacher.provides]

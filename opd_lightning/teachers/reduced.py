@@ -39,9 +39,9 @@ def reduced(target: Any, kind: Provides, ids: Tensor, k: int | None) -> Any:
         return target
     log_p = target.log_probs(1.0)
     if kind == "sampled":
-        return SampledLogProbs(log_p.of(ids), target.valid)
-    top, logprobs = log_p.top(k)
-    return TopKLogProbs(top, logprobs, log_p.of(ids), target.valid)
+        return SampledLogProbs(log_p.of_tokens(ids), target.valid)
+    top, logprobs = log_p.top_tokens(k)
+    return TopKLogProbs(top, logprobs, log_p.of_tokens(ids), target.valid)
 
 
 def joined(targets: Sequence[tuple[Tensor, Any]], kind: Provides, n: int, valid: Tensor | None) -> Any:

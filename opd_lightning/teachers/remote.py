@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from opd_lightning.data.batching import packed_index
 from opd_lightning.losses.targets import HiddenScores, SampledLogProbs, TopKLogProbs, TopKScores
 from opd_lightning.models import Pretrained
+from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.reading import Reading, read
@@ -36,12 +37,15 @@ class RemoteTeacher(BaseTeacher):
         local: folder or hub id of the same model, loaded for the test and dropped; None leaves that part of the test out.
         tolerance: nats per token by which the test's log-probabilities may differ.
         context: builds the teacher's prompt; see `teachers.contexts`.
+        alignment: how a teacher with another tokenizer is read, see `alignment.readings`; None takes "shared" if it is needed.
+        chat_template: its chat template, where it has another tokenizer without one.
 
     Raises:
         ValueError: k or the tolerance is negative.
     """
 
     reads_context = True
+    served = True
 
     def __init__(
         self,
@@ -53,8 +57,13 @@ class RemoteTeacher(BaseTeacher):
         local: str | None = None,
         tolerance: float = 0.1,
         context: NoContext | None = None,
+        alignment: Any = None,
+        chat_template: str | None = None,
     ):
         super().__init__(context)
+        self.alignment = alignment_of(alignment)
+        if tokenizer is not None:
+            self.own_tokenizer = Pretrained(tokenizer, chat_template=chat_template, field="teacher.tokenizer")
         if k < 0:
             raise ValueError(f"teacher.k={k} must not be negative; 0 asks for the written token alone.")
         if tolerance < 0:

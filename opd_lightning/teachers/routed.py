@@ -24,6 +24,7 @@ class RoutedScores(CombinedScores):
         part [N], row [N]: the index of each token's part, and its row in that part.
         ids [N]: the written tokens.
         kind, k: of the targets; k is the number of most probable tokens.
+        names: of the parts' teachers.
     """
 
     parts: Sequence[Any]
@@ -34,6 +35,12 @@ class RoutedScores(CombinedScores):
     k: int | None = None
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Sequence[str] = ()
+
+    @property
+    def by_teacher(self) -> dict[str, Tensor]:
+        """Whether each token [N] is a teacher's, by name."""
+        return {name: self.part == i for i, name in enumerate(self.names)}
 
     @property
     def valid(self) -> Tensor | None:
@@ -119,6 +126,7 @@ class RoutedTeacher(Composite):
         metrics: dict[str, Tensor] = {}
         for i, (name, teacher) in enumerate(self.teachers.items()):
             indices = [b for b, route_name in enumerate(names) if route_name == name]
+            metrics[f"share/{name}"] = torch.tensor([float(route_name == name) for route_name in names], device=device)
             scores = teacher.score([samples[b] for b in indices or [0]], max_tokens)
             parts.append(scores)
             for key, values in scores.metrics.items():
@@ -131,7 +139,9 @@ class RoutedTeacher(Composite):
         if self.kind != "full":
             known = self.student.head.known
             check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in parts])
-        return RoutedScores(parts, part, row, written_ids(samples, device), self.kind, self.top_k, cost, metrics)
+        return RoutedScores(
+            parts, part, row, written_ids(samples, device), self.kind, self.top_k, cost, metrics, list(self.teachers)
+        )
 
     def logit_flops(self, positions: int) -> int:
         """FLOPs of one teacher's logits on each position, estimated as the teachers' mean."""

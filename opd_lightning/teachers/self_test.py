@@ -44,7 +44,8 @@ def check_vocabulary(servers: Servers, model: str, tokenizer: PreTrainedTokenize
             token = first_difference(servers, model, tokenizer, block)
             raise ValueError(
                 f"{servers.field}.urls={servers.urls[0]} serves a model with another tokenizer: the token {token} is "
-                f"{tokenizer.decode([token])!r} for the student. Choose a teacher of the student's family."
+                f"{tokenizer.decode([token])!r} for the student. Choose a teacher of the student's family, or give "
+                "the folder or hub id of its tokenizer as teacher.tokenizer (teacher.alignment=shared or spans)."
             )
 
 

@@ -201,7 +201,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     except SystemExit as stop:  # Lightning raises it at a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
-        parts.generator.close()
+        module.generator.close()
         close_loggers(trainer)
     return trainer
 

@@ -16,6 +16,20 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """The value of each rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def on_first_rank(action: Callable[[], Any]) -> Any:
     """The result of an action that rank 0 alone takes, or its error, on every rank."""
     if world_size() == 1:

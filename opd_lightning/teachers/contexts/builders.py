@@ -119,6 +119,7 @@ class Sibling(NoContext):
     Args:
         template: the new last user turn, with the placeholders {prompt} and {sibling}.
         solved: the smallest `content` of a verdict that counts as correct.
+        wrong: take one that is not correct, for a second reading to contrast with the first (RLCSD, arXiv 2606.11709).
         strip: a regular expression; its matches in the sibling, such as a thinking part, are left out.
         template_options, max_prompt_tokens: of the teacher's prompt, see above.
     """
@@ -134,6 +135,7 @@ class Sibling(NoContext):
         strip: str | None = None,
         template_options: dict | None = None,
         max_prompt_tokens: int | None = None,
+        wrong: bool = False,
     ):
         super().__init__(template_options, max_prompt_tokens)
         check_template(template, {"prompt", "sibling"})
@@ -143,12 +145,12 @@ class Sibling(NoContext):
             self.strip = None if strip is None else re.compile(strip, re.DOTALL)
         except re.error as error:
             raise ValueError(f"context.strip={strip!r} is no regular expression ({error}).") from error
-        self.template, self.solved = template, solved
+        self.template, self.solved, self.wrong = template, solved, wrong
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
-        """The chat with the first correct sibling; None without one."""
+        """The chat with the first correct sibling, or wrong one; None without one."""
         for attempt in others:
-            if attempt.verdict.content >= self.solved:
+            if (attempt.verdict.content < self.solved) == self.wrong:
                 text = attempt.text if self.strip is None else self.strip.sub("", attempt.text).strip()
                 return apply_template(example.messages, self.template, sibling=text)
         return None

@@ -13,11 +13,15 @@ from opd_lightning.types import Sequences
 from opd_lightning.utils.vocabulary import Overlap, ValidIds, differences, overlap
 
 
+class AnotherTokenizer(ValueError):
+    """The error of a teacher whose ids mean other texts than the student's."""
+
+
 class External(Weights):
-    """The weights of another model of the same family: ids that both have mean the same tokens.
+    """The weights of another model. Its ids mean the same tokens as the student's, unless an `AlignedTeacher` reads it.
 
     Args:
-        path, dtype, attention, base: as for `Pretrained`.
+        path, dtype, attention, base, chat_template: as for `Pretrained`; the template is read by an `AlignedTeacher` alone.
         field: the configuration's field, for errors.
     """
 
@@ -33,8 +37,10 @@ class External(Weights):
         attention: str = "sdpa",
         field: str = "teacher.path",
         base: str | None = None,
+        chat_template: str | None = None,
     ):
-        self.source, self.field = Pretrained(path, dtype, attention, field=field, base=base), field
+        self.source = Pretrained(path, dtype, attention, chat_template=chat_template, field=field, base=base)
+        self.field = field
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Find, before anything is loaded, the ids that both tokenizers have.
@@ -43,14 +49,14 @@ class External(Weights):
         student has there is no target, see `losses.shared`.
 
         Raises:
-            ValueError: an id means different tokens, or the two have little in common.
+            AnotherTokenizer: an id means different tokens, or the two have little in common.
         """
         name, comparison = f"{self.field}={self.source.path}", overlap(tokenizer.get_vocab(), self.source.vocabulary())
         if comparison.conflicts or comparison.shared.count * 2 < max(comparison.shared.count + len(comparison.student_only), 1):
             reason = differences(comparison) if comparison.conflicts else f"only {comparison.shared.count} ids are in both"
-            raise ValueError(
+            raise AnotherTokenizer(
                 f"{name} has another tokenizer than the student ({reason}), so token ids would mean different texts; choose a "
-                "teacher of the student's family."
+                "teacher of the student's family, or teacher=external or remote with teacher.alignment=shared, spans or uld."
             )
         self.overlap = comparison
         self.valid_ids = comparison.shared if comparison.student_only else None

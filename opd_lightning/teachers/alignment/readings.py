@@ -1,0 +1,137 @@
+"""Readings of a teacher with another tokenizer: what its scores of its own tokens say about the student's.
+
+Each is an object with `provides(kinds)`, what it can tell given what the teacher provides, `check_divergence(divergence)`, and
+`scores(inner, match)`, the teacher's scores of M tokens of its own as scores of the student's N tokens. `teacher.alignment`
+chooses one by its name in `ALIGNMENTS`, or gives another object.
+"""
+
+from typing import Any
+
+import torch
+
+from opd_lightning.losses.targets import SampledLogProbs, TopKScores
+from opd_lightning.teachers.alignment.match import Match
+from opd_lightning.teachers.alignment.scores import AlignedScores, OnShared, by_rank, sampled_logprobs
+from opd_lightning.utils.vocabulary import valid_ids_of
+
+
+class Spans:
+    """The sampled tokens' signal on spans, the shortest stretches of text that are whole tokens in both tokenizations.
+
+    A span g has the bytes of n tokens of the student's and m of the teacher's. Its signal is the usual one of sampled tokens
+    (Thinking Machines, "On-Policy Distillation"), with sums of log-probabilities over the same bytes as in approximate
+    likelihood matching (ALM, arXiv 2503.20083):
+
+        c_g = sum_{i in g} log S(y_i) - sum_{j in g} log T(z_j)
+
+    It is spread evenly: each of the n tokens has c_g / n, so that a completion's signals add up to its log-ratio over the
+    aligned text. For n = m = 1 it is the sampled token's own, whose gradient is unbiased; for n > 1 it is 1 / n of the signal
+    of the span as a whole, and zero where both give it the same probability. Token t has as its target the log-probability
+
+        log T_t = log S'(y_t) - c'_g / n
+
+    with S' the log-probabilities with which the tokens were drawn. loss/vocab_support=sampled reads it.
+    """
+
+    def provides(self, kinds: frozenset[str]) -> frozenset[str]:
+        """Sampled log-probabilities."""
+        return kinds & {"sampled"}
+
+    def check_divergence(self, divergence: Any) -> None:
+        """Every divergence will do."""
+
+    def scores(self, inner: Any, match: Match) -> TopKScores:
+        """The scores of the student's tokens; a token has none where its span holds what is no text, or is not valid."""
+        own, covered = sampled_logprobs(inner, match.teacher_ids)
+        student, teacher = match.per_span(match.student_span), match.per_span(match.teacher_span, own)
+        alone = match.of_span(student) == 1
+        drawn = match.sampler_logprob
+        valid = match.of_span(match.exact & (match.per_span(match.teacher_span, (~covered).long()) == 0))
+        if drawn is None:
+            if bool((valid & ~alone).any()):
+                raise ValueError(
+                    "teacher.alignment=spans spreads a signal over several tokens, for which it reads the log-probabilities "
+                    "with which they were drawn, and this rollout has none; let the student sample them "
+                    "(rollout.sampling.temperature=1), or choose teacher.alignment=shared."
+                )
+            drawn = torch.zeros_like(own[:1]).expand(len(match.student_span))
+        drawn = drawn.to(own.dtype)
+        signal = match.per_span(match.student_span, drawn) - teacher
+        spread = drawn - match.of_span(signal / student.clamp_min(1))
+        log_t = torch.where(alone, match.of_span(teacher), spread)
+        target = SampledLogProbs(torch.where(valid, log_t, -1.0), valid)
+        return TopKScores(target, match.vocabulary.size, inner.cost, {**inner.metrics, **match.metrics(valid)})
+
+
+class SharedVocabulary:
+    """The divergence over the tokens that both vocabularies hold as the same bytes, where both tokenizations have a boundary.
+
+    At a byte offset where a token begins in both, both predict what follows the same text. With K shared tokens v, and all
+    others as one outcome more,
+
+        S~ = (S(v_1), ..., S(v_K), 1 - sum_v S(v)),   T~ likewise,   loss = D(S~, T~)
+
+    for any divergence D of the loss. By the data-processing inequality a KL of these is at most that over all tokens, if
+    both had the same; for equal tokenizers it is that KL, and zero where S = T. A token that begins inside of one of the
+    teacher's has no target. TRL's GOLD and KDFlow compare shared tokens too, without an outcome for the rest, so that their
+    values are no divergence. Of a teacher that tells its top k, the shared ones of these are the outcomes.
+    """
+
+    def provides(self, kinds: frozenset[str]) -> frozenset[str]:
+        """As much as the teacher, but for the written token, which may be several."""
+        return kinds & {"full", "topk"}
+
+    def check_divergence(self, divergence: Any) -> None:
+        """Every divergence will do."""
+
+    def scores(self, inner: Any, match: Match) -> AlignedScores:
+        """The scores of the student's tokens."""
+        row = match.rows(inner.valid)
+        target = OnShared(match.shared, valid_ids_of(inner))
+        metrics = {**inner.metrics, **match.metrics(row >= 0)}
+        return AlignedScores(inner, row, target, match.vocabulary.size, match.vocabulary.absent, metrics)
+
+
+class SortedProbabilities:
+    """The divergence of sorted probabilities: the universal logit distillation loss (ULD, arXiv 2402.12030), as a baseline.
+
+    Where a token begins in both tokenizations, the probabilities of both are sorted, and the shorter list is filled with zeros:
+
+        loss = D(sort(S), sort(T)),   with D = sum_r |S_(r) - T_(r)| in the paper
+
+    which is twice loss/divergence=total_variation. Which tokens they are of is not read. A divergence that is infinite for a
+    probability of zero, such as a KL, does not fit vocabularies of two sizes.
+    """
+
+    def provides(self, kinds: frozenset[str]) -> frozenset[str]:
+        """The whole vocabulary."""
+        return kinds & {"full"}
+
+    def check_divergence(self, divergence: Any) -> None:
+        """Raises ValueError for a divergence that is infinite where one side gives no probability."""
+        certain, even = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.5, 0.5]]).log()
+        if not all(torch.isfinite(divergence(*pair).sum()) for pair in ((certain, even), (even, certain))):
+            raise ValueError(
+                "teacher.alignment=uld fills the shorter list of probabilities with zeros, where this divergence is infinite; "
+                "choose loss/divergence=total_variation, which is half of ULD's distance, or jsd."
+            )
+
+    def scores(self, inner: Any, match: Match) -> AlignedScores:
+        """The scores of the student's tokens."""
+        row = match.rows(inner.valid)
+        metrics = {**inner.metrics, **match.metrics(row >= 0)}
+        return AlignedScores(inner, row, by_rank, match.vocabulary.size, match.vocabulary.absent, metrics)
+
+
+ALIGNMENTS = {"spans": Spans(), "shared": SharedVocabulary(), "uld": SortedProbabilities()}
+
+
+def alignment_of(value: Any) -> Any:
+    """The reading of a name, or an object that is one; None for None.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(value, str) and value not in ALIGNMENTS:
+        raise ValueError(f"teacher.alignment={value!r} is unknown; choose {', '.join(ALIGNMENTS)}, or null.")
+    return ALIGNMENTS[value] if isinstance(value, str) else value
