@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from opd_lightning.generation import TransformersGenerator
 from opd_lightning.generation.batches import cache_support
-from opd_lightning.generation.decoding import Reader, Shortcuts, padded
+from opd_lightning.generation.decoding import PLAIN, Reader, Shortcuts, padded
 from opd_lightning.generation.draws import by_logarithm, drawn, exponentials
 from opd_lightning.generation.transformers import decode
 from opd_lightning.models import Pretrained, Student, adapters, packed
@@ -47,7 +47,7 @@ def models() -> dict:
     return {name: tiny_lm(name, **windows.get(name, {}), **layers.get(name, {})) for name in MODELS}
 
 
-def written(lm, sampling=SAMPLING, shortcuts=Shortcuts(), prompts=PROMPTS, valid_ids=None, seed=0):
+def written(lm, sampling=SAMPLING, shortcuts=PLAIN, prompts=PROMPTS, valid_ids=None, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return decode(lm, prompts, sampling, EOS, PAD, valid_ids, shortcuts)

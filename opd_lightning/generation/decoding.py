@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from opd_lightning.generation.draws import drawn
 from opd_lightning.generation.key_values import new_cache
 
-Process = Callable[[Tensor, Tensor], Tensor]
-"""Logits processors: the ids so far [B, L] and logits [B, V] to the scores that tokens are drawn from."""
+Process = Callable[[Any, Any], Tensor]
+"""Logits processors: ids [B, L] and logits [B, V] to the scores that tokens are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Shortcuts:
 
     def __bool__(self) -> bool:
         return self.drop_finished or self.share_prefill
+
+
+PLAIN = Shortcuts()
+"""No shortcuts: transformers' `generate`."""
 
 
 class Reader:
@@ -63,9 +67,7 @@ class Reader:
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         place = {"position_ids": positions} if self.positioned else {}
-        out = self.lm(
-            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **place, **self.last
-        )
+        out = self.lm(input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **place, **self.last)
         return out.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def select(self, rows: Tensor) -> None:
@@ -137,4 +139,3 @@ def continued(
         last = token[:, None]
         logits = reader.step(token)
     return tokens[:, : t + 1], None if greedy else logprobs[:, : t + 1]
-

@@ -24,6 +24,7 @@ class GrowingLayer(DynamicLayer):
         if before == 0:  # the prompt, which may be repeated next
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
+        assert self.keys is not None and self.values is not None
         if self.buffers is None or self.buffers[0].shape[-2] < after:
             length = after + max(ROOM, after // 4)
             self.buffers = grown(self.keys, length), grown(self.values, length)
@@ -57,4 +58,3 @@ def new_cache(config: PretrainedConfig) -> DynamicCache:
 def is_plain(cache: DynamicCache) -> bool:
     """Whether a cache holds nothing but keys and values, of a window or of all tokens."""
     return all(type(layer) in (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-

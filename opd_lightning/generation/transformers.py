@@ -20,7 +20,8 @@ from transformers import (
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.generation.batches import batch_support, cache_support
-from opd_lightning.generation.decoding import Shortcuts, continued, padded
+from opd_lightning.generation.decoding import PLAIN, Shortcuts, continued, padded
+from opd_lightning.generation.probe import reading_gap
 from opd_lightning.models.packed import packed
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
@@ -51,6 +52,7 @@ class TransformersGenerator:
         self.shortcuts, self.pack_weights = Shortcuts(drop_finished, share_prefill), pack_weights
         self.student: Any = None
         self.version: int | None = None
+        self.metrics: dict[str, float] = {}
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
@@ -59,6 +61,9 @@ class TransformersGenerator:
             ends, pad = eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id
             with packed(lm) if self.pack_weights else nullcontext():
                 completions = decode(lm, ids, sampling, ends, pad, self.valid_ids, self.shortcuts)
+            if model is None and sampling.temperature and torch.is_autocast_enabled(lm.device.type):
+                processors = processors_of(sampling, self.valid_ids)
+                self.metrics = {"generator/mismatch": reading_gap(lm, ids[0], completions[0], processors)}
         return (
             completions
             if model is not None
@@ -108,6 +113,12 @@ class _Finite(LogitsProcessor):
         return scores
 
 
+def processors_of(sampling: SamplingParams, valid_ids: ValidIds | None) -> LogitsProcessorList:
+    """The logits processors that make the distribution that tokens are drawn from, or the logits of greedy decoding."""
+    only = [] if valid_ids is None else [OnlyValidIds(valid_ids)]
+    return LogitsProcessorList([*only, *warpers(sampling), *([] if sampling.temperature == 0 else [_Finite()])])
+
+
 class _Recorder(LogitsProcessor):
     """Log-probability of each drawn token under the distribution it was drawn from.
 
@@ -115,14 +126,13 @@ class _Recorder(LogitsProcessor):
     """
 
     def __init__(self, prompt_tokens: int):
-        self.prompt_tokens, self.finite = prompt_tokens, _Finite()
+        self.prompt_tokens = prompt_tokens
         self.scores: Tensor | None = None
         self.columns: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] > self.prompt_tokens:
             self.record(input_ids[:, -1])
-        self.finite(input_ids, scores)
         self.scores = scores.float()
         return scores
 
@@ -147,7 +157,7 @@ def decode(
     eos: Sequence[int],
     pad: int,
     valid_ids: ValidIds | None = None,
-    shortcuts: Shortcuts = Shortcuts(),
+    shortcuts: Shortcuts = PLAIN,
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
@@ -165,8 +175,7 @@ def decode(
             return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, valid_ids)
     elif several and shortcuts and cache_support(lm, shortest):
         greedy = sampling.temperature == 0
-        processors = LogitsProcessorList([] if valid_ids is None else [OnlyValidIds(valid_ids)])
-        processors += [] if greedy else [*warpers(sampling), _Finite()]
+        processors = processors_of(sampling, valid_ids)
         most = sampling.max_new_tokens
         tokens, logprobs = continued(lm, prompt_ids, most, eos, pad, processors, greedy, shortcuts)
         return completions_of(tokens, logprobs, eos)
@@ -186,8 +195,7 @@ def generated(
     greedy = sampling.temperature == 0
     recorder = _Recorder(ids.shape[1])
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if valid_ids is None else [OnlyValidIds(valid_ids)])
-    processors += [] if greedy else [*warpers(sampling), recorder]
+    processors = LogitsProcessorList([*processors_of(sampling, valid_ids), *([] if greedy else [recorder])])
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
