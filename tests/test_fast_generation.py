@@ -11,10 +11,13 @@ from opd_lightning.generation import TransformersGenerator
 from opd_lightning.generation.batches import cache_support
 from opd_lightning.generation.decoding import PLAIN, Reader, Shortcuts, padded
 from opd_lightning.generation.draws import by_logarithm, drawn, exponentials
-from opd_lightning.generation.transformers import decode
+from opd_lightning.generation.probe import reading_gap
+from opd_lightning.generation.transformers import decode, processors_of
 from opd_lightning.models import Pretrained, Student, adapters, packed
 from opd_lightning.models.packed import onednn
+from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.toy.world import world_tokenizer
+from opd_lightning.training.run import run
 from opd_lightning.types import Rendered, SamplingParams
 from opd_lightning.utils.vocabulary import ValidIds
 from tests.architectures import config_of
@@ -59,7 +62,7 @@ def assert_equal(found, expected, atol: float) -> None:
     for ours, plain in zip(found, expected, strict=True):
         assert (ours.logprobs is None) == (plain.logprobs is None)
         if plain.logprobs is not None:
-            torch.testing.assert_close(torch.tensor(ours.logprobs), torch.tensor(plain.logprobs), rtol=0, atol=atol)
+            torch.testing.assert_close(*(torch.tensor(c.logprobs, dtype=torch.float32) for c in (ours, plain)), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,9 +79,12 @@ def test_shortcuts_write_the_tokens_of_the_plain_path(models, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_shortcuts_write_the_tokens_of_the_plain_path_in_bfloat16(models, name):
     lm = models[name].to(torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does in a step with bf16-true
+    by_logarithm.cache_clear()
     try:
         assert_equal(written(lm, shortcuts=BOTH), written(lm), 2e-2)
     finally:
+        torch.set_default_dtype(torch.float32)
         lm.float()
 
 
@@ -193,3 +199,20 @@ def test_a_stand_in_writes_the_same_tokens(name):
     expected = written(lm, SamplingParams(64), prompts=prompts)
     with packed.packed(lm):
         assert_equal(written(lm, SamplingParams(64), BOTH, prompts=prompts), expected, 1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_mixed_precision_has_a_bfloat16_teacher_and_logs_the_mismatch(small, precision):
+    cfg = small("method=opd", f"trainer.precision={precision}", "evaluation=none", "trainer.max_steps=2")
+    rows = read_csv(run(cfg) / "metrics.csv")
+    mixed = precision == "bf16-mixed"
+    assert cfg.teacher.dtype == ("bfloat16" if mixed else "float32") and cfg.model.dtype == "float32"
+    gaps = [float(row["generator/mismatch"]) for row in rows if row.get("generator/mismatch")]
+    assert bool(gaps) == mixed and all(0 <= gap < 0.1 for gap in gaps)
+
+
+def test_the_gap_is_that_of_the_distribution_that_was_drawn_from(models):
+    lm, sampling, ids = models["llama"], SamplingParams(12, temperature=0.6, top_k=8), ValidIds(30, (2,))
+    (done,) = written(lm, sampling, prompts=PROMPTS[:1], valid_ids=ids)
+    assert reading_gap(lm, PROMPTS[0], done, processors_of(sampling, ids)) < 1e-5
+    assert reading_gap(lm, PROMPTS[0], done, processors_of(SAMPLING, ids)) > 1e-2

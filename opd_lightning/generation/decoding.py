@@ -119,7 +119,7 @@ def continued(
         reader.select(every)
         last, logits = last[every], logits[every]
     tokens = torch.full((count, most), pad, dtype=torch.long, device=lm.device)
-    logprobs = torch.zeros(count, most, device=lm.device)
+    logprobs = torch.zeros(count, most, dtype=torch.float32, device=lm.device)
     left, ended = torch.arange(count, device=lm.device), torch.zeros(count, dtype=torch.bool, device=lm.device)
     for t in range(most):
         scores = process(last, logits)

@@ -24,7 +24,7 @@ def drawn(probs: Tensor, count: int, left: Tensor) -> Tensor:
 def exponentials(count: int, width: int, rows: Tensor) -> Tensor:
     """Rows of [count, width] exponentially distributed numbers, from torch's current random state."""
     if rows.device.type != "cpu" or not by_logarithm():
-        noise = torch.empty(count, width, device=rows.device).exponential_(1)
+        noise = torch.empty(count, width, dtype=torch.float32, device=rows.device).exponential_(1)
         return noise if len(rows) == count else noise[rows]
     uniform = torch.empty(count, width, dtype=torch.float64).uniform_()
     return inverse(uniform if len(rows) == count else uniform[rows])
@@ -39,7 +39,7 @@ def inverse(uniform: Tensor) -> Tensor:
 def by_logarithm() -> bool:
     """Whether this build of torch makes exponential numbers on a CPU as `inverse` does; some draw them from another library."""
     with seeded(0):
-        expected, after = torch.empty(64, 64).exponential_(1), torch.rand(1)
+        expected, after = torch.empty(64, 64, dtype=torch.float32).exponential_(1), torch.get_rng_state()
     with seeded(0):
-        found, also = inverse(torch.empty(64, 64, dtype=torch.float64).uniform_()), torch.rand(1)
+        found, also = inverse(torch.empty(64, 64, dtype=torch.float64).uniform_()), torch.get_rng_state()
     return torch.equal(found, expected) and torch.equal(after, also)

@@ -25,7 +25,7 @@ def reading_gap(
     logits = lm(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     chosen = row[0, len(prompt) :, None]
     read = process(row, logits).log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu()
-    return float((read - torch.tensor(completion.logprobs)).abs().mean())
+    return float((read - torch.tensor(completion.logprobs, dtype=read.dtype)).abs().mean())
 
 
 class Probe:

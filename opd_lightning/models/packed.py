@@ -82,7 +82,7 @@ def onednn(dtype: torch.dtype) -> bool:
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
-        weight, inputs = torch.eye(64, dtype=dtype), torch.arange(64.0).to(dtype).expand(2, 3, -1)
+        weight, inputs = torch.eye(64, dtype=dtype), torch.arange(64).to(dtype).expand(2, 3, -1)
         return torch.equal(by_onednn(weight, None)(inputs), inputs)
     except (AttributeError, RuntimeError, TypeError):  # these operators are internal, and may go
         return False
