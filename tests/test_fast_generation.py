@@ -62,7 +62,8 @@ def assert_equal(found, expected, atol: float) -> None:
     for ours, plain in zip(found, expected, strict=True):
         assert (ours.logprobs is None) == (plain.logprobs is None)
         if plain.logprobs is not None:
-            torch.testing.assert_close(*(torch.tensor(c.logprobs, dtype=torch.float32) for c in (ours, plain)), rtol=0, atol=atol)
+            values = [torch.tensor(c.logprobs, dtype=torch.float32) for c in (ours, plain)]
+            torch.testing.assert_close(*values, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", MODELS)
