@@ -22,6 +22,13 @@ OmegaConf.register_new_resolver("horizon", lambda *ends: 100 if set(ends) <= {No
 OmegaConf.register_new_resolver("stand_in", lambda on, small, real: small if on else real, replace=True)
 """${stand_in:${model.stand_in},<stand-in>,<real>}: the stand-in if `model.stand_in` is set, else the real value."""
 
+OmegaConf.register_new_resolver(
+    "frozen_dtype",
+    lambda dtype, precision: "bfloat16" if (dtype, precision) == ("float32", "bf16-mixed") else dtype,
+    replace=True,
+)
+"""${frozen_dtype:${model.dtype},${trainer.precision}}: bfloat16 for a model that is not trained where products are bfloat16."""
+
 OmegaConf.register_new_resolver("times", lambda n, x: n * x if type(x) in (int, float) else x, replace=True)
 """${times:2,${adapter.r}}: a multiple of another value; of what is no number the value itself, whose key has the error."""
 

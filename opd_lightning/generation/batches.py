@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from opd_lightning.generation.decoding import Reader
+from opd_lightning.generation.key_values import is_plain
+
 log = logging.getLogger(__name__)
 
 DETECTED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The result of `batch_support` for each model."""
+
+CACHES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+"""The result of `cache_support` for each model."""
 
 GROUPING = {"equal": "prompts of one length at a time", "single": "one prompt at a time"}
 """How completions are generated where one batch cannot hold all prompts, by the result of `batch_support`."""
@@ -42,6 +48,33 @@ def batch_support(lm: PreTrainedModel, prompt: Sequence[int]) -> str:
                 f"warning: {type(lm).__name__} {fault}, so completions are written for {GROUPING[kind]}, which is slower."
             )
     return DETECTED[lm]
+
+
+@torch.no_grad()
+def cache_support(lm: PreTrainedModel, prompt: Sequence[int]) -> bool:
+    """Whether rows of a model's cache can be chosen and repeated: `decoding` gives the logits that `generate` gives.
+
+    Tested once for each model: a prompt behind padding is read beside another, and goes on without it.
+
+    Args:
+        lm: in eval mode; `batch_support` is "any".
+    """
+    if lm not in CACHES:
+        ids = torch.tensor([list(prompt[:4])], device=lm.device)
+        row, mask = torch.cat([ids[:, :1].expand(1, 3), ids], 1), torch.ones(2, 3 + ids.shape[1], device=lm.device).long()
+        mask[1, :3] = 0
+        try:
+            reader = Reader(lm, row.expand(2, -1), mask)
+            first = reader.prefill()[1:]
+            if CACHES.setdefault(lm, is_plain(reader.cache)):
+                reader.select(torch.ones(1, dtype=torch.long, device=lm.device))
+                found = torch.cat([first, reader.step(first.argmax(-1))])
+                CACHES[lm] = _same(found, _greedy(lm, ids))
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            CACHES[lm] = False  # it takes its inputs or keeps its cache in another way
+    return CACHES[lm]
 
 
 def _same(logits: Tensor, expected: Tensor) -> bool:

@@ -1,12 +1,31 @@
-"""A test of an engine's weights: its log-probabilities of a few tokens against the student's."""
+"""Tests of engines: log-probabilities of a few tokens against those of the trained model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from opd_lightning.types import Completion
 from opd_lightning.utils.seeds import derive_seed
 from opd_lightning.utils.vocabulary import ValidIds
+
+
+@torch.no_grad()
+def reading_gap(
+    lm: PreTrainedModel, prompt: Sequence[int], completion: Completion, process: Callable[[Any, Any], Tensor]
+) -> float:
+    """Nats per token, mean absolute, between a completion's log-probabilities when drawn and in one pass without a cache.
+
+    Args:
+        process: the logits processors that the tokens were drawn with.
+    """
+    row = torch.tensor([[*prompt, *completion.token_ids]], device=lm.device)
+    logits = lm(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    chosen = row[0, len(prompt) :, None]
+    read = process(row, logits).log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu()
+    return float((read - torch.tensor(completion.logprobs, dtype=read.dtype)).abs().mean())
 
 
 class Probe:

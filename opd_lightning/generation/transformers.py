@@ -1,6 +1,7 @@
 """TransformersGenerator: the reference engine, on the student in memory."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from transformers import (
 )
 
 from opd_lightning.contracts import Renderer
-from opd_lightning.generation.batches import batch_support
+from opd_lightning.generation.batches import batch_support, cache_support
+from opd_lightning.generation.decoding import PLAIN, Shortcuts, continued, padded
+from opd_lightning.generation.probe import reading_gap
+from opd_lightning.models.packed import packed
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 from opd_lightning.utils.vocabulary import ValidIds
@@ -30,19 +34,36 @@ class TransformersGenerator:
     Args:
         tokenizer: the student's.
         renderer: has the tokens that end a reply; without it EOS and those of the model's generation config end it.
+        drop_finished: completions that have ended leave the batch.
+        share_prefill: a prompt is read once for all of its completions.
+        pack_weights: decode with copies of the weights that suit the processor; see `models.packed`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        renderer: Renderer | None = None,
+        drop_finished: bool = True,
+        share_prefill: bool = True,
+        pack_weights: bool = True,
+    ):
         self.tokenizer, self.valid_ids = tokenizer, ValidIds.of(tokenizer.get_vocab())
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
+        self.shortcuts, self.pack_weights = Shortcuts(drop_finished, share_prefill), pack_weights
         self.student: Any = None
         self.version: int | None = None
+        self.metrics: dict[str, float] = {}
 
     def generate(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, model: Any = None) -> list[Completion]:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
-            completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.valid_ids)
+            ends, pad = eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id
+            with packed(lm) if self.pack_weights else nullcontext():
+                completions = decode(lm, ids, sampling, ends, pad, self.valid_ids, self.shortcuts)
+            if model is None and sampling.temperature and torch.is_autocast_enabled(lm.device.type):
+                processors = processors_of(sampling, self.valid_ids)
+                self.metrics = {"generator/mismatch": reading_gap(lm, ids[0], completions[0], processors)}
         return (
             completions
             if model is not None
@@ -76,6 +97,28 @@ class OnlyValidIds(LogitsProcessor):
         return self.valid_ids.cut(scores)
 
 
+class _Finite(LogitsProcessor):
+    """Refuses logits that nothing can be drawn from, once per batch, at its first token."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.seen and (bool(torch.isnan(scores).any()) or bool((scores == torch.inf).any())):
+            raise ValueError(
+                "the model's logits are NaN or infinite, so nothing can be drawn from them: its weights are broken. "
+                "Go back to an earlier checkpoint, and lower optim.lr or optim.clip_norm."
+            )
+        self.seen = True
+        return scores
+
+
+def processors_of(sampling: SamplingParams, valid_ids: ValidIds | None) -> LogitsProcessorList:
+    """The logits processors that make the distribution that tokens are drawn from, or the logits of greedy decoding."""
+    only = [] if valid_ids is None else [OnlyValidIds(valid_ids)]
+    return LogitsProcessorList([*only, *warpers(sampling), *([] if sampling.temperature == 0 else [_Finite()])])
+
+
 class _Recorder(LogitsProcessor):
     """Log-probability of each drawn token under the distribution it was drawn from.
 
@@ -90,11 +133,6 @@ class _Recorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] > self.prompt_tokens:
             self.record(input_ids[:, -1])
-        elif bool(torch.isnan(scores).any()) or bool((scores == torch.inf).any()):  # once per batch, at its first token
-            raise ValueError(
-                "the model's logits are NaN or infinite, so nothing can be drawn from them: its weights are broken. "
-                "Go back to an earlier checkpoint, and lower optim.lr or optim.clip_norm."
-            )
         self.scores = scores.float()
         return scores
 
@@ -119,6 +157,7 @@ def decode(
     eos: Sequence[int],
     pad: int,
     valid_ids: ValidIds | None = None,
+    shortcuts: Shortcuts = PLAIN,
 ) -> list[Completion]:
     """One completion of each prompt, drawn from torch's current random state.
 
@@ -126,24 +165,37 @@ def decode(
 
     Args:
         valid_ids: the ids that can be drawn; log-probabilities are those among them. None draws from all rows of the model's.
+        shortcuts: work to leave out, where the model allows it.
     """
     assert not lm.training, "generate in eval mode: with activation checkpointing, train mode decodes garbage without an error"
-    if len(prompt_ids) > 1 and (kind := batch_support(lm, min(prompt_ids, key=len))) != "any":
+    several, shortest = len(prompt_ids) > 1, min(prompt_ids, key=len)
+    if several and (kind := batch_support(lm, shortest)) != "any":
         keys = [len(prompt) if kind == "equal" else b for b, prompt in enumerate(prompt_ids)]
         if len(set(keys)) > 1:
             return decode_apart(lm, prompt_ids, keys, sampling, eos, pad, valid_ids)
-    device = lm.device
-    longest = max(map(len, prompt_ids))
-    left = torch.full((len(prompt_ids), longest), pad, dtype=torch.long)
-    mask = torch.zeros_like(left)
-    for b, prompt in enumerate(prompt_ids):
-        left[b, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[b, longest - len(prompt) :] = 1
+    elif several and shortcuts and cache_support(lm, shortest):
+        greedy = sampling.temperature == 0
+        processors = processors_of(sampling, valid_ids)
+        most = sampling.max_new_tokens
+        tokens, logprobs = continued(lm, prompt_ids, most, eos, pad, processors, greedy, shortcuts)
+        return completions_of(tokens, logprobs, eos)
+    return completions_of(*generated(lm, prompt_ids, sampling, eos, pad, valid_ids), eos)
+
+
+def generated(
+    lm: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    eos: Sequence[int],
+    pad: int,
+    valid_ids: ValidIds | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens and log-probabilities by transformers' `generate`, as `decoding.continued` returns them."""
+    ids, mask = padded(prompt_ids, pad, lm.device)
     greedy = sampling.temperature == 0
-    recorder = _Recorder(longest)
+    recorder = _Recorder(ids.shape[1])
     # Our own warpers come before the recorder, and the config keeps transformers from adding any behind it.
-    processors = LogitsProcessorList([] if valid_ids is None else [OnlyValidIds(valid_ids)])
-    processors += [] if greedy else [*warpers(sampling), recorder]
+    processors = LogitsProcessorList([*processors_of(sampling, valid_ids), *([] if greedy else [recorder])])
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
@@ -155,23 +207,29 @@ def decode(
     restore, lm.generation_config = lm.generation_config, GenerationConfig()
     try:
         out = lm.generate(  # type: ignore[operator]
-            input_ids=left.to(device),
-            attention_mask=mask.to(device),
+            input_ids=ids,
+            attention_mask=mask,
             generation_config=config,
             logits_processor=processors,
             synced_gpus=False,  # weights are gathered here; ranks may generate different numbers of tokens
         )
     finally:
         lm.generation_config = restore
-    if not greedy:
-        recorder.record(out[:, -1])
-    columns = None if greedy else torch.stack(recorder.columns, 1).tolist()
+    if greedy:
+        return out[:, ids.shape[1] :], None
+    recorder.record(out[:, -1])
+    return out[:, ids.shape[1] :], torch.stack(recorder.columns, 1)
+
+
+def completions_of(tokens: Tensor, logprobs: Tensor | None, eos: Sequence[int]) -> list[Completion]:
+    """Completions up to their first end token, of tokens and log-probabilities [B, T]."""
+    columns = None if logprobs is None else logprobs.tolist()
     ends, completions = set(eos), []
-    for b, row in enumerate(out[:, longest:].tolist()):
+    for b, row in enumerate(tokens.tolist()):
         stop = next((i for i, token in enumerate(row) if token in ends), None)
         length = len(row) if stop is None else stop + 1
-        logprobs = None if columns is None else columns[b][:length]
-        completions.append(Completion(row[:length], "length" if stop is None else "stop", logprobs))
+        kept = None if columns is None else columns[b][:length]
+        completions.append(Completion(row[:length], "length" if stop is None else "stop", kept))
     return completions
 
 
