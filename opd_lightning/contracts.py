@@ -6,7 +6,19 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
+from opd_lightning.types import (
+    Completion,
+    Conversation,
+    Cost,
+    Example,
+    Messages,
+    Prompts,
+    Rendered,
+    Rollout,
+    Sample,
+    SamplingParams,
+    Verdict,
+)
 from opd_lightning.utils.vocabulary import ValidIds
 
 Provides = Literal["full", "topk", "sampled"]
@@ -102,8 +114,12 @@ class Renderer(Protocol):
         """A chat up to where the assistant's reply begins."""
         ...
 
-    def reply(self, text: str, messages: Messages | None = None) -> list[int]:
+    def reply(self, text: str, messages: Messages | None = None, tools: Sequence[Any] | None = None) -> list[int]:
         """Token ids of an assistant's reply behind a chat, with its end token."""
+        ...
+
+    def conversation(self, messages: Messages, turns: Messages, tools: Sequence[Any] | None = None) -> Conversation:
+        """A chat and the turns behind it, of which the assistant's are learned; raises ValueError if they cannot be told."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -22,6 +22,9 @@ class Example:
         id: unique within the task, stable across runs.
         messages: the chat shown to the student.
         completion: the reference answer that SFT imitates, or None.
+        turns: a reference of more than one text in its place: the turns behind `messages`, from the first reply that is learned
+            to the last one, with tool calls and the turns of tools and users between them; None without.
+        tools: JSON schemas of the functions that the chat template describes, or None.
         demonstration: an expert's answer that a teacher may be shown, or None.
         solution: a reference solution that a teacher may be shown, or None.
         skill: the name under which evaluation groups this example, such as "new" or "prior/sort".
@@ -35,6 +38,20 @@ class Example:
     solution: str | None = None
     skill: str = "new"
     extra: dict[str, str] = field(default_factory=dict)
+    turns: Messages | None = None
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def reference(self) -> Messages | None:
+        """The turns that SFT imitates, `turns` or the completion as a turn; None without either."""
+        if self.turns is not None or self.completion is None:
+            return self.turns
+        return [{"role": "assistant", "content": self.completion}]
+
+    @property
+    def final_reply(self) -> str | None:
+        """The text of the reference's last reply; None without a reference."""
+        return None if self.reference is None else str(self.reference[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,23 @@ class Rendered:
 
     token_ids: list[int]
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat of several turns as a model reads it.
+
+    Attributes:
+        token_ids: of the whole chat, up to the end of the last reply that is learned.
+        loss_mask: True on the tokens that are learned: replies with their end tokens.
+        prompt_length: tokens before the first of these.
+        exact: whether these are the tokens of the rendered chat; False where a token there spans the begin of a reply.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[bool]
+    prompt_length: int
+    exact: bool = True
 
 
 @dataclass(frozen=True)
