@@ -129,7 +129,7 @@ class ChatTemplate:
         assert self.today is not None
         return CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)  # type: ignore[union-attr]
 
-    def source(self, tools: Sequence[Any] | None = None) -> str:
+    def source(self, tools: list[Any] | None = None) -> str:
         """The template's own text, with the date of the run's start."""
         source = str(self.tokenizer.get_chat_template(tools=tools))
         return self.pinned(source) if self.dated and self.today is not None else source

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from opd_lightning.data.chat_template import described
+from opd_lightning.data.chat_template import described, with_objects
 from opd_lightning.types import Conversation, Messages
 
 Span = tuple[int, int]
@@ -44,7 +44,7 @@ def conversation_of(renderer: Any, messages: Messages, turns: Messages, tools: S
     """
     template, chat = renderer.template, [*messages, *turns]
     text, spelled = template.spans(chat, reply_follows=False, **described(tools))
-    find = tagged if TAGGED.search(str(template.tokenizer.get_chat_template(tools=tools))) else prefixed
+    find = tagged if TAGGED.search(template.source(list(tools or []) or None)) else prefixed
     spans = find(renderer, chat, len(messages), text, described(tools))
     text = text[: spans[-1][1]]
     return tokens_of(template, text, [span for span in spelled if span[1] <= len(text)], spans)
@@ -68,12 +68,13 @@ def prefixed(renderer: Any, chat: Messages, first: int, text: str, options: Mapp
 def tagged(renderer: Any, chat: Messages, first: int, text: str, options: Mapping[str, Any]) -> list[Span]:
     """The spans of learned replies in the chat's text, from the template's generation tags, with their end tokens."""
     template, tokenizer = renderer.template, renderer.tokenizer
-    (found,), (marks,) = render_jinja_template(
-        conversations=[chat],
+    rendered: Any = render_jinja_template(
+        conversations=[chat, with_objects(chat)],
         chat_template=template.source(options.get("tools")),
         return_assistant_tokens_mask=True,
         **{**tokenizer.special_tokens_map, **template.options, **options},
     )
+    found, marks = next((pair for pair in zip(*rendered, strict=True) if pair[0] == text), ("", []))
     replies = [i for i, turn in enumerate(chat) if turn["role"] == "assistant"]
     if found != text or len(marks) != len(replies):
         raise ValueError(

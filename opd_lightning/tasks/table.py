@@ -58,7 +58,7 @@ class TableTask:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
     """
 
-    marked = 0
+    marked, train_on = 0, "last"
     """Rows with turns before the last reply that are marked for training."""
 
     def __init__(
