@@ -55,7 +55,17 @@ class Task(Protocol):
 
 
 class Environment(Protocol):
-    """One episode: a chat that goes on after the student's reply. A new object for each sample."""
+    """One episode: a chat that goes on after the student's reply. A new object for each sample.
+
+    It may also have
+        tools               JSON schemas that the chat template describes; else those of the example are
+        message(reply)      the reply as a turn of the chat, with its tool calls; else its text alone
+        verdict(reply)      the verdict where `step` has ended the episode without one
+        threaded            True: `reset` and `step` are called in threads, beside those of other episodes
+        step_seconds        limit of each such call, after which the episode has failed
+        keeps_special_tokens  True: replies have special tokens in their text
+        metrics             numbers of the episode by name, always the same names; their means are logged
+    """
 
     def reset(self, example: Example) -> Messages:
         """The chat that the student reads first."""

@@ -189,6 +189,7 @@ class Sample:
         policy_version: optimizer steps of the weights that wrote it; None if the student did not.
         include_in_loss: False leaves the sample out of the loss.
         model_inputs: what else the model takes.
+        metrics: numbers of its episode, such as "turns", whose means are logged; empty without an environment.
     """
 
     example: Example
@@ -203,6 +204,7 @@ class Sample:
     policy_version: int | None = None
     include_in_loss: bool = True
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def completion_ids(self) -> list[int]:

@@ -20,7 +20,7 @@ from opd_lightning.config.signatures import signature
 
 EXTRAS = {
     "generator": {"task", "tokenizer", "renderer", "folder"},
-    "environment": {"task"},
+    "environment": {"task", "renderer"},
     "rollout": {"task", "tokenizer", "renderer", "folder", "environment", "window"},
     "teacher": {"context"},
     "reference": {"context"},

@@ -1,5 +1,6 @@
 """Rendering: token ids of a chat by the model's chat template, and of the replies in it."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -135,29 +136,42 @@ class ChatRenderer:
             text = text.rstrip().removesuffix(end)
         return text
 
-    def between(self, messages: Messages, reply: str, answers: Messages) -> list[int]:
+    def between(
+        self, messages: Messages, reply: str | dict[str, Any], answers: Messages, tools: Sequence[Any] | None = None
+    ) -> list[int]:
         """Token ids between the reply's end token and the next reply.
+
+        The student's own tokens stay before them, also the thoughts that a template drops from earlier turns.
 
         Args:
             messages: the chat before the reply.
-            reply: the reply's text.
+            reply: the reply's text, or its turn with tool calls.
             answers: the messages behind the reply.
+            tools: JSON schemas of the functions that the prompt describes.
 
         Raises:
-            ValueError: the template renders the earlier chat differently with the answers behind it, so that the student's
-                own tokens would not be in its next prompt.
+            ValueError: the template does not write earlier replies as they were given.
         """
-        chat = [*messages, {"role": "assistant", "content": reply}]
-        before, begin = self.template.ids(chat, reply_follows=False), len(self.render(messages).token_ids)
-        after = self.render([*chat, *answers]).token_ids
+        chat = [*messages, {"role": "assistant", "content": reply} if isinstance(reply, str) else reply]
+        before, begin = self.template.ids(chat, False, **described(tools)), len(self.render(messages, tools).token_ids)
+        after = self.render([*chat, *answers], tools).token_ids
         ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
-        if after[:cut] != before[:cut]:
+        return after[cut:] if after[:cut] == before[:cut] else self.behind_any(messages, answers, tools)
+
+    def behind_any(self, messages: Messages, answers: Messages, tools: Sequence[Any] | None) -> list[int]:
+        """Token ids behind the end of a reply of other words, where the template drops a part of the reply itself."""
+        chat = [*messages, {"role": "assistant", "content": PROBE}, *answers]
+        text, spans = self.template.spans(chat, reply_follows=True, **described(tools))
+        at = text.find(PROBE) + len(PROBE)
+        ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_ids)
+        if text.count(PROBE) != 1 or (end := re.compile(rf"\s*(?:{ends})").match(text, at)) is None:
             raise ValueError(
                 "the chat template of the model rewrites earlier turns when others follow, so a conversation cannot go on from "
                 "the tokens that were written; use another model, or environment=single_turn."
             )
-        return after[cut:]
+        n = end.end()
+        return self.template.encode_continuation(text[n:], [(a - n, b - n) for a, b in spans if a >= n])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""

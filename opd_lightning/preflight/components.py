@@ -102,7 +102,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     cfg = limited(cfg, task.max_new_tokens)
     shared = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     window = model.window()
-    environment = build(cfg.get("environment"), task=task)
+    environment = build(cfg.get("environment"), task=task, renderer=renderer)
     rollout, objective = build(cfg.rollout, environment=environment, window=window, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     for teacher in teachers.values():
