@@ -64,6 +64,8 @@ class Environment(Protocol):
         threaded            True: `reset` and `step` are called in threads, beside those of other episodes
         step_seconds        limit of each such call, after which the episode has failed
         keeps_special_tokens  True: replies have special tokens in their text
+        judges              True, on what makes episodes too: its verdicts are those of training, also without a verifier
+        close()             called when the episode is over
         metrics             numbers of the episode by name, always the same names; their means are logged
     """
 

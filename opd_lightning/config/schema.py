@@ -24,7 +24,7 @@ EXTRAS = {
     "rollout": {"task", "tokenizer", "renderer", "folder", "environment", "window"},
     "teacher": {"context"},
     "reference": {"context"},
-    "evaluation": {"task", "tokenizer", "renderer", "folder", "model"},
+    "evaluation": {"task", "tokenizer", "renderer", "folder", "model", "environment", "window"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }

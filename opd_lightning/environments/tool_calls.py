@@ -71,7 +71,7 @@ class Mistral:
         return gathered(content.strip(), found if isinstance(found, list) else [found])
 
 
-FORMATS = {"hermes": Hermes(), "llama3": Llama3(), "mistral": Mistral()}
+FORMATS: dict[str, Any] = {"hermes": Hermes(), "llama3": Llama3(), "mistral": Mistral()}
 
 
 def gathered(content: str, blocks: list[Any]) -> Calls:

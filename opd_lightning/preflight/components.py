@@ -114,7 +114,8 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     except ValueError as error:
         template_error = str(error)
     nodes = {} if template_error else cfg.evaluation.suite  # some evaluations render their prompts at once
-    suite = {name: build(node, model=model, **shared) for name, node in nodes.items() if node is not None}
+    offers = {"model": model, "environment": environment, "window": window, **shared}
+    suite = {name: build(node, **offers) for name, node in nodes.items() if node is not None}
     all_examples = task.examples("train")
     parts = Components(
         model=model,

@@ -32,7 +32,8 @@ def preflight(parts: Any) -> dict[str, Any]:
     examples, task, rollout, objective = parts.examples, parts.task, parts.rollout, parts.objective
     if not examples:
         raise ValueError("task has no training examples; check task.path and the task's other options.")
-    if objective.reads_verdicts and not task.verifies:
+    judged = task.verifies or getattr(parts.environment, "judges", False)
+    if objective.reads_verdicts and not judged:
         part = "loss.policy_gradient learns from verdicts alone" if objective.rewarded else "the loss reads verdicts"
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and {part}; give it one "
@@ -72,7 +73,7 @@ def check_contexts(parts: Any) -> None:
                 f"rollout.num_generations=1 leaves a completion without siblings for the {name} to read; choose "
                 "rollout=student_group, or context=feedback."
             )
-        if part.context.needs_rollouts and not parts.task.verifies:
+        if part.context.needs_rollouts and not (parts.task.verifies or getattr(parts.environment, "judges", False)):
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
                 "(e.g. task/verifier=numeric, in Python verify=) or choose context=demonstration."

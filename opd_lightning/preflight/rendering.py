@@ -24,15 +24,16 @@ def as_played(
     Args:
         errors: takes a sentence by example id where an episode cannot begin; with None such examples stay as they are.
     """
-    if environment is None:
+    if environment is None or getattr(environment, "remote", False):  # a server would begin an episode for each
         return list(examples)
     played = []
     for example in examples:
         try:
-            messages = environment().reset(example)
+            episode = environment()
+            messages = episode.reset(example)
             if not (messages and all(isinstance(turn["role"] + turn["content"], str) for turn in messages)):
                 raise ValueError("it gives no messages")
-            played.append(replace(example, messages=messages))
+            played.append(replace(example, messages=messages, tools=getattr(episode, "tools", None) or example.tools))
         except Exception as error:  # an environment is a program of the user's
             if errors is None:
                 played.append(example)

@@ -16,7 +16,7 @@ from opd_lightning.utils.threads import Failed, call_all, failure
 
 log = logging.getLogger(__name__)
 
-MAX_TURNS = 16
+MAX_TURNS = 64
 """An environment that never ends is stopped after so many replies."""
 
 
@@ -83,6 +83,17 @@ class Episodes:
     def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
         """`sampling.n` samples of each example, those of one example adjacent."""
         episodes = self.begin([(e, group) for group, e in enumerate(examples) for _ in range(self.sampling.n)])
+        try:
+            self.play_all(episodes, seed, generator)
+        finally:
+            for close in (close for e in episodes if (close := getattr(e.environment, "close", None)) is not None):
+                close()
+        if episodes and all(episode.failure for episode in episodes):
+            raise ValueError(f"every episode failed in its environment, the first for this: {episodes[0].failure}; mend it.")
+        return [self.sample(episode) for episode in episodes]
+
+    def play_all(self, episodes: Sequence[Episode], seed: int, generator: Generator) -> None:
+        """Take turns until every episode has ended."""
         for turn in range(MAX_TURNS):
             active = [episode for episode in episodes if episode.finish_reason is None]
             if not active:
@@ -99,9 +110,6 @@ class Episodes:
                 if (pair := self.reply(episode, truncate(reply, limit))) is not None
             ]
             self.answer(going)
-        if episodes and all(episode.failure for episode in episodes):
-            raise ValueError(f"every episode failed in its environment, the first for this: {episodes[0].failure}; mend it.")
-        return [self.sample(episode) for episode in episodes]
 
     def limit(self, episode: Episode) -> int:
         """The tokens that the next reply may have."""
@@ -174,6 +182,8 @@ class Episodes:
         n = len(episode.prompt)
         sampled = self.sampling.temperature > 0
         reason = episode.finish_reason or "environment"
+        if episode.verdict is None and getattr(episode.environment, "judges", False):
+            episode.verdict = Verdict(0.0, feedback="the episode did not end")
         return Sample(
             example=episode.example,
             group=episode.group,
