@@ -11,6 +11,7 @@ from opd_lightning.environments import OpenEnv, openenv
 from opd_lightning.evaluation import EpisodeAccuracy
 from opd_lightning.rollout.episodes import Episodes
 from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.toy.lookup import lookup
 from opd_lightning.toy.world import WorldTask
 from opd_lightning.training.run import run
 from opd_lightning.types import SamplingParams
@@ -51,6 +52,26 @@ def test_evaluations_that_play_nothing_are_said():
     assert not [w for w in check(compose(["method=grpo", *PLAYED])) if "play" in w]
     with pytest.raises(ValueError, match="evaluation=episodes plays an environment, and environment=single_turn is none"):
         EpisodeAccuracy(WorldTask(), None, 8)
+
+
+def test_the_lookup_of_the_embedded_world(renderer):  # noqa: F811
+    """It answers with the operation on what the student passes on, and the task judges the second reply."""
+    task = WorldTask(n_train=1, n_eval=1)
+    (example,) = task.examples("train")
+    digits, right = example.messages[0]["content"].split()[1:], " ".join(example.extra["digits"])
+    passed, listed = " ".join(digits), " , ".join(example.extra["digits"])
+    for replies, score, seen in (
+        ([f"answer {passed}", f"answer {right}"], 1.0, f"[ result {listed} ]"),
+        ([f"answer {passed}", f"answer {passed}"], 0.0, f"[ result {listed} ]"),
+        (["answer 1", f"answer {right}"], 1.0, "[ red ]"),
+    ):
+        episodes = Episodes(lookup(task), renderer, SamplingParams(16), False)
+        (sample,) = episodes.play([example], 0, Scripted(renderer, replies))
+        assert sample.verdict.content == score and seen in renderer.decode(sample.token_ids)
+        assert sample.metrics["tool_errors"] == float("red" in seen)
+        assert renderer.decode(sample.token_ids[: sample.prompt_length]) == f"copy rotate {passed} ="
+    cfg = compose(["environment=lookup", "method=opd"])
+    assert cfg.rollout.sampling.max_new_tokens == 16
 
 
 class Socket:
