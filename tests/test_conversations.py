@@ -261,6 +261,7 @@ def test_sft_on_all_replies_is_the_plain_loss(small, tiny, tmp_path):
     assert loss == pytest.approx(total / n, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_knowledge_distillation_run_on_all_replies(small, tmp_path):
     cfg = ["task=table", f"task.path={two_replies(tmp_path)}", "task.train_on=all", "task.n_train=null", "task.n_eval=1"]
     folder = run(small("method=kd", *cfg, "evaluation=text", "trainer.max_steps=1"))

@@ -135,6 +135,7 @@ def test_options_of_openenv_that_make_no_sense_are_refused(options, sentence):
         OpenEnv(**{"urls": "http://a:1", **options})
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_episodes_is_the_run_without_a_break(small, tmp_path):
     """Replies of later turns are drawn from the step and the turn alone: weights are equal bit by bit."""
     cfg = ["method=grpo", "environment=calculator", "rollout.sampling.max_new_tokens=8", "evaluation=none"]
