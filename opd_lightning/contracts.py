@@ -6,7 +6,19 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from opd_lightning.types import Completion, Cost, Example, Messages, Prompts, Rendered, Rollout, Sample, SamplingParams, Verdict
+from opd_lightning.types import (
+    Completion,
+    Conversation,
+    Cost,
+    Example,
+    Messages,
+    Prompts,
+    Rendered,
+    Rollout,
+    Sample,
+    SamplingParams,
+    Verdict,
+)
 from opd_lightning.utils.vocabulary import ValidIds
 
 Provides = Literal["full", "topk", "sampled"]
@@ -43,7 +55,19 @@ class Task(Protocol):
 
 
 class Environment(Protocol):
-    """One episode: a chat that goes on after the student's reply. A new object for each sample."""
+    """One episode: a chat that goes on after the student's reply. A new object for each sample.
+
+    It may also have
+        tools               JSON schemas that the chat template describes; else those of the example are
+        message(reply)      the reply as a turn of the chat, with its tool calls; else its text alone
+        verdict(reply)      the verdict where `step` has ended the episode without one
+        threaded            True: `reset` and `step` are called in threads, beside those of other episodes
+        step_seconds        limit of each such call, after which the episode has failed
+        keeps_special_tokens  True: replies have special tokens in their text
+        judges              True, on what makes episodes too: its verdicts are those of training, also without a verifier
+        close()             called when the episode is over
+        metrics             numbers of the episode by name, always the same names; their means are logged
+    """
 
     def reset(self, example: Example) -> Messages:
         """The chat that the student reads first."""
@@ -104,8 +128,12 @@ class Renderer(Protocol):
         """A chat up to where the assistant's reply begins."""
         ...
 
-    def reply(self, text: str, messages: Messages | None = None) -> list[int]:
+    def reply(self, text: str, messages: Messages | None = None, tools: Sequence[Any] | None = None) -> list[int]:
         """Token ids of an assistant's reply behind a chat, with its end token."""
+        ...
+
+    def conversation(self, messages: Messages, turns: Messages, tools: Sequence[Any] | None = None) -> Conversation:
+        """A chat and the turns behind it, of which the assistant's are learned; raises ValueError if they cannot be told."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -83,7 +83,8 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
             # A teacher with the student's start weights has those of the run's start, not of its result.
             teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(device), renderer)
             teachers["teacher"] = teacher
-    arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start()}
+    arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start(), "window": model.window()}
+    arguments["environment"] = build(cfg.get("environment"), task=task, renderer=renderer)
     suite = [build(node, **arguments) for node in cfg.evaluation.suite.values() if node is not None]
     estimates = {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
     generator.close()

@@ -22,6 +22,8 @@ class Example:
         id: unique within the task, stable across runs.
         messages: the chat shown to the student.
         completion: the reference answer that SFT imitates, or None.
+        turns: a reference of several turns in its place, from the first reply that is learned to the last one; None without.
+        tools: JSON schemas of the functions that the chat template describes, or None.
         demonstration: an expert's answer that a teacher may be shown, or None.
         solution: a reference solution that a teacher may be shown, or None.
         skill: the name under which evaluation groups this example, such as "new" or "prior/sort".
@@ -35,6 +37,19 @@ class Example:
     solution: str | None = None
     skill: str = "new"
     extra: dict[str, str] = field(default_factory=dict)
+    turns: Messages | None = None
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def reference(self) -> Messages | None:
+        """The turns that SFT imitates, `turns` or the completion as a turn; None without either."""
+        own = None if self.completion is None else [{"role": "assistant", "content": self.completion}]
+        return own if self.turns is None else self.turns
+
+    @property
+    def final_reply(self) -> str | None:
+        """The text of the reference's last reply; None without a reference."""
+        return None if self.reference is None else str(self.reference[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -78,16 +93,15 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must not be negative; 0 is greedy.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 leaves the distribution unchanged.")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must not be negative; 0 leaves the distribution unchanged.")
-        if self.n < 1:
-            raise ValueError(f"n={self.n} must be at least 1.")
+        for name, fits, remedy in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "be at least 1."),
+            ("temperature", self.temperature >= 0, "not be negative; 0 is greedy."),
+            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]; 1 leaves the distribution unchanged."),
+            ("top_k", self.top_k >= 0, "not be negative; 0 leaves the distribution unchanged."),
+            ("n", self.n >= 1, "be at least 1."),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)} must {remedy}")
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,22 @@ class Rendered:
 
     token_ids: list[int]
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A chat of several turns as a model reads it.
+
+    Attributes:
+        token_ids: of the whole chat, up to the end of the last reply that is learned.
+        loss_mask, prompt_length: True on the tokens that are learned, replies with their end tokens; tokens before the first.
+        exact: whether these are the tokens of the rendered chat.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[bool]
+    prompt_length: int
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,7 @@ class Sample:
         policy_version: optimizer steps of the weights that wrote it; None if the student did not.
         include_in_loss: False leaves the sample out of the loss.
         model_inputs: what else the model takes.
+        metrics: numbers of its episode, such as "turns", whose means are logged; empty without an environment.
     """
 
     example: Example
@@ -169,6 +200,7 @@ class Sample:
     policy_version: int | None = None
     include_in_loss: bool = True
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def completion_ids(self) -> list[int]:
@@ -201,13 +233,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A rollout; samples of one prompt are adjacent.
-
-    Attributes:
-        samples: all of them.
-        teacher_cost: of those that a teacher wrote.
-        scores: of teachers that have read them already, by name.
-    """
+    """Samples, those of a prompt adjacent; the cost of those that a teacher wrote; scores of teachers that have read them."""
 
     samples: list[Sample]
     teacher_cost: Cost = field(default_factory=Cost)

@@ -13,7 +13,7 @@ from opd_lightning.evaluate import evaluate
 from opd_lightning.models import stand_in
 from opd_lightning.preflight.data import long_prompts
 from opd_lightning.preflight.rendering import check_rows, rendering_errors
-from opd_lightning.tasks.chats import chat, reply
+from opd_lightning.tasks.chats import chat, learning, replies
 from opd_lightning.tasks.splits import key_of
 from opd_lightning.tasks.table import TableTask
 from opd_lightning.teachers.contexts import NoContext, PrivilegedContext
@@ -91,7 +91,8 @@ TAKEN = {
 
 @pytest.mark.parametrize(("prompt", "messages", "answered"), TAKEN.values(), ids=TAKEN.keys())
 def test_chats_are_taken_as_they_are_meant(prompt, messages, answered):
-    assert chat(prompt, "r:1") == (messages, answered)
+    prompt, reference = learning(chat(prompt, "r:1"), [], "last", "r:1")
+    assert prompt == messages and (reference[0]["content"] if reference else None) == answered
 
 
 REFUSED = {
@@ -102,16 +103,6 @@ REFUSED = {
     "null": ([USER, {"role": "assistant", "content": None}], r"r:1: a turn of the chat is .*'content': None"),
     "role": ([{"role": "narrator", "content": "x"}], r"r:1: a turn of the chat is .*narrator"),
     "number": ([{"role": "user", "content": 3}], r"r:1: a turn of the chat is"),
-    "final_call": ([USER, CALLS], r"r:1: the reply to learn has tool_calls, which a completion of text would lose"),
-    "final_call_beside_text": ([USER, CALLS | {"content": "Let me see."}], r"has tool_calls, which"),
-    "final_function_call": (
-        [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": '{"name": "f"}'}],
-        r"has tool_calls",
-    ),
-    "final_reasoning": (
-        [USER, {"role": "assistant", "content": "7", "reasoning_content": "3 + 4"}],
-        r"has reasoning_content, which",
-    ),
     "call_that_is_none": (
         [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "weather()"}],
         r"r:1: a call is 'weather",
@@ -121,7 +112,7 @@ REFUSED = {
     "half_a_character": (r'[{"role": "user", "content": "\ud800"}]', r"r:1: the chat is no text in UTF-8"),
     "preference": (
         [USER, {"role": "assistant", "content": "Yo"}],
-        r"the completion is a chat of user, assistant, not one turn",
+        r"the completion is a chat of user, assistant, which begins or ends with no turn",
     ),
 }
 
@@ -129,7 +120,7 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "sentence"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_would_be_lost_is_refused_with_its_row(given, sentence):
     with pytest.raises(ValueError, match=sentence):
-        reply(given, "completion", "r:1") if "completion is" in sentence else chat(given, "r:1")
+        replies(given, "completion", "r:1") if "completion is" in sentence else chat(given, "r:1")
 
 
 def test_completions_may_be_a_turn_of_the_assistant(tmp_path):
@@ -138,8 +129,9 @@ def test_completions_may_be_a_turn_of_the_assistant(tmp_path):
     rows = [{"prompt": [USER, {"role": "user", "content": str(i)}], "completion": yo, "why": json.dumps(yo)} for i in range(4)]
     example = task(tmp_path, rows, {"completion": "completion", "demonstration": "why"}).examples("train")[0]
     assert example.completion == example.demonstration == example.solution == "Yo" and example.messages[0] == USER
-    with pytest.raises(ValueError, match="the completion has tool_calls"):
-        task(tmp_path, [rows[0] | {"completion": [CALLS]}], {"completion": "completion"})
+    rows = [row | {"completion": [CALLS]} for row in rows]
+    calling = task(tmp_path, rows, {"completion": "completion"}).examples("train")[0]
+    assert calling.turns == [CALLS | {"content": ""}] and calling.completion is None and "Porto" in calling.demonstration
 
 
 def test_the_prompt_column_is_found_by_itself(tmp_path):
@@ -173,13 +165,13 @@ def test_two_answers_or_two_system_prompts_are_refused(tmp_path):
 
 def test_columns_that_nobody_reads_are_said(tmp_path):
     rows = [
-        {"messages": [USER, {"role": "user", "content": str(i)}], "tools": [{"name": "weather"}] if i else []} for i in range(4)
+        {"messages": [USER, {"role": "user", "content": str(i)}], "functions": [{"name": "weather"}] if i else []}
+        for i in range(4)
     ]
     made = task(tmp_path, rows)
-    assert "the column 'tools' has something in 3 rows and plays no part" in made.notes["warnings"][0]
-    assert "warnings" not in task(tmp_path, rows, {"prompt": "{messages[1][content]} {tools}"}).notes
-    with pytest.raises(ValueError, match=r"task\.columns\.tools=tools: chats are rendered without descriptions of tools"):
-        task(tmp_path, rows, {"tools": "tools"})
+    assert "the column 'functions' has something in 3 rows and plays no part" in made.notes["warnings"][0]
+    assert "warnings" not in task(tmp_path, rows, {"prompt": "{messages[1][content]} {functions}"}).notes
+    assert "warnings" not in task(tmp_path, rows, {"tools": "functions"}).notes
 
 
 def test_prompts_that_differ_in_their_calls_are_not_the_same():
@@ -206,14 +198,14 @@ VALUES = st.recursive(
 def test_any_value_is_a_chat_or_a_clear_refusal(value):
     """As it is, and as JSON text; what is taken has text for a content."""
     for given_value in (value, json.dumps(value)):
-        for read in (lambda v: chat(v, "r:1")[0], lambda v: reply(v, "completion", "r:1")):
+        for read in (lambda v: chat(v, "r:1"), lambda v: replies(v, "completion", "r:1")):
             try:
                 found = read(given_value)
             except ValueError as error:
                 assert "r:1" in str(error)
                 continue
-            if isinstance(found, list):
-                assert all(isinstance(turn["content"], str) for turn in found)
+            assert all(isinstance(turn["content"], str) for turn in found)
+            if found:
                 key_of(Example("x", found))
 
 

@@ -67,7 +67,7 @@ FAULTS = {
         lambda f: [*sft(f, CHATML, {"prompt": "x", "completion": "y" * 90}), "task.max_new_tokens=40"],
         r"warn references: 1 of \d+ references .*task.max_new_tokens=91 fits all",
     ),
-    "A5": (lambda f: chats(f, turns("a", "", tool_calls=CALL)), "fail parts: .*jsonl:13: the reply to learn has tool_calls"),
+    "A5": (lambda f: chats(f, turns("a", "", tool_calls=CALL)), "fail data: .*jsonl:13 lacks its tool calls .*leaves it out"),
     "A5, weight": (
         lambda f: chats(f, turns("a", "b", weight=0)),
         "fail parts: .*jsonl:13: the reply to learn has weight=0, so it is not to be trained; leave such rows out",

@@ -9,6 +9,7 @@ import rich
 from rich.markup import escape
 
 from opd_lightning.callbacks.diagnostics import text_of
+from opd_lightning.rollout.conversation_text import conversation_text
 from opd_lightning.types import Verdict
 from opd_lightning.utils.atomic_files import read_lines, replace_text
 
@@ -40,7 +41,7 @@ class Samples(L.Callback):
             return
         self.last = trainer.global_step
         samples = outputs["samples"][: self.n]
-        texts = module.renderer.decode_all([sample.completion_ids for sample in samples])
+        texts = [conversation_text(module.renderer, sample) for sample in samples]
         if module.scoring.verify is not None:  # also where the loss reads no verdicts
             samples = module.scoring.judge(samples)
         rows = [

@@ -77,7 +77,9 @@ def check_choices(cfg: dict[str, Any], chosen: Choices) -> list[str]:
     warnings = []
     loss, teacher = cfg["loss"], chosen.teacher
     if (environment := cfg.get("environment")) and not environment["_target_"].endswith(".SingleTurn"):
-        warnings.append("evaluations are of single replies: they do not play the environment.")
+        suite = [node for node in cfg["evaluation"]["suite"].values() if node]
+        if suite and not any("environment" in parameters_of(node["_target_"]) for node in suite):
+            warnings.append("evaluations are of single replies: they do not play the environment; evaluation=episodes does.")
     if teacher is not None and not loss["divergence"] and "teacher" not in chosen.rollout.teachers | chosen.reads:
         warnings.append("the teacher is not loaded, for neither loss nor rollout uses it; set teacher=none.")
     if chosen.own and not chosen.rollout.on_policy and not loss["cross_entropy"]:

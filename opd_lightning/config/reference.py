@@ -16,7 +16,7 @@ from opd_lightning.config import CONF_DIR
 from opd_lightning.config.schema import parameters_of
 from opd_lightning.config.signatures import lookup
 
-PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
+PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id", "tools")
 PRESETS = ("method", "experiment", "study")
 """Groups whose options choose others and set keys of theirs."""
 

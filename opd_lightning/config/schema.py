@@ -20,11 +20,11 @@ from opd_lightning.config.signatures import signature
 
 EXTRAS = {
     "generator": {"task", "tokenizer", "renderer", "folder"},
-    "environment": {"task"},
+    "environment": {"task", "renderer"},
     "rollout": {"task", "tokenizer", "renderer", "folder", "environment", "window"},
     "teacher": {"context"},
     "reference": {"context"},
-    "evaluation": {"task", "tokenizer", "renderer", "folder", "model"},
+    "evaluation": {"task", "tokenizer", "renderer", "folder", "model", "environment", "window"},
     "trainer": {"logger", "callbacks", "default_root_dir"},
     "logger": {"save_dir", "id", "name"},
 }

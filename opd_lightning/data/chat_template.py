@@ -1,7 +1,8 @@
 """Chat templates: a chat as text and as token ids; special tokens in the text of turns are tokenized as text."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -52,13 +53,13 @@ class ChatTemplate:
             ValueError: the template refuses the chat, for example because it has no system role.
         """
         if self.dated and self.today is not None:
-            options["chat_template"] = self.pinned(self.tokenizer.get_chat_template(tools=options.get("tools")))
+            options["chat_template"] = self.source(options.get("tools"))
+        options |= {"add_generation_prompt": reply_follows, "tokenize": False, **self.options}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=reply_follows, tokenize=False, **self.options, **options
-                )
-            )
+            text = str(self.tokenizer.apply_chat_template(messages, **options))
+            if quoted_twice(messages, text):
+                text = str(self.tokenizer.apply_chat_template(with_objects(messages), **options))
+            return text
         except TemplateError as error:
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise ValueError(
@@ -128,10 +129,47 @@ class ChatTemplate:
         assert self.today is not None
         return CALL.sub(lambda call: repr(self.today.strftime(call[2])), template)  # type: ignore[union-attr]
 
+    def source(self, tools: list[Any] | None = None) -> str:
+        """The template's own text, with the date of the run's start."""
+        source = str(self.tokenizer.get_chat_template(tools=tools))
+        return self.pinned(source) if self.dated and self.today is not None else source
+
     @property
     def dated(self) -> bool:
         """Whether the template writes a date."""
         return "strftime_now" in str(self.tokenizer.chat_template)
+
+
+def described(tools: Sequence[Any] | None) -> dict[str, Any]:
+    """The template's arguments for the schemas of tools; none without tools."""
+    return {"tools": list(tools)} if tools else {}
+
+
+def quoted_twice(messages: Messages, text: str) -> bool:
+    """Whether a rendered chat has the arguments of a call as a text of JSON in quotes: APIs give them as text."""
+    given = [call["function"].get("arguments") for turn in messages for call in calls_of(turn)]
+    return any(isinstance(value, str) and value.strip() and json.dumps(value, ensure_ascii=False) in text for value in given)
+
+
+def with_objects(messages: Messages) -> Messages:
+    """The chat with the arguments of calls as objects where they are JSON texts of objects."""
+
+    def parsed(call: dict[str, Any]) -> dict[str, Any]:
+        try:
+            value = json.loads(call["function"]["arguments"])
+        except (TypeError, ValueError, KeyError, RecursionError):
+            return call
+        return {**call, "function": {**call["function"], "arguments": value}} if isinstance(value, dict) else call
+
+    return [
+        {**turn, "tool_calls": [parsed(call) for call in calls]} if (calls := calls_of(turn)) else turn for turn in messages
+    ]
+
+
+def calls_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The calls of a turn that name a function."""
+    calls = turn.get("tool_calls") or []
+    return [call for call in calls if isinstance(call, dict) and isinstance(call.get("function"), dict)]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

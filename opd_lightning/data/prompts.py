@@ -91,4 +91,4 @@ class PromptData(L.LightningDataModule):
     def collate(self, indices: list[int]) -> Prompts:
         """Render and tokenize the examples of one batch."""
         examples = [self.examples[i] for i in indices]
-        return Prompts(examples, [self.renderer.render(example.messages) for example in examples])
+        return Prompts(examples, [self.renderer.render(example.messages, example.tools) for example in examples])

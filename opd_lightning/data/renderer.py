@@ -1,5 +1,6 @@
 """Rendering: token ids of a chat by the model's chat template, and of the replies in it."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -7,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.chat_template import ChatTemplate, special_ids
-from opd_lightning.types import Messages, Rendered
+from opd_lightning.data.chat_template import ChatTemplate, described, special_ids
+from opd_lightning.data.conversations import conversation_of
+from opd_lightning.types import Conversation, Messages, Rendered
 from opd_lightning.utils.vocabulary import ValidIds
 
 PROBE = "\u220e"
@@ -77,14 +79,19 @@ class ChatRenderer:
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
         """The prompt of a chat, up to the assistant's reply; raises ValueError if the template refuses it."""
-        return Rendered(self.template.ids(messages, reply_follows=True, **({"tools": list(tools)} if tools else {})))
+        return Rendered(self.template.ids(messages, reply_follows=True, **described(tools)))
 
-    def reply(self, text: str, messages: Messages | None = None) -> list[int]:
+    def conversation(self, messages: Messages, turns: Messages, tools: Sequence[Any] | None = None) -> Conversation:
+        """The tokens of a chat with several replies; see `data.conversations`."""
+        return conversation_of(self, messages, turns, tools)
+
+    def reply(self, text: str, messages: Messages | None = None, tools: Sequence[Any] | None = None) -> list[int]:
         """Token ids of an assistant's reply with its end token, as in the rendered chat behind the prompt.
 
         Args:
             text: the reply; an end token at its end is not counted as text.
             messages: the chat before it; None tokenizes the text alone.
+            tools: JSON schemas of the functions that the prompt describes.
 
         Raises:
             ValueError: the template renders the prompt differently in a chat with the reply.
@@ -93,12 +100,12 @@ class ChatRenderer:
         if messages is None:
             return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id]
         chat = [*messages, {"role": "assistant", "content": text}]
-        reply_ids, _ = self.continuation(chat)
+        reply_ids, _ = self.continuation(chat, tools)
         n_ends = sum(token in self.end_ids for token in self.tail)
         ends = [i for i, token in enumerate(reply_ids) if token in self.end_ids][-n_ends:] if n_ends else []
         return [*(reply_ids[: ends[0]] if ends else reply_ids), self.end_id]
 
-    def continuation(self, chat: Messages) -> tuple[list[int], bool]:
+    def continuation(self, chat: Messages, tools: Sequence[Any] | None = None) -> tuple[list[int], bool]:
         """Token ids behind the prompt of the last turn, and whether prompt and these ids are the tokens of the rendered chat.
 
         They are not where the chat's tokens do not begin with the prompt's, for example if a blank line at the border is one
@@ -107,11 +114,11 @@ class ChatRenderer:
         Raises:
             ValueError: the chat's text does not begin with the prompt's.
         """
-        prompt_ids, chat_ids = self.render(chat[:-1]).token_ids, self.template.ids(chat, reply_follows=False)
+        prompt_ids, chat_ids = self.render(chat[:-1], tools).token_ids, self.template.ids(chat, False, **described(tools))
         if chat_ids[: len(prompt_ids)] == prompt_ids:
             return chat_ids[len(prompt_ids) :], True
-        prompt = self.template.text(chat[:-1], reply_follows=True)
-        text, spans = self.template.spans(chat, reply_follows=False)
+        prompt = self.template.text(chat[:-1], reply_follows=True, **described(tools))
+        text, spans = self.template.spans(chat, reply_follows=False, **described(tools))
         if not text.startswith(prompt):
             at = next(i for i, (a, b) in enumerate(zip(prompt + "\0", text + "\1", strict=False)) if a != b)
             raise ValueError(
@@ -129,29 +136,42 @@ class ChatRenderer:
             text = text.rstrip().removesuffix(end)
         return text
 
-    def between(self, messages: Messages, reply: str, answers: Messages) -> list[int]:
+    def between(
+        self, messages: Messages, reply: str | dict[str, Any], answers: Messages, tools: Sequence[Any] | None = None
+    ) -> list[int]:
         """Token ids between the reply's end token and the next reply.
+
+        The student's own tokens stay before them, also the thoughts that a template drops from earlier turns.
 
         Args:
             messages: the chat before the reply.
-            reply: the reply's text.
+            reply: the reply's text, or its turn with tool calls.
             answers: the messages behind the reply.
+            tools: JSON schemas of the functions that the prompt describes.
 
         Raises:
-            ValueError: the template renders the earlier chat differently with the answers behind it, so that the student's
-                own tokens would not be in its next prompt.
+            ValueError: the template does not write earlier replies as they were given.
         """
-        chat = [*messages, {"role": "assistant", "content": reply}]
-        before, begin = self.template.ids(chat, reply_follows=False), len(self.render(messages).token_ids)
-        after = self.render([*chat, *answers]).token_ids
+        chat = [*messages, {"role": "assistant", "content": reply} if isinstance(reply, str) else reply]
+        before, begin = self.template.ids(chat, False, **described(tools)), len(self.render(messages, tools).token_ids)
+        after = self.render([*chat, *answers], tools).token_ids
         ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
-        if after[:cut] != before[:cut]:
+        return after[cut:] if after[:cut] == before[:cut] else self.behind_any(messages, answers, tools)
+
+    def behind_any(self, messages: Messages, answers: Messages, tools: Sequence[Any] | None) -> list[int]:
+        """Token ids behind the end of a reply of other words, where the template drops a part of the reply itself."""
+        chat = [*messages, {"role": "assistant", "content": PROBE}, *answers]
+        text, spans = self.template.spans(chat, reply_follows=True, **described(tools))
+        at = text.find(PROBE) + len(PROBE)
+        ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_ids)
+        if text.count(PROBE) != 1 or (end := re.compile(rf"\s*(?:{ends})").match(text, at)) is None:
             raise ValueError(
                 "the chat template of the model rewrites earlier turns when others follow, so a conversation cannot go on from "
                 "the tokens that were written; use another model, or environment=single_turn."
             )
-        return after[cut:]
+        n = end.end()
+        return self.template.encode_continuation(text[n:], [(a - n, b - n) for a, b in spans if a >= n])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""

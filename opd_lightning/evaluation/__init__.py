@@ -7,6 +7,7 @@ before and after training.
 from opd_lightning.evaluation.accuracy import GreedyAccuracy, SampledAccuracy
 from opd_lightning.evaluation.answers import GreedyAnswers
 from opd_lightning.evaluation.divergence import ReferenceLikelihood, StartDivergence, TeacherDivergence
+from opd_lightning.evaluation.episodes import EpisodeAccuracy
 from opd_lightning.evaluation.estimate import KINDS, Estimate, headlines, leading
 from opd_lightning.evaluation.harness import HarnessTasks
 from opd_lightning.evaluation.robustness import Perturbations, Robustness
@@ -14,6 +15,7 @@ from opd_lightning.evaluation.teacher_gap import TeacherAccuracy
 
 __all__ = [
     "KINDS",
+    "EpisodeAccuracy",
     "Estimate",
     "GreedyAccuracy",
     "GreedyAnswers",

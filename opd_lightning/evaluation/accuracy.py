@@ -138,7 +138,7 @@ def sample_answers(
     answers: list[list[Answer]] = [[] for _ in evaluation.examples]
     for start in range(0, len(rows), evaluation.batch_size):
         batch = rows[start : start + evaluation.batch_size]
-        prompts = [evaluation.renderer.render(example.messages) for _, example in batch]
+        prompts = [evaluation.renderer.render(example.messages, example.tools) for _, example in batch]
         done = generator.generate(prompts, evaluation.sampling, derive_seed(seed, "evaluation", start))
         texts = evaluation.renderer.decode_all([completion.token_ids for completion in done])
         for (i, example), text, completion in zip(batch, texts, done, strict=True):

@@ -24,7 +24,7 @@ class GreedyAnswers:
         examples = list(task.examples(split))[:n]
         self.prompts = [e.messages[-1]["content"] for e in examples]
         self.renderer = renderer
-        self.rendered = [self.renderer.render(example.messages) for example in examples]
+        self.rendered = [self.renderer.render(example.messages, example.tools) for example in examples]
         self.sampling = SamplingParams(max_new_tokens, temperature=0.0)
 
     def __call__(self, generator: Generator) -> list[str]:

@@ -122,7 +122,7 @@ class ReferenceLikelihood:
         n: int = 96,
         batch_size: int = 16,
     ):
-        self.examples = [e for e in task.examples(split) if e.completion is not None][:n]
+        self.examples = [e for e in task.examples(split) if e.reference is not None][:n]
         if not self.examples:
             raise ValueError(f"evaluation: no example of the {split} split has a completion to measure; leave it out.")
         self.renderer, self.batch_size = renderer, batch_size
@@ -184,7 +184,7 @@ def batches(examples: Sequence[Example], renderer: Renderer, size: int) -> Itera
     """The examples' prompts, `size` at a time."""
     for start in range(0, len(examples), size):
         batch = list(examples[start : start + size])
-        yield Prompts(batch, [renderer.render(example.messages) for example in batch])
+        yield Prompts(batch, [renderer.render(example.messages, example.tools) for example in batch])
 
 
 @torch.no_grad()

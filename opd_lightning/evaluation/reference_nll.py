@@ -10,6 +10,7 @@ from opd_lightning.evaluation.divergence import batches, chunks, reader
 from opd_lightning.evaluation.estimate import Estimate
 from opd_lightning.models import Student
 from opd_lightning.rollout import DatasetRollout
+from opd_lightning.rollout.dataset import reference_sample
 from opd_lightning.types import Example, Sample, SamplingParams
 
 ROWS = 16
@@ -41,7 +42,7 @@ def reference_nll(student: Student, renderer: Renderer, examples: Sequence[Examp
 def has_reference(example: Example, renderer: Renderer) -> bool:
     """Whether an example has a completion that the chat template renders."""
     try:
-        return example.completion is not None and bool(renderer.reply(example.completion, example.messages))
+        return example.reference is not None and reference_sample(renderer, example).trainable > 0
     except ValueError:
         return False
 

@@ -90,7 +90,7 @@ class Robustness:
         self.task, self.renderer, self.examples = task, renderer, matching[:n]
         self.perturbations, self.seed = perturbations, perturbations.seed
         self.sampling, self.batch_size = SamplingParams(max_new_tokens, temperature=0.0), batch_size
-        self.prompts = [self.renderer.render(e.messages).token_ids for e in self.examples]
+        self.prompts = [self.renderer.render(e.messages, e.tools).token_ids for e in self.examples]
 
     def __call__(self, student: Student, teachers: Mapping[str, Any], generator: Generator) -> dict[str, Estimate]:
         """`robust/<perturbation>`, `robust/none` (greedy, nothing perturbed), `robust/mean` and `robust/worst`."""
@@ -115,7 +115,7 @@ class Robustness:
     def forced(self, generator: Generator, opening: str) -> Estimate:
         """Accuracy of answers that begin with a given text."""
         # As the template begins such a reply, with whatever it writes before the reply's own text.
-        forced = [self.renderer.reply(opening, example.messages)[:-1] for example in self.examples]
+        forced = [self.renderer.reply(opening, example.messages, example.tools)[:-1] for example in self.examples]
         rest = replace(self.sampling, max_new_tokens=max(1, self.sampling.max_new_tokens - max(map(len, forced))))
         rows = self.write(generator, [[*ids, *begin] for ids, begin in zip(self.prompts, forced, strict=True)], rest)
         return self.judged([[*begin, *row] for begin, row in zip(forced, rows, strict=True)])
@@ -134,7 +134,7 @@ class Robustness:
     def distracted(self, generator: Generator, text: str) -> Estimate:
         """Accuracy on prompts with a distractor before the last message."""
         chats = [[*e.messages[:-1], e.messages[-1] | {"content": f"{text} {e.messages[-1]['content']}"}] for e in self.examples]
-        prompts = [self.renderer.render(chat).token_ids for chat in chats]
+        prompts = [self.renderer.render(chat, e.tools).token_ids for chat, e in zip(chats, self.examples, strict=True)]
         return self.judged(self.write(generator, prompts, self.sampling))
 
     def write(self, generator: Generator, prompts: Sequence[list[int]], sampling: SamplingParams) -> list[list[int]]:

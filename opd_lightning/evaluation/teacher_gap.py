@@ -42,7 +42,7 @@ class TeacherAccuracy:
         if self.teacher_accuracy is None or not teacher.frozen:
             done, _ = teacher.write(teacher.prompts(examples), self.sampling, 0, generator)
             self.teacher_accuracy = self.judge(examples, done)
-        prompts = [self.renderer.render(example.messages) for example in examples]
+        prompts = [self.renderer.render(example.messages, example.tools) for example in examples]
         own = self.judge(examples, generator.generate(prompts, self.sampling, 0))
         return {"teacher/shown/accuracy": self.teacher_accuracy, "teacher/shown/student_accuracy": own}
 

@@ -16,6 +16,7 @@ from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.rendering import as_played
 from opd_lightning.rollout.base import single_turn
+from opd_lightning.rollout.dataset import reference_sample
 from opd_lightning.types import Completion, Sample, Sequences
 from opd_lightning.utils.vocabulary import valid_ids_of
 
@@ -44,7 +45,7 @@ def architecture(parts: Components, student: Student) -> Iterator[CheckResult]:
     adapter_note = f"; the adapter changes {adapted} layers" if adapted else ""
     yield CheckResult("architecture", "pass", f"{kind}: backbone and output layer together are the model{adapter_note}")
     with student.eval_mode() as lm:
-        batch = batch_support(lm, parts.renderer.render(parts.examples[0].messages).token_ids)
+        batch = batch_support(lm, parts.renderer.render(parts.examples[0].messages, parts.examples[0].tools).token_ids)
     if batch != "any":
         yield CheckResult("architecture", "warn", f"{kind}'s completions depend on the batch; generated for {GROUPING[batch]}.")
 
@@ -86,19 +87,20 @@ def logits(parts: Components, student: Student) -> Iterator[CheckResult]:
 def probe_sample(parts: Components, student: Student) -> tuple[Sample, set[int]]:
     """A sample of the first example, and the ids that the student rules out: the reference, or the most probable token."""
     example = as_played(parts.examples[:1], parts.environment)[0]
-    prompt = parts.renderer.render(example.messages)
+    prompt = parts.renderer.render(example.messages, example.tools)
     ids = torch.tensor([prompt.token_ids], device=student.lm.device)
     hidden = student.hidden(Sequences(ids, torch.ones_like(ids), ids.new_zeros(1), ids.new_tensor([ids.shape[1] - 1])))
     row = student.head.project(hidden)[0]
     masked = set(torch.isneginf(row).nonzero().flatten().tolist()) - set(student.head.known.absent)
     reply = [int(row.nan_to_num(neginf=float("-inf")).argmax())]
-    if parts.rollout.reads_references and example.completion is not None:
-        reply = parts.renderer.reply(example.completion, example.messages)
+    if parts.rollout.reads_references and example.reference is not None:
+        return reference_sample(parts.renderer, example), masked
     return single_turn(example, 0, prompt, Completion(reply, "stop"), "student", False), masked
 
 
 def with_ids(parts: Components, masked: set[int], n: int = 512) -> str | None:
     """The references, among the first n, that have one of these ids, as the end of a sentence; None where none has."""
-    examples = [e for e in parts.examples[:n] if e.completion is not None]
-    found = [e.id for e in examples if masked & set(parts.renderer.reply(str(e.completion), e.messages))]
+    examples = [e for e in parts.examples[:n] if e.reference is not None]
+    samples = [reference_sample(parts.renderer, example) for example in examples]
+    found = [s.example.id for s in samples if masked & set(s.token_ids[s.loss_mask].tolist())]
     return f"{len(found)} of {len(examples)} references have one, {found[0]} first, whose loss is infinite" if found else None

@@ -86,8 +86,9 @@ def rows(valid_ids: ValidIds, size: int) -> tuple[str, str]:
 
 def missing_tokens(name: str, context: NoContext, comparison: Overlap, parts: Components) -> Iterator[CheckResult]:
     """Check results on a teacher's prompts and end token, where it lacks some of the student's tokens."""
-    chat = context(parts.examples[0])
-    ids = [] if chat is None else parts.renderer.with_options(context.template_options).render(chat).token_ids
+    example, renderer = parts.examples[0], parts.renderer.with_options(context.template_options)
+    chat = context(example)
+    ids = [] if chat is None else renderer.render(chat, example.tools).token_ids
     missing = [
         i
         for i, has in zip(ids, comparison.shared.contains(torch.tensor(ids, dtype=torch.long)).tolist(), strict=True)
@@ -106,9 +107,9 @@ def missing_tokens(name: str, context: NoContext, comparison: Overlap, parts: Co
 
 def lengths(examples: list[Example], renderer: ChatRenderer, context: NoContext) -> list[int]:
     """The lengths of up to 512 prompts, in tokens."""
-    chats = [context(example) for example in examples[:512]]
+    chats = [(context(example), example.tools) for example in examples[:512]]
     renderer = renderer.with_options(context.template_options)
-    return [len(renderer.render(chat).token_ids) for chat in chats if chat is not None]
+    return [len(renderer.render(chat, tools).token_ids) for chat, tools in chats if chat is not None]
 
 
 def data(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
@@ -175,7 +176,7 @@ def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
     if not parts.task.verifies:
         yield CheckResult("verifier", "pass", "none; nothing is judged")
         return
-    references = [(e, e.completion) for e in parts.examples if e.completion is not None][:n]
+    references = [(e, e.final_reply) for e in parts.examples if e.final_reply is not None][:n]
     wrong = [e.id for e, text in references if parts.task.verify(e, text).content < 1]
     empty = [e.id for e in parts.examples[:n] if parts.task.verify(e, "").content > 0]
     if empty:
@@ -204,7 +205,7 @@ def prompts(parts: Components) -> Iterator[CheckResult]:
         if chat is None:
             yield CheckResult(f"{name} reads", "pass", "a prompt made from attempts, in training")
             continue
-        ids = renderer.with_options(context.template_options).render(chat).token_ids
+        ids = renderer.with_options(context.template_options).render(chat, example.tools).token_ids
         yield CheckResult(f"{name} reads", "pass", str(renderer.tokenizer.decode(ids)))
 
 

@@ -112,7 +112,7 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     cfg = limited(cfg, task.max_new_tokens)
     shared = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "folder": folder}
     window = model.window()
-    environment = build(cfg.get("environment"), task=task)
+    environment = build(cfg.get("environment"), task=task, renderer=renderer)
     rollout, objective = build(cfg.rollout, environment=environment, window=window, **shared), build(cfg.loss)
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     teachers = {name: aligned(teacher, renderer) for name, teacher in teachers.items()}
@@ -125,7 +125,8 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     except ValueError as error:
         template_error = str(error)
     nodes = {} if template_error else cfg.evaluation.suite  # some evaluations render their prompts at once
-    suite = {name: build(node, model=model, **shared) for name, node in nodes.items() if node is not None}
+    offers = {"model": model, "environment": environment, "window": window, **shared}
+    suite = {name: build(node, **offers) for name, node in nodes.items() if node is not None}
     all_examples = task.examples("train")
     parts = Components(
         model=model,

@@ -33,7 +33,8 @@ def preflight(parts: Any) -> dict[str, Any]:
     examples, task, rollout, objective = parts.examples, parts.task, parts.rollout, parts.objective
     if not examples:
         raise ValueError("task has no training examples; check task.path and the task's other options.")
-    if objective.reads_verdicts and not task.verifies:
+    judged = task.verifies or getattr(parts.environment, "judges", False)
+    if objective.reads_verdicts and not judged:
         part = "loss.policy_gradient learns from verdicts alone" if objective.rewarded else "the loss reads verdicts"
         raise ValueError(
             f"task={type(task).__name__} has no verifier, and {part}; give it one "
@@ -73,7 +74,7 @@ def check_contexts(parts: Any) -> None:
                 f"rollout.num_generations=1 leaves a completion without siblings for the {name} to read; choose "
                 "rollout=student_group, or context=feedback."
             )
-        if part.context.needs_rollouts and not parts.task.verifies:
+        if part.context.needs_rollouts and not (parts.task.verifies or getattr(parts.environment, "judges", False)):
             raise ValueError(
                 f"task={type(parts.task).__name__} has no verifier, and the context of the {name} takes verdicts; give it one "
                 "(e.g. task/verifier=numeric, in Python verify=) or choose context=demonstration."
@@ -83,6 +84,8 @@ def check_contexts(parts: Any) -> None:
 def digest(examples: Sequence[Example]) -> str:
     """The digest of the training data; a run must not be resumed with other data."""
     fields = [[e.messages, e.completion, e.demonstration, e.solution, sorted(e.extra.items())] for e in examples]
+    # Only where they are, so that the digests of runs on single replies stay.
+    fields = [[*field, *([e.turns, e.tools] if e.turns or e.tools else [])] for field, e in zip(fields, examples, strict=True)]
     return hashlib.blake2b(json.dumps(fields).encode(), digest_size=8).hexdigest()
 
 
@@ -118,7 +121,7 @@ def check_objective(parts: Any) -> None:
 
 def check_references(examples: Sequence[Example]) -> None:
     """Raises ValueError unless every training example has a reference completion."""
-    missing = [e.id for e in examples if e.completion is None]
+    missing = [e.id for e in examples if e.reference is None]
     if missing:
         raise ValueError(
             f"rollout imitates reference completions, and {len(missing)} of {len(examples)} training examples have none, "
@@ -154,7 +157,7 @@ def check_turns_rendered(side: str, example: Example, renderer: ChatRenderer, co
         without = [*chat[:i], *chat[i + 1 :]]
         try:
             options_renderer = renderer.with_options(context.template_options)
-            same = options_renderer.render(without) == options_renderer.render(chat)
+            same = options_renderer.render(without, example.tools) == options_renderer.render(chat, example.tools)
         except ValueError:  # a template that needs the turn renders it
             continue
         if same:
@@ -210,10 +213,10 @@ def long_prompts(
             continue
         # No tokenizer makes more tokens than bytes: only prompts that could be too long are tokenized here.
         if template_tokens is None:
-            template_tokens = len(options_renderer.render(chat).token_ids) + 64
-        if template_tokens * len(chat) + sum(bytes_of(m) for m in chat) <= limit:
+            template_tokens = len(options_renderer.render(chat, example.tools).token_ids) + 64
+        if template_tokens * len(chat) + sum(bytes_of(m) for m in chat) + 4 * len(str(example.tools or "").encode()) <= limit:
             continue
-        tokens = len(options_renderer.render(chat).token_ids)
+        tokens = len(options_renderer.render(chat, example.tools).token_ids)
         if tokens > limit:
             yield example, tokens
 

@@ -6,6 +6,7 @@ from typing import Any
 from opd_lightning.config.limits import LEAST
 from opd_lightning.contracts import Renderer, Task
 from opd_lightning.preflight.results import CheckResult
+from opd_lightning.rollout.dataset import reference_sample, reply_ids
 from opd_lightning.types import Example
 
 MARKERS = 16
@@ -13,22 +14,23 @@ MARKERS = 16
 
 
 def size(example: Example) -> int:
-    """An upper bound of a reference's tokens: its bytes and its markers."""
-    return len((example.completion or "").encode()) + MARKERS
+    """An upper bound of a reference's trainable tokens: its bytes and its markers."""
+    turns = [turn for turn in example.reference or [] if turn["role"] == "assistant"]
+    calls = sum(4 * len(str(value).encode()) for turn in turns for key, value in turn.items() if key not in ("role", "content"))
+    return sum(len(str(turn["content"]).encode()) + MARKERS for turn in turns) + calls
 
 
 def tokens_of(example: Example, renderer: Renderer) -> int:
-    """The tokens of a reference, with its end token."""
-    text = example.completion or ""
+    """The trainable tokens of a reference, with its end tokens."""
     try:
-        return len(renderer.reply(text, example.messages))
+        return len(reply_ids(renderer, example)) if example.turns is None else reference_sample(renderer, example).trainable
     except ValueError:  # the template renders prompt and chat differently; see `replies`
-        return len(renderer.reply(text))
+        return sum(len(renderer.reply(str(turn["content"]))) for turn in example.reference or [])
 
 
 def long_references(examples: Sequence[Example], renderer: Renderer, limit: int) -> dict[str, int]:
     """The tokens of the references that exceed a limit, by example id; short ones are not tokenized."""
-    candidates = [e for e in examples if e.completion is not None and size(e) > limit]
+    candidates = [e for e in examples if e.reference is not None and size(e) > limit]
     return {e.id: n for e in candidates if (n := tokens_of(e, renderer)) > limit}
 
 
@@ -46,7 +48,7 @@ def drop_long(examples: Sequence[Example], renderer: Renderer, limit: int) -> li
 def longest_reference(examples: Sequence[Example], renderer: Renderer) -> int:
     """The tokens of the longest reference; 0 where there is none."""
     longest = 0
-    for example in sorted((e for e in examples if e.completion is not None), key=size, reverse=True):
+    for example in sorted((e for e in examples if e.reference is not None), key=size, reverse=True):
         if size(example) <= longest:
             break
         longest = max(longest, tokens_of(example, renderer))
@@ -70,7 +72,7 @@ def limit_for(task: Task, renderer: Renderer, window: int) -> int:
 def rendered_size(example: Example, renderer: Renderer) -> int:
     """The tokens of a prompt; 0 where the template refuses it, which another check reports."""
     try:
-        return len(renderer.render(example.messages).token_ids)
+        return len(renderer.render(example.messages, example.tools).token_ids)
     except ValueError:
         return 0
 
@@ -89,7 +91,8 @@ def references(parts: Any) -> Iterator[CheckResult]:
     if not parts.rollout.reads_references:
         return
     limit = reference_limit(parts.rollout)
-    examples = [e for e in parts.examples if e.completion is not None]
+    examples = [e for e in parts.examples if e.reference is not None]
+    yield from long_conversations([e for e in examples if e.turns is not None], parts)
     long = long_references(examples, parts.renderer, limit)
     if not long:
         yield CheckResult("references", "pass", f"all {len(examples)} end within {limit} new tokens")
@@ -107,6 +110,22 @@ def references(parts: Any) -> Iterator[CheckResult]:
         f"cut there, so {consequence}; the longest has {lengths[0]} tokens (example {longest_id}). {remedy} (the model reads "
         f"{parts.model.window()} at once), data.overlong=drop leaves the long ones out.",
     )
+
+
+def long_conversations(examples: Sequence[Example], parts: Any) -> Iterator[CheckResult]:
+    """Check results on conversations of references that the model cannot read at once."""
+    window = parts.model.window()
+    for example in examples:
+        if size(example) + prompt_size(example) + sum(len(str(turn).encode()) for turn in example.turns or []) <= window:
+            continue
+        try:
+            length = len(reference_sample(parts.renderer, example).token_ids)
+        except ValueError:
+            continue  # see `replies`
+        if length > window:
+            text = f"the conversation of example {example.id} has {length} tokens, and the model reads {window} at once"
+            yield CheckResult("references", "fail", f"{text}; shorten it, or leave such rows out (task.prepare).")
+            return
 
 
 def reference_limit(rollout: Any) -> int:

@@ -1,15 +1,19 @@
 """The chat template on every row, before training: rows that it refuses, and turns that it leaves out in silence."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from opd_lightning.contracts import Environment, Renderer, Task
+from opd_lightning.data.chat_template import described
 from opd_lightning.preflight.results import CheckResult
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Messages
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a reply's thoughts."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -21,15 +25,16 @@ def as_played(
     Args:
         errors: takes a sentence by example id where an episode cannot begin; with None such examples stay as they are.
     """
-    if environment is None:
+    if environment is None or getattr(environment, "remote", False):  # a server would begin an episode for each
         return list(examples)
     played = []
     for example in examples:
         try:
-            messages = environment().reset(example)
+            episode = environment()
+            messages = episode.reset(example)
             if not (messages and all(isinstance(turn["role"] + turn["content"], str) for turn in messages)):
                 raise ValueError("it gives no messages")
-            played.append(replace(example, messages=messages))
+            played.append(replace(example, messages=messages, tools=getattr(episode, "tools", None) or example.tools))
         except Exception as error:  # an environment is a program of the user's
             if errors is None:
                 played.append(example)
@@ -98,11 +103,21 @@ def rendering_errors(
             if chat is None or example.id in errors:
                 continue
             try:
-                text = as_text(options_renderer, chat)
+                text = as_text(options_renderer, chat, example.tools)
             except ValueError as error:
                 errors[example.id] = f"the {name}'s prompt of example {example.id}: {error}"
                 continue
-            omitted = omission(options_renderer, chat, text, system_checked) if len(chat) > 1 else None
+            omitted = None
+            if len(chat) > 1 or example.tools:
+                omitted = omission(options_renderer, chat, text, system_checked, example.tools)
+            if omitted is None and example.turns is not None and name == "student":
+                whole = [*chat, *example.turns]
+                try:
+                    text = as_text(options_renderer, whole, example.tools, reply_follows=False)
+                except ValueError as error:
+                    errors[example.id] = f"the conversation of example {example.id}: {error}"
+                    continue
+                omitted = omission(options_renderer, whole, text, True, example.tools, len(chat))
             if omitted:
                 errors[example.id] = (
                     f"the {name}'s prompt of example {example.id} lacks {omitted}: the chat template leaves it out. Give "
@@ -113,25 +128,43 @@ def rendering_errors(
     return errors
 
 
-def as_text(renderer: Renderer, chat: Messages) -> str:
+def as_text(renderer: Renderer, chat: Messages, tools: Sequence[Any] | None = None, reply_follows: bool = True) -> str:
     """The rendered text of a chat, which is faster than its tokens; raises ValueError if the template refuses it."""
     try:
         return str(
             renderer.tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False, **renderer.template_options
+                chat,
+                add_generation_prompt=reply_follows,
+                tokenize=False,
+                **described(tools),
+                **renderer.template_options,
             )
         )
     except Exception:  # the renderer raises it as one sentence
-        return str(renderer.render(chat).token_ids)
+        return str(renderer.render(chat, tools).token_ids)
 
 
-def omission(renderer: Renderer, chat: Messages, text: str, system_checked: bool) -> str | None:
-    """The part of a chat that the template leaves out: a system or tool turn, tool calls, or the content beside them.
+def omission(
+    renderer: Renderer,
+    chat: Messages,
+    text: str,
+    system_checked: bool,
+    tools: Sequence[Any] | None = None,
+    prompt: int | None = None,
+) -> str | None:
+    """The part of a chat that the template leaves out: a system or tool turn, tool calls, the content beside them, or tools.
 
     Args:
         system_checked: system turns were checked in another chat.
+        prompt: turns of the prompt, behind which a reference follows whose thoughts count too; None where no reference does.
     """
+    if tools and prompt is None:
+        with suppress(ValueError):
+            if as_text(renderer, chat) == text:
+                return f"the descriptions of its {len(tools)} tools"
     for i, turn in enumerate(chat):
+        if i < (prompt or 0):
+            continue
         without: list[tuple[str, dict[str, Any] | None]] = []
         if turn["role"] == "tool" or (turn["role"] == "system" and not system_checked and turn["content"].strip()):
             without.append((f"its {turn['role']} turn {turn['content'][:40]!r}", None))
@@ -139,10 +172,12 @@ def omission(renderer: Renderer, chat: Messages, text: str, system_checked: bool
             without.append((f"its tool calls {str(turn['tool_calls'])[:60]}", {**turn, "tool_calls": []}))
             if turn["content"].strip():
                 without.append((f"{turn['content'][:40]!r} beside its tool calls", {**turn, "content": ""}))
+        if prompt is not None and (key := next((key for key in THOUGHTS if turn.get(key)), None)):
+            without.append((f"its {key} {str(turn[key])[:40]!r}", {k: v for k, v in turn.items() if k not in THOUGHTS}))
         for part, replacement in without:
             changed = [*chat[:i], *([] if replacement is None else [replacement]), *chat[i + 1 :]]
             try:
-                if as_text(renderer, changed) == text:
+                if as_text(renderer, changed, tools, prompt is None) == text:
                     return part
             except ValueError:  # a template that needs the part renders it
                 continue

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from opd_lightning.data.chat_template import special_pattern, spellings
+from opd_lightning.data.conversations import learned
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.preflight.components import Components
@@ -25,7 +26,8 @@ def replies(parts: Components) -> Iterator[CheckResult]:
         )
     examples = parts.examples[:: max(1, len(parts.examples) // MAX_EXAMPLES)]
     if parts.rollout.reads_references:
-        yield from references([e for e in examples if e.completion is not None], parts.renderer)
+        yield from references([e for e in examples if e.completion is not None and e.turns is None], parts.renderer)
+        yield from conversations([e for e in examples if e.turns is not None], parts.renderer)
     yield from special_tokens(examples, parts.renderer)
 
 
@@ -79,7 +81,7 @@ def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[
             return
         chat = [*example.messages, {"role": "assistant", "content": renderer.without_end(example.completion)}]
         try:
-            exact = renderer.continuation(chat)[1]
+            exact = renderer.continuation(chat, example.tools)[1]
         except ValueError as error:
             yield CheckResult("replies", "fail", f"example {example.id}: {error}")
             return
@@ -102,6 +104,26 @@ def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[
         yield CheckResult("replies", "pass", "prompt and reference have the tokens of the rendered chat")
 
 
+def conversations(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[CheckResult]:
+    """Check results on references of several turns: their tokens against those of the rendered chat."""
+    inexact, replies = [], 0
+    for example in examples:
+        assert example.turns is not None
+        try:
+            found = renderer.conversation(example.messages, example.turns, example.tools)
+        except ValueError as error:
+            yield CheckResult("conversations", "fail", f"example {example.id}: {error}")
+            return
+        replies += sum(learned(turn) for turn in example.turns)
+        inexact += [] if found.exact else [example.id]
+    if inexact:
+        text = f"{len(inexact)} of {len(examples)} conversations, {inexact[0]} first, have a token that spans the begin of a"
+        yield CheckResult("conversations", "warn", f"{text} reply in the rendered chat, and are tokenized in parts.")
+    elif examples:
+        text = f"{replies} replies in {len(examples)} conversations are learned, with the tokens of the rendered chat"
+        yield CheckResult("conversations", "pass", text)
+
+
 def special_tokens(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[CheckResult]:
     """Check results on texts that contain special tokens."""
     pattern = special_pattern(renderer.tokenizer)
@@ -109,7 +131,7 @@ def special_tokens(examples: Sequence[Example], renderer: ChatRenderer) -> Itera
         return
     spelled = {}
     for example in examples:
-        reply = [] if example.completion is None else [{"content": renderer.without_end(example.completion)}]
+        reply = [{**turn, "content": renderer.without_end(turn["content"])} for turn in example.reference or []]
         if words := spellings([*example.messages, *reply], pattern):
             spelled[example.id] = words[0]
     if spelled:

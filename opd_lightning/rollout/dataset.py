@@ -1,19 +1,22 @@
 """DatasetRollout: reference completions, for SFT and offline distillation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from opd_lightning.contracts import Generator, Renderer
 from opd_lightning.rollout.base import check_options, single_turn
-from opd_lightning.types import Completion, Prompts, Rollout, SamplingParams
+from opd_lightning.types import Completion, Example, Prompts, Rendered, Rollout, Sample, SamplingParams
 
 
 class DatasetRollout:
-    """Each prompt's reference completion, closed with the end token.
+    """Each prompt's reference completion, closed with the end token; of a conversation, all replies that are learned.
 
     Args:
         renderer: the student's.
-        sampling: longer completions than its max_new_tokens are cut there and count as truncated.
+        sampling: completions of more trainable tokens than its max_new_tokens are cut there and count as truncated.
         num_generations: must be 1; more would be copies.
         num_iterations, mask_truncated_completions: as for the student's rollouts.
     """
@@ -49,12 +52,51 @@ class DatasetRollout:
         """
         samples = []
         for i, (example, prompt) in enumerate(zip(prompts.examples, prompts.rendered, strict=True)):
-            if example.completion is None:
+            if example.reference is None:
                 raise ValueError(f"example {example.id} has no completion to imitate; rollout=dataset needs one for each.")
             try:
-                ids, limit = self.renderer.reply(example.completion, example.messages), self.sampling.max_new_tokens
+                sample = reference_sample(self.renderer, example, i, prompt)
             except ValueError as error:
                 raise ValueError(f"example {example.id}: {error}") from error
-            completion = Completion(ids[:limit], "length" if len(ids) > limit else "stop")
-            samples.append(single_turn(example, i, prompt, completion, "dataset", self.mask_truncated))
+            cut = truncated(sample, self.sampling.max_new_tokens)
+            samples.append(replace(cut, include_in_loss=not self.mask_truncated or cut.finish_reason != "length"))
         return Rollout(samples)
+
+
+def reference_sample(renderer: Renderer, example: Example, group: int = 0, prompt: Rendered | None = None) -> Sample:
+    """The sample of an example's reference: one reply, or the replies of a conversation with gaps between them.
+
+    Args:
+        prompt: as the student reads it; None renders it.
+
+    Raises:
+        ValueError: the chat template does not render it as it is read.
+    """
+    if example.turns is None:
+        prompt = renderer.render(example.messages, example.tools) if prompt is None else prompt
+        ids = reply_ids(renderer, example)
+        return single_turn(example, group, prompt, Completion(ids, "stop"), "dataset", False)
+    found = renderer.conversation(example.messages, example.turns, example.tools)
+    return Sample(
+        example=example,
+        group=group,
+        token_ids=torch.tensor(found.token_ids, dtype=torch.long),
+        loss_mask=torch.tensor(found.loss_mask),
+        prompt_length=found.prompt_length,
+        source="dataset",
+        finish_reason="stop",
+    )
+
+
+def reply_ids(renderer: Renderer, example: Example) -> list[int]:
+    """Token ids of an example's completion behind its prompt."""
+    tools = {"tools": example.tools} if example.tools else {}
+    return renderer.reply(str(example.completion), example.messages, **tools)
+
+
+def truncated(sample: Sample, limit: int) -> Sample:
+    """The sample, cut behind so many trainable tokens where it has more."""
+    if sample.trainable <= limit:
+        return sample
+    end = int(sample.loss_mask.nonzero()[limit - 1]) + 1
+    return replace(sample, token_ids=sample.token_ids[:end], loss_mask=sample.loss_mask[:end], finish_reason="length")

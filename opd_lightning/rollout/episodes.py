@@ -1,8 +1,10 @@
 """Episodes: turns of the student and an environment, for all episodes of a batch at once."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ import torch
 from opd_lightning.contracts import Environment, Generator
 from opd_lightning.types import Completion, Example, Messages, Rendered, Sample, SamplingParams, Verdict
 from opd_lightning.utils.seeds import derive_seed
+from opd_lightning.utils.threads import Failed, call_all, failure
 
-MAX_TURNS = 16
+log = logging.getLogger(__name__)
+
+MAX_TURNS = 64
 """An environment that never ends is stopped after so many replies."""
 
 
@@ -30,12 +35,27 @@ class Episode:
     verdict: Verdict | None = None
     finish_reason: str | None = None
     policy_version: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    failure: str | None = None
 
     def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
         """Add tokens of the student, with their log-probabilities, or of the environment."""
         self.token_ids += token_ids
         self.trainable += [trainable] * len(token_ids)
         self.logprobs += [0.0] * len(token_ids) if logprobs is None else list(logprobs)
+
+    @property
+    def last_reply(self) -> list[int]:
+        """Token ids of the student's last reply."""
+        gaps = [i for i, own in enumerate(self.trainable) if not own]
+        return self.token_ids[gaps[-1] + 1 if gaps else 0 :]
+
+    def metrics(self, length: int) -> dict[str, float]:
+        """Numbers of the episode: turns, tokens of the environment, whether it failed, and the environment's own."""
+        own = self.trainable[:length]
+        turns = sum(now and not before for now, before in zip(own, [False, *own], strict=False))
+        numbers = {"turns": turns, "environment_tokens": length - sum(own), "failed": float(self.failure is not None)}
+        return numbers | dict(getattr(self.environment, "metrics", {}))
 
 
 class Episodes:
@@ -62,7 +82,18 @@ class Episodes:
 
     def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
         """`sampling.n` samples of each example, those of one example adjacent."""
-        episodes = [self.begin(e, group) for group, e in enumerate(examples) for _ in range(self.sampling.n)]
+        episodes = self.begin([(e, group) for group, e in enumerate(examples) for _ in range(self.sampling.n)])
+        try:
+            self.play_all(episodes, seed, generator)
+        finally:
+            for close in (close for e in episodes if (close := getattr(e.environment, "close", None)) is not None):
+                close()
+        if episodes and all(episode.failure for episode in episodes):
+            raise ValueError(f"every episode failed in its environment, the first for this: {episodes[0].failure}; mend it.")
+        return [self.sample(episode) for episode in episodes]
+
+    def play_all(self, episodes: Sequence[Episode], seed: int, generator: Generator) -> None:
+        """Take turns until every episode has ended."""
         for turn in range(MAX_TURNS):
             active = [episode for episode in episodes if episode.finish_reason is None]
             if not active:
@@ -72,36 +103,76 @@ class Episodes:
             prompts = [Rendered([*episode.prompt, *episode.token_ids]) for episode in active]
             sampling = replace(self.sampling, max_new_tokens=max(limits), n=1)
             drawn = seed if turn == 0 else derive_seed(seed, "turn", turn)
-            for episode, limit, reply in zip(active, limits, generator.generate(prompts, sampling, drawn), strict=True):
-                self.reply(episode, truncate(reply, limit))
-        return [self.sample(episode) for episode in episodes]
+            done = generator.generate(prompts, sampling, drawn)
+            going = [
+                pair
+                for episode, limit, reply in zip(active, limits, done, strict=True)
+                if (pair := self.reply(episode, truncate(reply, limit))) is not None
+            ]
+            self.answer(going)
 
     def limit(self, episode: Episode) -> int:
         """The tokens that the next reply may have."""
         room = self.window - len(episode.prompt) - len(episode.token_ids)
         return min(self.sampling.max_new_tokens - sum(episode.trainable), room)
 
-    def begin(self, example: Example, group: int) -> Episode:
-        """A new episode with the environment's first messages."""
-        environment = self.environment()
-        messages = environment.reset(example)
-        shown = replace(example, messages=messages)  # teachers add their context to these messages
-        return Episode(shown, group, environment, messages, self.renderer.render(messages).token_ids)
+    def begin(self, rows: Sequence[tuple[Example, int]]) -> list[Episode]:
+        """New episodes with their environments' first messages, one for each example and group.
 
-    def reply(self, episode: Episode, completion: Completion) -> None:
-        """Add the student's reply, and the environment's answer to it."""
+        Raises:
+            ValueError: an environment cannot begin.
+        """
+        environments = [self.environment() for _ in rows]
+        pairs = list(zip(environments, rows, strict=True))
+        found = side_by_side(environments, [partial(environment.reset, row[0]) for environment, row in pairs])
+        episodes = []
+        for (environment, (example, group)), messages in zip(pairs, found, strict=True):
+            if isinstance(messages, Failed):
+                raise ValueError(f"the environment cannot begin an episode of example {example.id} ({messages.text}).")
+            tools = getattr(environment, "tools", None) or example.tools
+            shown = replace(example, messages=messages, tools=tools)  # teachers add their context to these messages
+            prompt = self.renderer.render(messages, *([tools] if tools else [])).token_ids
+            episodes.append(Episode(shown, group, environment, messages, prompt, tools=tools))
+        return episodes
+
+    def reply(self, episode: Episode, completion: Completion) -> tuple[Episode, str] | None:
+        """Add the student's reply; returns its text where the environment answers it."""
         episode.add(completion.token_ids, True, completion.logprobs)
         episode.policy_version = completion.policy_version
         if completion.finish_reason == "length":
             episode.finish_reason = "length"
-            return
-        text = self.renderer.decode(completion.token_ids)
-        answers, episode.verdict = episode.environment.step(text)
-        if not answers:
-            episode.finish_reason = "stop"
-            return
-        episode.add(self.renderer.between(episode.messages, text, answers), False)
-        episode.messages = [*episode.messages, {"role": "assistant", "content": text}, *answers]
+            return None
+        if not getattr(episode.environment, "keeps_special_tokens", False):
+            return episode, self.renderer.decode(completion.token_ids)
+        own = [token for token in completion.token_ids if token not in self.renderer.end_ids]
+        return episode, str(self.renderer.tokenizer.decode(own, skip_special_tokens=False))
+
+    def answer(self, replies: Sequence[tuple[Episode, str]]) -> None:
+        """Add the environments' answers to replies."""
+        environments = [episode.environment for episode, _ in replies]
+        found = side_by_side(environments, [partial(episode.environment.step, text) for episode, text in replies])
+        for (episode, text), result in zip(replies, found, strict=True):
+            if isinstance(result, Failed):
+                episode.failure, episode.finish_reason = result.text, "environment"
+                episode.verdict = Verdict(0.0, feedback=f"the environment failed: {result.text}")
+                log.warning(f"warning: an episode of example {episode.example.id} failed in its environment: {result.text}")
+                continue
+            answers, episode.verdict = result
+            if answers:
+                self.go_on(episode, text, answers)
+            else:
+                episode.finish_reason = "stop"
+                judge = getattr(episode.environment, "verdict", None)
+                if episode.verdict is None and judge is not None:
+                    episode.verdict = judge(self.renderer.decode(episode.last_reply))
+
+    def go_on(self, episode: Episode, text: str, answers: Messages) -> None:
+        """Add the environment's messages, up to where the next reply begins."""
+        message = getattr(episode.environment, "message", None)
+        turn = {"role": "assistant", "content": text} if message is None else message(text)
+        more = [episode.tools] if episode.tools else []
+        episode.add(self.renderer.between(episode.messages, text if message is None else turn, answers, *more), False)
+        episode.messages = [*episode.messages, turn, *answers]
         if self.limit(episode) < 1:
             episode.finish_reason = "length"
 
@@ -111,6 +182,8 @@ class Episodes:
         n = len(episode.prompt)
         sampled = self.sampling.temperature > 0
         reason = episode.finish_reason or "environment"
+        if episode.verdict is None and getattr(episode.environment, "judges", False):
+            episode.verdict = Verdict(0.0, feedback="the episode did not end")
         return Sample(
             example=episode.example,
             group=episode.group,
@@ -123,7 +196,23 @@ class Episodes:
             verdict=episode.verdict,
             policy_version=episode.policy_version,
             include_in_loss=not self.mask_truncated or reason != "length",
+            metrics=episode.metrics(last),
         )
+
+
+def side_by_side(environments: Sequence[Environment], calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of one call for each environment; those of threaded ones run at once, and one may be a `Failed`."""
+    if not environments:
+        return []
+    if getattr(environments[0], "threaded", False):
+        return call_all(calls, getattr(environments[0], "step_seconds", None))
+    results: list[Any] = []
+    for call in calls:
+        try:
+            results.append(call())
+        except Exception as error:  # a program of the user's
+            results.append(Failed(failure(error)))
+    return results
 
 
 def truncate(completion: Completion, limit: int) -> Completion:

@@ -32,16 +32,25 @@ TRANSPORT = ("servers",)
 """Nodes in them that are not in the hash: where a model is served does not change the result."""
 
 
+LATER = {"max_rows": None, "train_on": "last", "columns.tools": None}
+"""Options of tasks that were added later, with the values that change nothing."""
+
+
 def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
     identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
-    if isinstance(task := identity["task"], dict) and task.get("max_rows", 0) is None:
-        del task["max_rows"]  # runs from before it was an option are found again
     if isinstance(loss := identity["loss"], dict) and loss.get("returns", 0) is None:
         del loss["returns"]
     if isinstance(rollout := identity["rollout"], dict) and rollout.get("async_steps") == 0:
         del rollout["async_steps"]
+    for place, default in LATER.items():  # runs from before these were options are found again
+        *parents, key = place.split(".")
+        node: Any = identity["task"]
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(key, ...) == default:
+            del node[key]
     if cfg.init_from_run is not None:
         # The first stage's hash, not its overrides; its number of updates decides this run's start model too.
         stage = first_stage(cfg)

@@ -87,7 +87,7 @@ class ScoreWriter:
         """The tokens of the rollouts of examples; their number of prompts where these are not known before they are drawn."""
         if self.rollout.student_writes or self.rollout.teachers:
             return sum(map(len, parts))
-        rendered = [(part, [self.renderer.render(example.messages) for example in part]) for part in parts]
+        rendered = [(part, [self.renderer.render(example.messages, example.tools) for example in part]) for part in parts]
         samples = [s for pair in rendered for s in self.rollout(Prompts(*pair), 0, self.generator, self.teachers).samples]
         return sum(len(sample.token_ids) + sample.trainable for sample in samples)
 
@@ -98,7 +98,7 @@ class ScoreWriter:
         parts: list[dict[str, Tensor]] = []
         for first in range(0, len(examples), self.batch_size):
             batch = examples[first : first + self.batch_size]
-            prompts = Prompts(batch, [self.renderer.render(example.messages) for example in batch])
+            prompts = Prompts(batch, [self.renderer.render(example.messages, example.tools) for example in batch])
             seed = derive_seed(self.seed, "score", number, first)
             drawn = self.judge(self.rollout(prompts, seed, self.generator, self.teachers).samples)
             samples += drawn

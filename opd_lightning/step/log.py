@@ -24,6 +24,8 @@ def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
     own = torch.tensor([sample.source == "student" for sample in samples])
     metrics.mean("rollout/length", lengths)
     metrics.mean("rollout/truncated", torch.tensor([sample.finish_reason == "length" for sample in samples]))
+    for name in dict.fromkeys(name for sample in samples for name in sample.metrics):
+        metrics.mean(f"rollout/{name}", torch.tensor([float(sample.metrics.get(name, 0.0)) for sample in samples]))
     metrics.total("prompt_tokens", sum(sample.prompt_length for sample in samples))
     metrics.total("completion_tokens", int(lengths.sum()))
     metrics.total("student_tokens", int((lengths * own).sum()))

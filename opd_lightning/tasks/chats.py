@@ -5,10 +5,12 @@ earlier turns (tool_calls, name, tool_call_id) are kept for the chat template.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from opd_lightning.data.conversations import UNTRAINED, learned
 from opd_lightning.tasks.rows import check_utf8, text
 from opd_lightning.types import Messages
 
@@ -22,10 +24,8 @@ ROLES = {
 """The roles of data sets, and those of chat templates, few of which have "developer" or "human"."""
 
 BEYOND_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking", "audio", "images")
-"""Keys of a reply with information beside its content."""
+"""Keys of a reply with information beside its content, which a completion of text would lose."""
 
-TRAINED = ("weight", "train", "training", "trainable", "loss", "compute_loss")
-"""Keys of a turn by which other programs choose the turns that are trained."""
 
 PARTIAL = ("mask", "training_detail", "train_detail")
 """Keys of a turn whose meaning differs between programs, or that choose parts of its text."""
@@ -34,8 +34,8 @@ CHAT_LIKE = re.compile(r"""\s*\[\s*\{\s*(["'])(role|content|from|value)\1\s*:.*\
 """A text that begins and ends like a list of turns."""
 
 
-def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:
-    """The chat up to the answer, and the answer if the chat ends with it.
+def chat(prompt: Any, place: str) -> Messages:
+    """The turns of a prompt.
 
     Args:
         prompt: the user's turn; or a whole chat as a list of turns, or as the JSON text of one.
@@ -49,33 +49,105 @@ def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:
         content = text(prompt, "prompt", place)
         if content is None:
             raise ValueError(f"{place}: the prompt is empty.")
-        return [{"role": "user", "content": content}], None
-    messages = [turn(one, place) for one in raw_turns]
-    answered = (
-        assistant_text(messages.pop(), "reply to learn", place) if messages and messages[-1]["role"] == "assistant" else None
-    )
-    if not messages:
-        raise ValueError(f"{place}: the chat has no turn to answer.")
-    return check_utf8(messages, f"{place}: the chat"), answered
+        return [{"role": "user", "content": content}]
+    return check_utf8([turn(one, place) for one in raw_turns], f"{place}: the chat")
 
 
-def reply(value: Any, part: str, place: str) -> str | None:
-    """The text of a completion, which may be a list of one assistant turn.
+def replies(value: Any, part: str, place: str) -> Messages:
+    """The turns of a completion: a text, or turns that begin and end with one of the assistant; none for blanks.
 
     Raises:
-        ValueError: it is a longer chat, or has more than text.
+        ValueError: it begins or ends with another turn.
     """
     raw_turns = turns(value, place)
     if raw_turns is None:
-        return text(value, part, place)
-    messages = [turn(one, place) for one in raw_turns]
-    if [message["role"] for message in messages] != ["assistant"]:
-        roles = ", ".join(message["role"] for message in messages)
+        content = text(value, part, place)
+        return [] if content is None else [{"role": "assistant", "content": content}]
+    found = [turn(one, place) for one in raw_turns]
+    if not found or found[0]["role"] != "assistant" or found[-1]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in found)
         raise ValueError(
-            f"{place}: the {part} is a chat of {roles}, not one turn of the assistant; map a whole chat as the prompt "
-            "(task.columns.prompt=<column>), whose last turn is the completion."
+            f"{place}: the {part} is a chat of {roles}, which begins or ends with no turn of the assistant; map a whole chat "
+            "as the prompt (task.columns.prompt=<column>), whose last turn is the completion."
         )
-    return check_utf8(assistant_text(messages[0], part, place), f"{place}: the {part}")
+    return check_utf8(found, f"{place}: the {part}")
+
+
+def transcript(messages: Messages) -> str | None:
+    """Turns as a text, for a teacher's prompt: a single reply alone, others behind their roles; None for blanks."""
+
+    def content(message: Mapping[str, Any]) -> str:
+        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or []]
+        return "\n".join(part for part in (message["content"], *calls) if part.strip())
+
+    if len(messages) == 1:
+        return content(messages[0]) or None
+    return "\n".join(f"{message['role']}: {content(message)}" for message in messages) or None
+
+
+def learning(messages: Messages, answers: Messages, train_on: str, place: str) -> tuple[Messages, Messages]:
+    """The prompt, and the turns behind it from the first reply that is learned to the last one; none where there is no reply.
+
+    Args:
+        messages: a chat, whose last turn may be a reply.
+        answers: the turns of a completion column, which takes the place of that reply; other replies are then not learned.
+        train_on: "last", the last reply, or "all", every reply that is not marked otherwise (weight: 0, train: false).
+
+    Raises:
+        ValueError: there are two completions, or a reply has a mark that programs read in different ways.
+    """
+    ends = bool(messages) and messages[-1]["role"] == "assistant"
+    if answers and ends:
+        *messages, last = messages
+        if not blank(last) and transcript([last]) != transcript(answers):
+            raise ValueError(
+                f"{place}: task.columns.completion and the chat's last turn give two completions; leave one out (task.prepare)."
+            )
+    whole, first = (messages + answers, len(messages)) if answers else (messages, 0 if ends else len(messages))
+    asked = next((i for i, turn in enumerate(whole) if turn["role"] == "user"), 0)  # a greeting before it answers nothing
+    candidates = [i for i in range(max(first, asked), len(whole)) if whole[i]["role"] == "assistant"]
+    for i in candidates if train_on == "all" else candidates[-1:]:
+        check_reply(whole[i], "reply to learn", place, skippable=train_on == "all" and len(candidates) > 1)
+    chosen = [i for i in candidates if learned(whole[i]) and not blank(whole[i])] if train_on == "all" else candidates[-1:]
+    if candidates and not chosen:
+        raise ValueError(f"{place}: every reply is marked as not trained; leave such rows out (task.bad_rows=skip).")
+    if not whole[: chosen[0] if chosen else len(whole)]:
+        raise ValueError(f"{place}: the chat has no turn to answer.")
+    if not chosen or blank(whole[chosen[-1]]):  # a last reply of blanks alone
+        return whole[: candidates[-1] if candidates else len(whole)], []
+    return whole[: chosen[0]], whole[chosen[0] : chosen[-1] + 1]
+
+
+def blank(message: Mapping[str, Any]) -> bool:
+    """Whether a turn has neither text nor calls."""
+    return not message["content"].strip() and not message.get("tool_calls")
+
+
+def is_text(messages: Messages) -> bool:
+    """Whether turns are one reply of text alone, which is a completion."""
+    return len(messages) == 1 and not any(messages[0].get(key) for key in BEYOND_TEXT)
+
+
+def tools_of(value: Any, place: str) -> list[dict[str, Any]] | None:
+    """The JSON schemas of a row's tools, given as a list, one schema, or their JSON; None for an empty cell.
+
+    Raises:
+        ValueError: they are no schemas.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: the tools are {str(value)[:60]!r}, no JSON ({error}); give JSON schemas.") from error
+    found = [found] if isinstance(found, dict) else found
+    if not found or (isinstance(found, float) and math.isnan(found)):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"{place}: the tools are {str(value)[:60]!r}; give a list of JSON schemas, [{{'name': ...}}].")
+    schemas = [{"type": "function", "function": one} if "name" in one and "function" not in one else one for one in found]
+    for one in schemas:
+        if not isinstance(one.get("function"), dict) or not isinstance(one["function"].get("name"), str):
+            raise ValueError(f"{place}: a tool is {str(one)[:60]!r}, which has no name; give a JSON schema of a function.")
+    return check_utf8(json.loads(json.dumps(schemas, default=str)), f"{place}: the tools")
 
 
 def turns(value: Any, place: str) -> list[Any] | None:
@@ -169,34 +241,26 @@ def tool_call(call: Any, place: str) -> dict[str, Any]:
     return {"type": "function", "function": dict(parsed)}
 
 
-def assistant_text(message: Mapping[str, Any], part: str, place: str) -> str | None:
-    """The text of an assistant's turn for training; None for blanks.
+def check_reply(message: Mapping[str, Any], part: str, place: str, skippable: bool = False) -> None:
+    """Check that a reply is not excluded from training by a key of its turn, and is text, thoughts and calls alone.
+
+    Args:
+        skippable: it may be marked as one that is not trained.
 
     Raises:
-        ValueError: it has keys of `BEYOND_TEXT`, or is marked as one that is not trained.
+        ValueError: it is, in whole or in part, or counts more or less than others, or has parts that are no text.
     """
-    check_marks(message, part, place)
-    if beyond := next((key for key in BEYOND_TEXT if message.get(key)), None):
-        raise ValueError(
-            f"{place}: the {part} has {beyond}, which a completion of text would lose; write it into the content as the "
-            "model's template does (task.prepare), or leave such rows out (task.bad_rows=skip)."
-        )
-    return text(message["content"], part, place)
-
-
-def check_marks(message: Mapping[str, Any], part: str, place: str) -> None:
-    """Check that a reply is not excluded from training by a key of its turn.
-
-    Raises:
-        ValueError: it is, in whole or in part, or counts more or less than others.
-    """
+    if other := next((key for key in ("audio", "images") if message.get(key)), None):
+        raise ValueError(f"{place}: the {part} has {other}; models here write text alone, leave such rows out.")
     out = "leave such rows out (task.bad_rows=skip), or remove the key where the reply is to be learned (task.prepare)."
     if partial := next((key for key in PARTIAL if key in message), None):
         shown = str(message[partial])[:40]
         raise ValueError(f"{place}: the {part} has {partial}={shown}, which programs read in different ways; {out}")
-    for key in TRAINED:
+    for key in UNTRAINED:
         value = message.get(key)
         if value is None or value in (True, "true", "True", "1"):  # 1 and 1.0 equal True
+            continue
+        if value in (False, "false", "False", "0") and skippable:
             continue
         if value in (False, "false", "False", "0"):
             raise ValueError(f"{place}: the {part} has {key}={value}, so it is not to be trained; {out}")
@@ -205,4 +269,4 @@ def check_marks(message: Mapping[str, Any], part: str, place: str) -> None:
 
 def marked(messages: Messages) -> bool:
     """Whether a turn before the reply is marked for training by a key of its own."""
-    return any(message.get(key) in (True, "true", "True", "1") for message in messages for key in TRAINED)
+    return any(message.get(key) in (True, "true", "True", "1") for message in messages for key in UNTRAINED)

@@ -8,13 +8,12 @@ from typing import Any
 from opd_lightning.config.names import nearest
 from opd_lightning.tasks.rows import Row
 
-PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id")
+PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id", "tools")
 PROMPTS = ("prompt", "messages", "conversations")
 """Columns for the prompt where `columns` names none; the first that a row has is used."""
 
 UNUSED = {
-    "tools": "put the tools into the system prompt (task.prepare)",
-    "functions": "put the functions into the system prompt (task.prepare)",
+    "functions": "map them (task.columns.tools=functions)",
     "system": "map it (task.columns.system=system)",
     "images": "models here read text alone",
     "weight": "examples count alike: leave out those of weight 0 (task.prepare)",
@@ -27,12 +26,7 @@ UNUSED = {
 
 def check_parts(columns: Mapping[str, str]) -> None:
     """Raises ValueError if `columns` names a part that examples lack."""
-    for part, column in columns.items():
-        if part == "tools":
-            raise ValueError(
-                f"task.columns.tools={column}: chats are rendered without descriptions of tools; put them into the system "
-                "prompt (task.prepare), and leave this out."
-            )
+    for part in columns:
         if part not in PARTS:
             raise ValueError(f"task.columns.{part} is no part of an example{nearest(part, PARTS)}")
 

@@ -41,7 +41,7 @@ def plain_digest(columns: Mapping[str, str], system: str | None, answer: bool) -
 
     def plain(row: Row) -> bytes | None:
         text = row.get(prompt)
-        if type(text) is not str or not is_plain(text):
+        if "tools" in row or type(text) is not str or not is_plain(text):
             return None
         for column in others:
             value = row.get(column)
@@ -65,7 +65,7 @@ def needed(columns: Mapping[str, str], all_cells: bool) -> frozenset[str] | None
     """
     if all_cells:
         return None
-    found = {*(() if "prompt" in columns else PROMPTS)}
+    found = {"tools", *(() if "prompt" in columns else PROMPTS)}
     for column in columns.values():
         found |= {name if column == name else re.split(r"[.[]", name, maxsplit=1)[0] for name in fields(column)}
     return frozenset(found)

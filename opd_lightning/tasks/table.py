@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from opd_lightning.config.names import nearest
-from opd_lightning.tasks.chats import chat, marked, reply
+from opd_lightning.tasks.chats import chat, is_text, learning, marked, replies, tools_of, transcript
 from opd_lightning.tasks.columns import UNUSED, cells, check_id, check_parts, no_rows, part_of, prompt_column, unread
 from opd_lightning.tasks.compact import examples_of, needed, packed, plain_digest, without
 from opd_lightning.tasks.first import FirstExamples
@@ -31,6 +31,7 @@ class TableTask:
         answer         the verifier's reference
         system         the row's own system prompt
         skill          the name under which it is evaluated
+        tools          JSON schemas of the functions that the prompt describes; the column "tools" unless given
         id             unique; file and line unless given
 
     Splits are disjoint by construction: equal prompts (up to case and blanks) are kept once, held-out ones leave the training
@@ -52,6 +53,7 @@ class TableTask:
         bad_rows: "refuse" the first malformed row, or "skip" them all; `notes` then counts and lists them.
         verify_seconds: a completion whose verdict takes longer is wrong, for a regular expression can search a model's text
             endlessly; None sets no limit. See `time_limit` for where it holds.
+        train_on: "last", the reply that a chat ends with, or "all" of its replies (see `chats.learning`).
         max_rows: number of rows of `path` to read, for long files; the splits are those of a file that ends there. n_train
             alone reads all rows, for each may be selected, but keeps only the selected ones.
 
@@ -59,7 +61,7 @@ class TableTask:
         ValueError: a row is malformed, lacks a mapped column or an answer for the verifier (with file and line).
     """
 
-    marked = 0
+    marked, train_on = 0, "last"
     """Rows with turns before the last reply that are marked for training."""
 
     reads_example = False
@@ -83,7 +85,11 @@ class TableTask:
         bad_rows: str = "refuse",
         verify_seconds: float | None = 10.0,
         max_rows: int | None = None,
+        train_on: str = "last",
     ):
+        if train_on not in ("last", "all"):
+            raise ValueError(f"task.train_on={train_on!r} is unknown; choose last or all.")
+        self.train_on = train_on
         if bad_rows not in ("refuse", "skip"):
             raise ValueError(f"task.bad_rows={bad_rows!r} is unknown; choose refuse or skip.")
         self.bad: list[str] | None = [] if bad_rows == "skip" else None
@@ -118,7 +124,7 @@ class TableTask:
         if self.marked:
             warnings.append(
                 f"{self.marked} rows mark turns before the last reply for training (weight, train); only the last is "
-                "trained: give each its own row (task.prepare) where all are meant."
+                "trained: set task.train_on=all where all are meant."
             )
         if warnings:
             self.notes["warnings"] = warnings
@@ -197,7 +203,7 @@ class TableTask:
                 if digest is None:
                     example = self._example(place, prepared, lenient)
                     digest = digest_of(example)
-                    self.marked += marked(example.messages)
+                    self.marked += self.train_on == "last" and marked(example.messages)
                 if id_column is not None or ids:
                     own = example.id if example else place if id_column is None else str(prepared[id_column])
                     check_id(own, place, id_column, places)
@@ -252,20 +258,16 @@ class TableTask:
             part: check_utf8(part_of(row, part, column, place, part in optional), f"{place}: task.columns.{part}={column}")
             for part, column in columns.items()
         }
-        messages, chat_reply = chat(parts["prompt"], place)
+        turns = chat(parts["prompt"], place)
+        answers = replies(parts.get("completion"), "completion", place)
+        messages, reference = learning(turns, answers, self.train_on, place)
         row_system = text(parts.get("system"), "system", place)
         if messages[0]["role"] != "system" and (system := row_system or self.system):
             messages = [{"role": "system", "content": system}, *messages]
         elif row_system and row_system != messages[0]["content"]:
             raise ValueError(f"{place}: task.columns.system and the chat give two system prompts; leave one out.")
-        completion, demonstration, solution = (
-            reply(parts.get(part), part, place) for part in ("completion", "demonstration", "solution")
-        )
-        if completion and chat_reply and completion != chat_reply:
-            raise ValueError(
-                f"{place}: task.columns.completion and the chat's last turn give two completions; leave one out (task.prepare)."
-            )
-        completion = completion or chat_reply
+        completion = reference[0]["content"] if is_text(reference) else None
+        demonstration, solution = (transcript(replies(parts.get(part), part, place)) for part in ("demonstration", "solution"))
         answer = text(parts.get("answer"), "answer", place)
         if self.verifies and not self.reads_example and answer is None:
             raise ValueError(
@@ -275,8 +277,10 @@ class TableTask:
             id=text(parts.get("id"), "id", place) or place,
             messages=messages,
             completion=completion,
-            demonstration=demonstration or completion,
-            solution=solution or completion,
+            demonstration=demonstration or transcript(reference),
+            solution=solution or transcript(reference),
             skill=text(parts.get("skill"), "skill", place) or "new",
             extra=(cells(row) if self.reads_example else {}) | ({} if answer is None else {"answer": answer}),
+            turns=None if completion is not None or not reference else reference,
+            tools=tools_of(parts.get("tools", row.get("tools")), place),
         )

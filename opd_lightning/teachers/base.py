@@ -84,11 +84,11 @@ class BaseTeacher:
 
     def prompts(self, examples: Sequence[Example]) -> list[Rendered | None]:
         """The teacher's prompts; None where the context needs an attempt."""
-        return [None if (chat := self.context(e)) is None else self.rendering(chat) for e in examples]
+        return [None if (chat := self.context(e)) is None else self.rendering(chat, e.tools) for e in examples]
 
-    def rendering(self, chat: Any) -> Rendered:
+    def rendering(self, chat: Any, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat, rendered with this teacher's template options."""
-        return self.renderer.with_options(self.context.template_options).render(chat)  # type: ignore[attr-defined]
+        return self.renderer.with_options(self.context.template_options).render(chat, tools)  # type: ignore[attr-defined]
 
     def write(
         self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, generator: Generator

@@ -103,9 +103,9 @@ def prompts_of(teacher: Any, samples: Sequence[Sample]) -> list[list[int] | None
         if chat is None:
             ids.append(None)
             continue
-        key = repr(chat)
+        key = repr((chat, sample.example.tools))
         if key not in cache:
-            cache[key] = teacher.rendering(chat).token_ids
+            cache[key] = teacher.rendering(chat, sample.example.tools).token_ids
         ids.append(cache[key])
     return ids
 

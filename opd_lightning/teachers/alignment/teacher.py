@@ -215,9 +215,9 @@ class AlignedTeacher(BaseTeacher):
             shared=self.shared,
         )
 
-    def rendering(self, chat: Any) -> Rendered:
+    def rendering(self, chat: Any, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat, rendered with this teacher's own template."""
-        return self.own.with_options(self.context.template_options).render(chat)
+        return self.own.with_options(self.context.template_options).render(chat, tools)
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Check the examples for the teacher."""

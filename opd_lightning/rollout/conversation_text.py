@@ -1,0 +1,17 @@
+"""The text of a sample: its completion, or the turns of its conversation with their writers."""
+
+from itertools import groupby
+from typing import Any
+
+from opd_lightning.types import Sample
+
+
+def conversation_text(renderer: Any, sample: Sample) -> str:
+    """What stands behind the prompt: a completion as its text, of a conversation each writer's part behind its name."""
+    behind = list(zip(sample.completion_ids, sample.loss_mask[sample.prompt_length :].tolist(), strict=True))
+    parts = [(own, [token for token, _ in run]) for own, run in groupby(behind, key=lambda pair: pair[1])]
+    texts = renderer.decode_all([ids for _, ids in parts])
+    if len(parts) < 2:
+        return "".join(texts)
+    names = [sample.source if own else "environment" for own, _ in parts]
+    return "\n".join(f"{name}: {text.strip()}" for name, text in zip(names, texts, strict=True))
