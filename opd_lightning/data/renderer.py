@@ -21,7 +21,8 @@ class ChatRenderer:
     Args:
         tokenizer: the model's.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
-        end_token: the token that ends a reply; None takes the one that the template writes behind a reply, or EOS.
+        end_token: the token that ends a reply, and the only one; None takes the one that the template writes behind a reply,
+            or EOS, and knows both.
         split_special_tokens, today: see `ChatTemplate`.
 
     Raises:
@@ -72,7 +73,12 @@ class ChatRenderer:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """Every id that ends a reply."""
+        """Every id that ends a reply: the chosen `end_token` alone, or else those of `known_ends`."""
+        return self.known_ends if self.end_token is None else [self.end_id]
+
+    @cached_property
+    def known_ends(self) -> list[int]:
+        """The ids of `end_token`, EOS, and the token that the template writes behind a reply; no reference has them twice."""
         return sorted({self.end_id, int(self.tokenizer.eos_token_id), *self.tail[:1]})
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
@@ -94,8 +100,8 @@ class ChatRenderer:
             return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id]
         chat = [*messages, {"role": "assistant", "content": text}]
         reply_ids, _ = self.continuation(chat)
-        n_ends = sum(token in self.end_ids for token in self.tail)
-        ends = [i for i, token in enumerate(reply_ids) if token in self.end_ids][-n_ends:] if n_ends else []
+        n_ends = sum(token in self.known_ends for token in self.tail)
+        ends = [i for i, token in enumerate(reply_ids) if token in self.known_ends][-n_ends:] if n_ends else []
         return [*(reply_ids[: ends[0]] if ends else reply_ids), self.end_id]
 
     def continuation(self, chat: Messages) -> tuple[list[int], bool]:
@@ -124,7 +130,7 @@ class ChatRenderer:
 
     def without_end(self, text: str) -> str:
         """A reply without end tokens at its end, and the blanks behind them."""
-        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.end_ids]
+        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.known_ends]
         while (end := next((e for e in ends if text.rstrip().endswith(e)), None)) is not None:
             text = text.rstrip().removesuffix(end)
         return text
@@ -144,7 +150,7 @@ class ChatRenderer:
         chat = [*messages, {"role": "assistant", "content": reply}]
         before, begin = self.template.ids(chat, reply_follows=False), len(self.render(messages).token_ids)
         after = self.render([*chat, *answers]).token_ids
-        ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
+        ends = [i for i, token in enumerate(before) if token in self.known_ends and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
         if after[:cut] != before[:cut]:
             raise ValueError(

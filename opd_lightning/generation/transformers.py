@@ -29,12 +29,14 @@ class TransformersGenerator:
 
     Args:
         tokenizer: the student's.
-        renderer: has the tokens that end a reply; without it EOS and those of the model's generation config end it.
+        renderer: has the tokens that end a reply. Those of the model's generation config end it too, unless the renderer has
+            a chosen `end_token`; a teacher that writes keeps its own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None = None):
         self.tokenizer, self.valid_ids = tokenizer, ValidIds.of(tokenizer.get_vocab())
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
+        self.end_chosen = getattr(renderer, "end_token", None) is not None
         self.student: Any = None
         self.version: int | None = None
 
@@ -42,7 +44,8 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
-            completions = decode(lm, ids, sampling, eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id, self.valid_ids)
+            ends = self.end_ids if self.end_chosen and model is None else eos_ids(lm, self.end_ids)
+            completions = decode(lm, ids, sampling, ends, self.tokenizer.pad_token_id, self.valid_ids)
         return (
             completions
             if model is not None

@@ -41,6 +41,11 @@ class LocalTeacher(BaseTeacher):
         self.output_layer = self.own_tokenizer = weights.source
 
     @property
+    def takes_end(self) -> bool:
+        """Whether the weights are another model's, whose end token can be counted for the student's."""
+        return isinstance(self.weights, External)
+
+    @property
     def valid_ids(self) -> ValidIds | None:
         """The ids that the weights have."""
         return self.weights.valid_ids
@@ -58,6 +63,8 @@ class LocalTeacher(BaseTeacher):
         """Load or copy the weights."""
         super().setup(student, renderer)
         self.check_tokenizer(renderer.tokenizer)
+        if self.takes_end:
+            self.weights.take_end(renderer)  # type: ignore[attr-defined]
         if not self.shares_weights:
             self.weights.setup(student)
 

@@ -1,0 +1,50 @@
+"""More planted faults: ends of replies that differ behind one template, and templates that change texts."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from opd_lightning.models import Pretrained
+from opd_lightning.models.ends import exchange_rows
+from tests.planted import CHATML, Folders, expect, found, template
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Folders:
+    return Folders(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def base_and_chat(folders: Folders) -> list[str]:
+    """A base model that ends with its own EOS, and its chat sibling, both with the template of the latter."""
+    base = template(folders, CHATML, eos_token="<|pad|>")
+    end = AutoTokenizer.from_pretrained(base).eos_token_id
+    (Path(base) / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    return ["method=opd", f"model.path={base}", f"teacher.path={folders.bytes}"]
+
+
+def test_ends_that_differ_behind_one_template_are_refused_or_made_one(folders):
+    pair = base_and_chat(folders)
+    expect(found(folders, *pair), r"fail teacher's replies: the student really ends replies with '<\|pad\|>'.*'<\|end\|>'")
+    expect(found(folders, *pair, "model.end_token=<|pad|>"), r"warn teacher's replies: .*is counted for '<\|pad\|>'")
+    said = found(folders, *pair, "model.end_token=<|end|>")
+    assert "teacher's replies" not in said
+    expect(said, r"warn replies: .*rollouts stop at no other token; .*begin with SFT")
+
+
+def test_an_exchanged_end_changes_the_output_and_not_the_reading(folders):
+    lm, other = (Pretrained(folders.tiny).model() for _ in range(2))
+    exchange_rows(other, 3, 5)
+    ids = torch.tensor([[1, 3, 5, 7]])
+    expected = lm(ids).logits[..., [5, 3]]
+    assert torch.equal(other(ids).logits[..., [3, 5]], expected)
