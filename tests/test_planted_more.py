@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from opd_lightning.models import Pretrained
 from opd_lightning.models.ends import exchange_rows
-from tests.planted import CHATML, Folders, expect, found, template
+from tests.planted import CHATML, Folders, expect, found, sft, template
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,34 @@ def test_an_exchanged_end_changes_the_output_and_not_the_reading(folders):
     ids = torch.tensor([[1, 3, 5, 7]])
     expected = lm(ids).logits[..., [5, 3]]
     assert torch.equal(other(ids).logits[..., [3, 5]], expected)
+
+
+R1 = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+UPPER = CHATML.replace("{{ m.content }}", "{{ m.content | upper if m.role == 'assistant' else m.content }}")
+NO_PROMPT = CHATML.partition("{% if add_generation_prompt")[0]
+CHANGED = {
+    "thought": (
+        R1,
+        {"prompt": "x", "completion": "<think>hm</think>y"},
+        r"fail replies: .* the text of [1-6] of \d+ references",
+    ),
+    "upper": (UPPER, {"prompt": "x", "completion": "yes"}, r"fail replies: .*changes the text of \d+ of \d+ references"),
+    "cut": (
+        CHATML.replace("m.content", "m.content[:9]"),
+        {"prompt": "a" * 10, "completion": "y"},
+        "warn replies: .*user's text",
+    ),
+    "no prompt": (NO_PROMPT, {"prompt": "x", "completion": "y"}, r"fail replies: .*writes '<\|start\|>assistant"),
+    "trim": (
+        CHATML.replace("m.content", "m.content | trim"),
+        {"prompt": " x", "completion": " y "},
+        "pass replies: prompt and reference have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_templates_that_change_texts_are_found(folders, name):
+    text, row, sentence = CHANGED[name]
+    rows = [row | {"prompt": f"{row['prompt']}{i}"} for i in range(6)]  # some are held out
+    expect(found(folders, *sft(folders, text, *rows)), sentence)

@@ -7,6 +7,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.models.ends import usual_ends
 from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.texts import changed_texts, header
 from opd_lightning.runs.identity import is_run
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.types import Example
@@ -26,6 +27,8 @@ def replies(parts: Components) -> Iterator[CheckResult]:
             "date", "pass", f"the chat template writes a date; this run keeps {parts.renderer.template.today:%Y-%m-%d}"
         )
     examples = parts.examples[:: max(1, len(parts.examples) // MAX_EXAMPLES)]
+    yield from header(parts.renderer)
+    yield from changed_texts(examples, parts.renderer, parts.rollout.reads_references)
     if parts.rollout.reads_references:
         yield from references([e for e in examples if e.completion is not None], parts.renderer)
     yield from special_tokens(examples, parts.renderer)

@@ -37,13 +37,9 @@ class LocalTeacher(BaseTeacher):
         self.alignment = alignment_of(alignment)
         self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
+        self.takes_end = isinstance(weights, External)
         self.source, self.warning = weights.source, weights.warning
         self.output_layer = self.own_tokenizer = weights.source
-
-    @property
-    def takes_end(self) -> bool:
-        """Whether the weights are another model's, whose end token can be counted for the student's."""
-        return isinstance(self.weights, External)
 
     @property
     def valid_ids(self) -> ValidIds | None:
