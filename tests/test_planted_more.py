@@ -2,14 +2,18 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from opd_lightning.config import compose
+from opd_lightning.config.overrides import explain
 from opd_lightning.models import Pretrained
 from opd_lightning.models.ends import exchange_rows
+from opd_lightning.tasks.chats import chat
 from tests.planted import CHATML, Folders, expect, found, sft, template
 
 
@@ -79,3 +83,29 @@ def test_templates_that_change_texts_are_found(folders, name):
     text, row, sentence = CHANGED[name]
     rows = [row | {"prompt": f"{row['prompt']}{i}"} for i in range(6)]  # some are held out
     expect(found(folders, *sft(folders, text, *rows)), sentence)
+
+
+def test_a_mapping_with_a_column_that_no_example_has_is_named():
+    word = "task.columns={prompt: p, tools: tools}"
+    assert "chats are rendered without descriptions of tools" in str(explain(["task=table", word]))
+    with pytest.raises(ValueError, match="without descriptions of tools"):
+        compose(["task=table", word])
+
+
+def test_a_literal_interpolation_is_shown_as_it_is_written():
+    told = str(explain(["task=table", "task.system=$HOME ${x}"]))
+    assert "there is no key x to fill in ${x} with" in told
+    (literal,) = shlex.split(told.rpartition("a literal one is ")[2].removesuffix("."))
+    assert explain(["task=table", literal]) is None
+    assert compose(["task=table", literal]).task.system == "$HOME ${x}"
+
+
+def test_a_template_that_is_no_jinja_is_called_so(folders):
+    said = found(folders, *sft(folders, "{% for m in messages %}{{ m.content }}"))
+    assert "is no Jinja" in said and "refuses a chat" not in said
+
+
+def test_a_reply_with_the_older_call_is_told_its_own_key():
+    call = {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}
+    with pytest.raises(ValueError, match="the reply to learn has function_call"):
+        chat([{"role": "user", "content": "x"}, call], "row 1")

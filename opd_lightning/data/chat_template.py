@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.types import Messages
@@ -59,6 +59,11 @@ class ChatTemplate:
                     messages, add_generation_prompt=reply_follows, tokenize=False, **self.options, **options
                 )
             )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template of the model is no Jinja (line {error.lineno}: {error}); mend it, or give "
+                "model.chat_template=<file>."
+            ) from error
         except TemplateError as error:
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise ValueError(

@@ -22,8 +22,8 @@ def header(renderer: ChatRenderer) -> Iterator[CheckResult]:
         yield CheckResult(
             "replies",
             "fail",
-            f"the chat template ignores add_generation_prompt and writes {written[:40]!r} before a reply, which would be trained "
-            "and sampled as part of it; give model.chat_template=<file> whose prompts end with it (in Jinja: "
+            f"the chat template ignores add_generation_prompt and writes {written[:40]!r} before a reply, which would be "
+            "trained and sampled as part of it; give model.chat_template=<file> whose prompts end with it (in Jinja: "
             "{% if add_generation_prompt %}...{% endif %}).",
         )
 

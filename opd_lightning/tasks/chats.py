@@ -51,11 +51,14 @@ def chat(prompt: Any, place: str) -> tuple[Messages, str | None]:
             raise ValueError(f"{place}: the prompt is empty.")
         return [{"role": "user", "content": content}], None
     messages = [turn(one, place) for one in raw_turns]
+    if raw_turns and raw_turns[-1].get("function_call"):
+        messages[-1]["function_call"] = raw_turns[-1]["function_call"]  # a reply's error names the row's own key
     answered = (
         assistant_text(messages.pop(), "reply to learn", place) if messages and messages[-1]["role"] == "assistant" else None
     )
     if not messages:
         raise ValueError(f"{place}: the chat has no turn to answer.")
+    messages[-1].pop("function_call", None)
     return check_utf8(messages, f"{place}: the chat"), answered
 
 
@@ -176,7 +179,7 @@ def assistant_text(message: Mapping[str, Any], part: str, place: str) -> str | N
         ValueError: it has keys of `BEYOND_TEXT`, or is marked as one that is not trained.
     """
     check_marks(message, part, place)
-    if beyond := next((key for key in BEYOND_TEXT if message.get(key)), None):
+    if beyond := next((key for key in ("function_call", *BEYOND_TEXT) if message.get(key)), None):
         raise ValueError(
             f"{place}: the {part} has {beyond}, which a completion of text would lose; write it into the content as the "
             "model's template does (task.prepare), or leave such rows out (task.bad_rows=skip)."

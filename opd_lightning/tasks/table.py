@@ -161,7 +161,9 @@ class TableTask:
             validation, train = rows.parts([n_heldout, n_train])
             return {"train": train, "validation": validation, "test": test}
         if rows.distinct < 3:
-            raise ValueError(f"task.path={path} has {rows.distinct} distinct prompts; training, validation and test need 3.")
+            raise ValueError(
+                f"task.path={path} has {rows.distinct} distinct prompt{'s' * (rows.distinct != 1)}; the splits need 3."
+            )
         test, validation, train = rows.parts([n_heldout, n_heldout, n_train])
         return {"train": train, "validation": validation, "test": test}
 
