@@ -35,7 +35,9 @@ def column_error(word: str) -> str | None:
 def no_interpolation(override: Override, base: Any) -> str | None:
     """The error if a text has a `${key}` for which the configuration has no key."""
     value = None if override.is_delete() or override.is_sweep_override() else override.value()
-    for match in re.finditer(r"(?<!\\)\$\{(\w[\w.]*)\}", value if isinstance(value, str) else ""):
+    if not isinstance(value, str):
+        return None
+    for match in re.finditer(r"(?<!\\)\$\{(\w[\w.]*)\}", value):
         if match[1].split(".")[0] not in base:
             literal = shell(override.key_or_group, quoted(value.replace(match[0], f"\\{match[0]}")))
             return f"{override.input_line}: there is no key {match[1]} to fill in {match[0]} with; a literal one is {literal}."
