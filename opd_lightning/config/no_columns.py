@@ -21,7 +21,7 @@ def no_column(override: Override) -> str | None:
     place, _, column = override.key_or_group.rpartition(".")
     names = [column] if place == "task.columns" else []
     if override.key_or_group == "task.columns" and not override.is_sweep_override() and isinstance(override.value(), dict):
-        names = list(override.value())
+        names = list(override.value())  # type: ignore[arg-type]
     name = next((name for name in names if name in NO_COLUMNS), None)
     shown = override.input_line if place == "task.columns" else f"{override.input_line}: {name}"
     return f"{shown}: {NO_COLUMNS[name]} (task.prepare), and leave this out." if name is not None else None

@@ -253,7 +253,7 @@ class Pretrained:
             option = self.field.replace("path", "base")
             path = adapter_folder.base_of(locate(self.path), self.base, self.name, option)
             base, template, field = None, self.chat_template, f"{self.name}, an adapter: {option}"
-        options, ends = (self.template_options, None, template, self.checkpointing), [end, self.split_special_tokens]
+        options, ends = (self.template_options, None, template, self.checkpointing), (end, self.split_special_tokens)
         return Pretrained(path, dtype, self.attention, *options, False, field, *ends, base)  # type: ignore[arg-type]
 
     def _from_run(self) -> PreTrainedModel:
