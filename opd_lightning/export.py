@@ -51,7 +51,9 @@ def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, 
     if base is not None:
         save_adapter(source, base, partial)
     else:
-        source.model().save_pretrained(partial)
+        lm, renderer = source.model(), source.renderer()
+        lm.generation_config.eos_token_id = ends_of(renderer, source.generation_ends() or [])
+        lm.save_pretrained(partial)
     source.tokenizer().save_pretrained(partial)
     (partial / "README.md").write_text(card(run, source.lineage(), place or to.name, base))
     readable(partial)
@@ -59,6 +61,12 @@ def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, 
         to.rmdir()
     os.replace(partial, to)
     return to
+
+
+def ends_of(renderer: Any, saved: list[int]) -> int | list[int]:
+    """The ids at which programs that read the folder stop; those that the start model's folder names stay."""
+    ends = renderer.end_ids if renderer.end_token is not None else sorted({*renderer.end_ids, *saved})
+    return ends[0] if len(ends) == 1 else ends
 
 
 def adapter_base(source: Any, base: str | None) -> str:

@@ -183,7 +183,7 @@ FAULTS = {
     "B17, few": (lambda f: ["method=sft", f"model.path={padded(f, 24)}"], "fail tokenizer: .*the model has 24; give"),
     "B18": (
         lambda f: ["method=opd", f"model.path={f.tiny}", f"teacher.path={padded(f, 40, '<a>')}"],
-        "warn teacher's tokenizer: .*left out: 1 token that only teacher has",
+        "warn teacher's tokenizer: .*left out: 1 token that only the teacher has",
     ),
     "C19": (
         lambda f: ["method=sft", "model.dtype=bfloat16"],

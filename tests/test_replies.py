@@ -237,7 +237,7 @@ def test_a_pair_that_ends_differently_is_refused_unless_allowed(small, tmp_path)
     teacher = f"teacher.path={other_end(tmp_path / 'teacher')}"
     found = states("method=opd", teacher)["teacher's replies"]
     assert found.startswith("fail") and "model.end_token='<pad>'" in found
-    with pytest.raises(ValueError, match=r"Set model\.end_token='<pad>'"):
+    with pytest.raises(ValueError, match=r"Set model\.end_token='<eos>'"):
         run(small("method=opd", teacher))
     assert states("method=opd", teacher, "model.end_token='<eos>'")["teacher's replies"].startswith("warn")
     assert "teacher's replies" not in states("method=opd", teacher, "model.end_token='<pad>'")
@@ -254,7 +254,8 @@ def test_a_chosen_end_is_trained_and_ends_rollouts():
     words = world_tokenizer()
     renderer = ChatRenderer(words, end_token="<pad>")
     assert renderer.reply("1 2", chat("copy 1 2", "")[:1])[-1] == words.pad_token_id
-    assert set(renderer.end_ids) == {words.pad_token_id, words.eos_token_id}
+    assert renderer.end_ids == [words.pad_token_id]  # no other, as the option says
+    assert set(renderer.known_ends) == {words.pad_token_id, words.eos_token_id}
 
 
 def test_a_base_model_whose_config_ends_elsewhere_is_told(tmp_path):

@@ -40,7 +40,9 @@ def step(guards: HealthChecks, number: int = 1, ids=((1, 2, 3, 4, 5),), **seen) 
     logged = {"rollout/length": 5.0} | {name.replace("__", "/"): value for name, value in seen.items()}
     written = [Completion(list(row), "stop") for row in ids]
     samples = [single_turn(EXAMPLE, 0, Rendered([0]), completion, "student", False) for completion in written]
-    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True, sampling=SamplingParams(50, n=8)))
+    tokens = SimpleNamespace(convert_ids_to_tokens=lambda i: f"<{i}>")
+    renderer = SimpleNamespace(tokenizer=tokens, end_ids=[1])
+    module = SimpleNamespace(rollout=SimpleNamespace(student_writes=True, sampling=SamplingParams(50, n=8)), renderer=renderer)
     outputs = {"samples": samples, "metrics": logged}
     guards.on_train_batch_end(SimpleNamespace(global_step=number, world_size=1), module, outputs, None, 0)
 

@@ -148,7 +148,7 @@ MALFORMED = {
     ),
     "empty_prompt": ('{"prompt": "a"}\n{"prompt": "  "}\n', r"bad\.jsonl:2: the prompt is empty"),
     "prompt_is_a_number_list": ('{"prompt": [1]}\n', r"bad\.jsonl:1: a turn of the chat is '1'"),
-    "too_few": ('{"prompt": "a"}\n{"prompt": "A"}\n{"prompt": "b"}\n', r"has 2 distinct prompts; training, .* need 3"),
+    "too_few": ('{"prompt": "a"}\n{"prompt": "A"}\n{"prompt": "b"}\n', r"has 2 distinct prompts; the splits need 3"),
 }
 
 

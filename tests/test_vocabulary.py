@@ -221,7 +221,7 @@ def test_another_meaning_of_a_shared_id_is_refused_with_the_ids(tmp_path, tiny, 
     path = Path(saved(tmp_path / "renamed", tiny, WORLD))
     core = (path / "tokenizer.json").read_text()
     (path / "tokenizer.json").write_text(core.replace('"red"', '"scarlet"'))
-    with pytest.raises(ValueError, match=r"another tokenizer.*1 ids mean.*'red' for the student and 'scarlet' for the teacher"):
+    with pytest.raises(ValueError, match=r"another tokenizer.*1 id means.*'red' for the student and 'scarlet' for the teacher"):
         external(str(path)).check_tokenizer(AutoTokenizer.from_pretrained(tiny))
 
 
@@ -235,7 +235,12 @@ def test_a_teacher_with_too_few_rows_is_refused_before_it_is_loaded(tmp_path, ti
 
 PAIRS = {
     "padded": ((WORLD + 16, ()), (WORLD, ()), None, "padded to 48: rows from 32 on are neither sampled nor compared"),
-    "teacher_has_more": ((WORLD + 16, ()), (WORLD + 8, ("<a>", "<b>")), None, "2 tokens that only teacher has ('<a>', '<b>')"),
+    "teacher_has_more": (
+        (WORLD + 16, ()),
+        (WORLD + 8, ("<a>", "<b>")),
+        None,
+        "2 tokens that only the teacher has ('<a>', '<b>')",
+    ),
     "student_has_more": ((WORLD + 16, ("<a>", "<b>")), (WORLD, ()), "unshared_mass", "2 tokens that only the student has"),
 }
 

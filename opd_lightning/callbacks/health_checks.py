@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from opd_lightning.callbacks.diagnostics import repetition
+from opd_lightning.contracts import Renderer
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,9 @@ REMEDIES = {
     "prompts, or more "
     "rollout.num_generations",
     "repetition": "completions repeat themselves; lower optim.lr, or use loss/divergence=forward_kl",
-    "truncated": "most completions never end; raise rollout.sampling.max_new_tokens, use "
-    "rollout.mask_truncated_completions=true, or set model.end_token if the teacher ends replies with another token",
+    "truncated": "most completions never end with {ends}, at which rollouts stop; if the first completions did, the teacher "
+    "ends replies with another token, or optim.lr is too high: see the results on replies of check, and model.end_token; "
+    "otherwise begin with SFT, raise rollout.sampling.max_new_tokens, or use rollout.mask_truncated_completions=true",
 }
 
 
@@ -75,12 +77,13 @@ class HealthChecks(L.Callback):
             out = value < bound if name == "entropy" else value > bound
             self.beyond[name] = self.beyond[name] + 1 if out else 0
             if self.beyond[name] == self.patience:
+                remedy = REMEDIES[name].format(ends=ends_of(module.renderer))
                 message = (
                     f"update {trainer.global_step}: {name} has been {value:.3g} (bound {bound:g}) for {self.patience} updates"
                 )
                 if self.stop:
-                    raise ValueError(f"{message}: {REMEDIES[name]}. callbacks.health_checks.stop=false goes on all the same.")
-                log.warning(f"warning: {message}: {REMEDIES[name]}.")
+                    raise ValueError(f"{message}: {remedy}. callbacks.health_checks.stop=false goes on all the same.")
+                log.warning(f"warning: {message}: {remedy}.")
 
     def watched(self, trainer: L.Trainer, module: Any, outputs: Any) -> dict[str, float]:
         """The checked numbers of this step, as far as they were measured."""
@@ -112,3 +115,8 @@ class HealthChecks(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the updates out of bounds from a checkpoint."""
         self.beyond, self.first_length = dict(state["beyond"]), state["first_length"]
+
+
+def ends_of(renderer: Renderer) -> str:
+    """The tokens that end a reply, as text."""
+    return " or ".join(repr(str(renderer.tokenizer.convert_ids_to_tokens(i))) for i in renderer.end_ids)

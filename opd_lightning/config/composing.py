@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from opd_lightning.config.aliases import renamed, updated
 from opd_lightning.config.grammar import quote_override, quoted
+from opd_lightning.config.no_columns import column_error
 
 HERE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(next(p for p in (HERE / "conf", HERE.parent / "conf") if p.is_dir()))
@@ -37,8 +38,14 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 def compose(overrides: list[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """The configuration from overrides, inside or outside a Hydra application; `folders` hold users' own options."""
+    """The configuration from overrides, inside or outside a Hydra application; `folders` hold users' own options.
+
+    Raises:
+        ValueError: a mapping of columns names one that no example has a part for.
+    """
     overrides = [quote_override(renamed(override)) for override in overrides]
+    if problem := next((p for override in overrides if (p := column_error(override))), None):
+        raise ValueError(problem)
     if folders:
         overrides = [*overrides, f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"]
     if GlobalHydra.instance().is_initialized():

@@ -16,6 +16,7 @@ from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.config.grammar import grammar_error, is_sweep, parse, parses, quote_override, shell, split_words
 from opd_lightning.config.hints import hint, owners
 from opd_lightning.config.names import nearest
+from opd_lightning.config.no_columns import no_column, no_interpolation
 from opd_lightning.config.schema import parameters_of
 from opd_lightning.config.trainer_arguments import refusal
 from opd_lightning.utils.secrets import is_secret
@@ -145,22 +146,6 @@ def values(override: Override) -> list[Any]:
     return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
 
 
-NO_COLUMNS = {
-    **dict.fromkeys(
-        ("tools", "functions"), "chats are rendered without descriptions of tools; put them into the system prompt"
-    ),
-    "images": "models here read text alone; describe them in the prompt",
-}
-"""Columns that are no part of an example, with the reason and the remedy."""
-
-
-def no_column(override: Override) -> str | None:
-    """The error if a key would name a column that no example has a part for."""
-    place, _, column = override.key_or_group.rpartition(".")
-    reason = NO_COLUMNS.get(column) if place == "task.columns" else None
-    return f"{override.input_line}: {reason} (task.prepare), and leave this out." if reason else None
-
-
 def key_error(override: Override, base: Any, beside: str, folders: list[Path]) -> str | None:
     """The error if an override's key is not in the composed configuration."""
     node, path = base, list[str]()
@@ -182,7 +167,7 @@ def key_error(override: Override, base: Any, beside: str, folders: list[Path]) -
             return f"{override.input_line} is no key{beside}{end}"
         path.append(part)
         node = node[part]
-    return None
+    return no_column(override) or no_interpolation(override, base)
 
 
 def unlisted(override: Override, node: dict[str, Any], name: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.types import Messages
@@ -60,6 +60,11 @@ class ChatTemplate:
             if quoted_twice(messages, text):
                 text = str(self.tokenizer.apply_chat_template(with_objects(messages), **options))
             return text
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template of the model is no Jinja (line {error.lineno}: {error}); mend it, or give "
+                "model.chat_template=<file>."
+            ) from error
         except TemplateError as error:
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise ValueError(

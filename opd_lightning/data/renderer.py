@@ -23,7 +23,8 @@ class ChatRenderer:
     Args:
         tokenizer: the model's.
         template_options: keyword arguments for the chat template, such as {"enable_thinking": False}.
-        end_token: the token that ends a reply; None takes the one that the template writes behind a reply, or EOS.
+        end_token: the token that ends a reply, and the only one; None takes the one that the template writes behind a reply,
+            or EOS, and knows both.
         split_special_tokens, today: see `ChatTemplate`.
 
     Raises:
@@ -74,7 +75,12 @@ class ChatRenderer:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """Every id that ends a reply."""
+        """Every id that ends a reply: the chosen `end_token` alone, or else those of `known_ends`."""
+        return self.known_ends if self.end_token is None else [self.end_id]
+
+    @cached_property
+    def known_ends(self) -> list[int]:
+        """The ids of `end_token`, EOS, and the token that the template writes behind a reply; no reference has them twice."""
         return sorted({self.end_id, int(self.tokenizer.eos_token_id), *self.tail[:1]})
 
     def render(self, messages: Messages, tools: Sequence[Any] | None = None) -> Rendered:
@@ -101,8 +107,8 @@ class ChatRenderer:
             return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.end_id]
         chat = [*messages, {"role": "assistant", "content": text}]
         reply_ids, _ = self.continuation(chat, tools)
-        n_ends = sum(token in self.end_ids for token in self.tail)
-        ends = [i for i, token in enumerate(reply_ids) if token in self.end_ids][-n_ends:] if n_ends else []
+        n_ends = sum(token in self.known_ends for token in self.tail)
+        ends = [i for i, token in enumerate(reply_ids) if token in self.known_ends][-n_ends:] if n_ends else []
         return [*(reply_ids[: ends[0]] if ends else reply_ids), self.end_id]
 
     def continuation(self, chat: Messages, tools: Sequence[Any] | None = None) -> tuple[list[int], bool]:
@@ -131,7 +137,7 @@ class ChatRenderer:
 
     def without_end(self, text: str) -> str:
         """A reply without end tokens at its end, and the blanks behind them."""
-        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.end_ids]
+        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.known_ends]
         while (end := next((e for e in ends if text.rstrip().endswith(e)), None)) is not None:
             text = text.rstrip().removesuffix(end)
         return text
@@ -155,7 +161,7 @@ class ChatRenderer:
         chat = [*messages, {"role": "assistant", "content": reply} if isinstance(reply, str) else reply]
         before, begin = self.template.ids(chat, False, **described(tools)), len(self.render(messages, tools).token_ids)
         after = self.render([*chat, *answers], tools).token_ids
-        ends = [i for i, token in enumerate(before) if token in self.end_ids and i >= begin]
+        ends = [i for i, token in enumerate(before) if token in self.known_ends and i >= begin]
         cut = ends[-1] + 1 if ends else len(before)
         return after[cut:] if after[:cut] == before[:cut] else self.behind_any(messages, answers, tools)
 
@@ -164,7 +170,7 @@ class ChatRenderer:
         chat = [*messages, {"role": "assistant", "content": PROBE}, *answers]
         text, spans = self.template.spans(chat, reply_follows=True, **described(tools))
         at = text.find(PROBE) + len(PROBE)
-        ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.end_ids)
+        ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.known_ends)
         if text.count(PROBE) != 1 or (end := re.compile(rf"\s*(?:{ends})").match(text, at)) is None:
             raise ValueError(
                 "the chat template of the model rewrites earlier turns when others follow, so a conversation cannot go on from "

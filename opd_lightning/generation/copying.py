@@ -30,6 +30,7 @@ class CopyingGenerator(ABC):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, renderer: Renderer | None, max_mismatch: float | None):
         self.tokenizer, self.renderer = tokenizer, renderer
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
+        self.end_chosen = getattr(renderer, "end_token", None) is not None
         self.allowed = sorted(set(tokenizer.get_vocab().values()))
         self.probe, self.max_mismatch = Probe(ValidIds.of(tokenizer.get_vocab())), max_mismatch
         self.student: Any = None
@@ -106,7 +107,7 @@ class CopyingGenerator(ABC):
 
     def ends(self) -> list[int]:
         """The ids that end a completion."""
-        return eos_ids(self.student.lm, self.end_ids)
+        return self.end_ids if self.end_chosen else eos_ids(self.student.lm, self.end_ids)
 
 
 def finished(

@@ -33,7 +33,8 @@ class TransformersGenerator:
 
     Args:
         tokenizer: the student's.
-        renderer: has the tokens that end a reply; without it EOS and those of the model's generation config end it.
+        renderer: has the tokens that end a reply. Those of the model's generation config end it too, unless the renderer has
+            a chosen `end_token`; a teacher that writes keeps its own.
         drop_finished: completions that have ended leave the batch.
         share_prefill: a prompt is read once for all of its completions.
         pack_weights: decode with copies of the weights that suit the processor; see `models.packed`.
@@ -50,6 +51,7 @@ class TransformersGenerator:
         self.tokenizer, self.valid_ids = tokenizer, ValidIds.of(tokenizer.get_vocab())
         self.end_ids = [tokenizer.eos_token_id] if renderer is None else list(renderer.end_ids)
         self.shortcuts, self.pack_weights = Shortcuts(drop_finished, share_prefill), pack_weights
+        self.end_chosen = getattr(renderer, "end_token", None) is not None
         self.student: Any = None
         self.version: int | None = None
         self.metrics: dict[str, float] = {}
@@ -58,7 +60,8 @@ class TransformersGenerator:
         """`sampling.n` completions per prompt, those of one prompt adjacent; see `Generator`."""
         ids = [prompt.token_ids for prompt in prompts for _ in range(sampling.n)]
         with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
-            ends, pad = eos_ids(lm, self.end_ids), self.tokenizer.pad_token_id
+            ends = self.end_ids if self.end_chosen and model is None else eos_ids(lm, self.end_ids)
+            pad = self.tokenizer.pad_token_id
             with packed(lm) if self.pack_weights else nullcontext():
                 completions = decode(lm, ids, sampling, ends, pad, self.valid_ids, self.shortcuts)
             if model is None and sampling.temperature and torch.is_autocast_enabled(lm.device.type):

@@ -108,7 +108,7 @@ class Pretrained:
 
     @property
     def name(self) -> str:
-        """The field and its value, for errors."""
+        """Field and value."""
         return f"{self.field}={self.path}"
 
     def preview(self) -> list[str]:
@@ -224,7 +224,7 @@ class Pretrained:
         return config.get_text_config()
 
     def lineage(self) -> list[str]:
-        """The paths that the weights come from, newest first."""
+        """Paths of the weights, newest first."""
         return [self.path, *(self._base().lineage() if is_run(self.path) or self.is_adapter() else [])]
 
     def training_flops(self) -> int | None:
@@ -253,9 +253,8 @@ class Pretrained:
             option = self.field.replace("path", "base")
             path = adapter_folder.base_of(locate(self.path), self.base, self.name, option)
             base, template, field = None, self.chat_template, f"{self.name}, an adapter: {option}"
-        options = (self.template_options, None, template, self.checkpointing)
-        ends = {"end_token": end, "split_special_tokens": self.split_special_tokens}
-        return Pretrained(path, dtype, self.attention, *options, field=field, base=base, **ends)  # type: ignore[arg-type]
+        options, ends = (self.template_options, None, template, self.checkpointing), (end, self.split_special_tokens)
+        return Pretrained(path, dtype, self.attention, *options, False, field, *ends, base)  # type: ignore[arg-type]
 
     def _from_run(self) -> PreTrainedModel:
         """The run's weights; an adapter is merged into its base model."""
@@ -291,10 +290,10 @@ class _LoadingErrors:
 
     def __exit__(self, kind, error, trace) -> None:
         # Damaged files raise many kinds of errors; full memory is another fault, and the other two are sentences already.
-        if not isinstance(error, Exception) or isinstance(error, (FolderError, UnsupportedModel, MemoryError)):
+        passed = isinstance(error, (FolderError, UnsupportedModel, MemoryError)) or "out of memory" in str(error)
+        if passed or not isinstance(error, Exception):
             return
-        if "out of memory" in str(error):
-            return
-        text = str(error).strip().splitlines() or [""]
-        prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ValueError(f"{self.sentence} ({prefix}{text[0]})") from error
+        text, missing = str(error).strip().splitlines() or [""], isinstance(error, ImportError)
+        sentence = f"{self.sentence.partition(';')[0]}: a package is missing" if missing else self.sentence
+        kind_of = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{sentence} ({kind_of}{' '.join(text) if missing else text[0]})") from error

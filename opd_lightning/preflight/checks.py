@@ -59,7 +59,7 @@ def models(parts: Components) -> Iterator[CheckResult]:
             if differing
             else "; the same vocabulary, EOS, special tokens and chat template"
         )
-        if excluded := comparison.describe("the student", name):
+        if excluded := comparison.describe("the student", f"the {name}"):
             text += f"; compared on {comparison.shared.count} tokens, left out: {excluded}"
         if fatal:
             text += f"; {differences(comparison)}" if comparison.conflicts else ""

@@ -5,8 +5,11 @@ from collections.abc import Iterator, Sequence
 from opd_lightning.data.chat_template import special_pattern, spellings
 from opd_lightning.data.conversations import learned
 from opd_lightning.data.renderer import ChatRenderer
+from opd_lightning.models.ends import usual_ends
 from opd_lightning.preflight.checks import CheckResult
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.texts import changed_texts, header
+from opd_lightning.runs.identity import is_run
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.types import Example
 
@@ -25,6 +28,8 @@ def replies(parts: Components) -> Iterator[CheckResult]:
             "date", "pass", f"the chat template writes a date; this run keeps {parts.renderer.template.today:%Y-%m-%d}"
         )
     examples = parts.examples[:: max(1, len(parts.examples) // MAX_EXAMPLES)]
+    yield from header(parts.renderer)
+    yield from changed_texts(examples, parts.renderer, parts.rollout.reads_references)
     if parts.rollout.reads_references:
         yield from references([e for e in examples if e.completion is not None and e.turns is None], parts.renderer)
         yield from conversations([e for e in examples if e.turns is not None], parts.renderer)
@@ -33,17 +38,21 @@ def replies(parts: Components) -> Iterator[CheckResult]:
 
 def student_end(parts: Components) -> CheckResult:
     """The result on the student's end tokens; a base model seldom generates that of its template."""
-    renderer, model_ends = parts.renderer, parts.model.generation_ends()
+    renderer, own = parts.renderer, parts.model.generation_ends() or []
     text = f"replies end with {names(renderer, [renderer.end_id])}"
     if others := [i for i in renderer.end_ids if i != renderer.end_id]:
         text += f"; rollouts also stop at {names(renderer, others)}"
-    if model_ends is None or renderer.end_id in model_ends or renderer.end_token is not None:
+    elif renderer.end_token is not None:
+        text += ", as model.end_token says, and rollouts stop at no other token"
+    if not own or renderer.end_id in own or is_run(parts.model.path):
         return CheckResult("replies", "pass", text)
+    begin = f"begin with SFT (method=sft model.end_token={renderer.end_token})"
+    remedy = "begin with SFT, take its instruction-tuned sibling, or set model.end_token" if others else begin
     return CheckResult(
         "replies",
         "warn",
-        f"{text}; the model's own generation_config ends with {names(renderer, model_ends)}, so this model may never write "
-        "the first: begin with SFT, take its instruction-tuned sibling, or set model.end_token.",
+        f"{text}; the model's own generation_config ends with {names(renderer, own)}, so this model may never write "
+        f"the first: {remedy}.",
     )
 
 
@@ -54,20 +63,31 @@ def teacher_ends(name: str, teacher: object, parts: Components) -> Iterator[Chec
         teacher_renderer = source.renderer()
     except ValueError:
         return  # without tokenizer or chat template of its own; see `checks.models`
-    student_token = str(renderer.tokenizer.convert_ids_to_tokens(renderer.end_id))
-    teacher_tokens = [str(teacher_renderer.tokenizer.convert_ids_to_tokens(i)) for i in teacher_renderer.end_ids]
-    if student_token in teacher_tokens:
+    student, own = usual_ends(parts.model, renderer), usual_ends(source, teacher_renderer)
+    if set(student) & set(own):
         return
-    text = f"the student's replies end with {student_token!r}, those of {source.field}={source.path} with {teacher_tokens[0]!r}"
-    if renderer.end_token is not None:
-        yield CheckResult(f"{name}'s replies", "warn", f"{text}, as model.end_token allows.")
-        return
-    yield CheckResult(
-        f"{name}'s replies",
-        "fail",
-        f"{text}, so that the student would unlearn to end. Set model.end_token={teacher_tokens[0]!r} (after SFT if the "
-        f"student never writes it), or model.end_token={student_token!r} to allow the difference.",
-    )
+    text = f"the student really ends replies with {quoted(student)}, {source.field}={source.path} with {quoted(own)}"
+    if renderer.end_token is None:
+        yield CheckResult(
+            f"{name}'s replies",
+            "fail",
+            f"{text}, so that the student would unlearn to end. Set model.end_token={student[0]!r}: rollouts then stop there "
+            f"alone, and a teacher=external counts its own end for it. Or set model.end_token={own[0]!r}, if the student ends "
+            "so after all (as it does after SFT with that option).",
+        )
+    elif teacher.takes_end:  # type: ignore[attr-defined]
+        yield CheckResult(
+            f"{name}'s replies",
+            "warn",
+            f"{text}; the teacher's is counted for {renderer.end_token!r}, as model.end_token says.",
+        )
+    else:
+        yield CheckResult(
+            f"{name}'s replies",
+            "warn",
+            f"{text}, as model.end_token allows; this kind of teacher cannot count its own end for the student's, so "
+            "rollout/truncated may rise.",
+        )
 
 
 def references(examples: Sequence[Example], renderer: ChatRenderer) -> Iterator[CheckResult]:
@@ -147,6 +167,11 @@ def special_tokens(examples: Sequence[Example], renderer: ChatRenderer) -> Itera
         )
 
 
+def quoted(tokens: Sequence[str]) -> str:
+    """Tokens in quotes, joined by "and"."""
+    return " and ".join(map(repr, tokens))
+
+
 def names(renderer: ChatRenderer, ids: Sequence[int]) -> str:
     """The texts of tokens, joined by "and"."""
-    return " and ".join(repr(str(renderer.tokenizer.convert_ids_to_tokens(i))) for i in ids)
+    return quoted([str(renderer.tokenizer.convert_ids_to_tokens(i)) for i in ids])

@@ -172,7 +172,7 @@ class TableTask:
             validation, train = (examples_of(part, self._example) for part in rows.parts([n_heldout, n_train]))
             return {"train": train, "validation": validation, "test": test}
         if n_distinct < 3:
-            raise ValueError(f"task.path={path} has {n_distinct} distinct prompts; training, validation and test need 3.")
+            raise ValueError(f"task.path={path} has {n_distinct} distinct prompt{'s' * (n_distinct != 1)}; the splits need 3.")
         test, validation, train = (examples_of(part, self._example) for part in rows.parts([n_heldout, n_heldout, n_train]))
         return {"train": train, "validation": validation, "test": test}
 

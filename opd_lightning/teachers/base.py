@@ -33,6 +33,7 @@ class BaseTeacher:
         alignment: the reading of a teacher with another tokenizer (`alignment.readings`); None chooses one where it is needed.
         aligned: whether it reads text in tokens of its own.
         served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
+        takes_end: whether its end token is counted for the one that `model.end_token` chooses.
         warning: a sentence for the user, or None.
     """
 
@@ -53,6 +54,7 @@ class BaseTeacher:
     own_tokenizer: Pretrained | None = None
     alignment: Any = None
     aligned = False
+    takes_end = False
 
     def __init__(self, context: NoContext | None = None):
         self.context = NoContext() if context is None else context

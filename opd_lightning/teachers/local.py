@@ -37,6 +37,7 @@ class LocalTeacher(BaseTeacher):
         self.alignment = alignment_of(alignment)
         self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
+        self.takes_end = isinstance(weights, External)
         self.source, self.warning = weights.source, weights.warning
         self.output_layer = self.own_tokenizer = weights.source
 
@@ -58,6 +59,8 @@ class LocalTeacher(BaseTeacher):
         """Load or copy the weights."""
         super().setup(student, renderer)
         self.check_tokenizer(renderer.tokenizer)
+        if self.takes_end:
+            self.weights.take_end(renderer)  # type: ignore[attr-defined]
         if not self.shares_weights:
             self.weights.setup(student)
 

@@ -112,4 +112,5 @@ def overlap(student: Mapping[str, int], teacher: Mapping[str, int]) -> Overlap:
 def differences(comparison: Overlap, n: int = 3) -> str:
     """The first ids that mean different tokens, as text."""
     shown = ", ".join(f"{i} is {a!r} for the student and {b!r} for the teacher" for i, a, b in comparison.conflicts[:n])
-    return f"{len(comparison.conflicts)} ids mean different tokens, such as {shown}"
+    count = len(comparison.conflicts)
+    return f"{count} {'id means' if count == 1 else 'ids mean'} different tokens, such as {shown}"

@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd_lightning.contracts import Renderer
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
+from opd_lightning.models.ends import exchange_rows, usual_ends
 from opd_lightning.models.flops import Sizes
 from opd_lightning.teachers.weights.base import Weights
 from opd_lightning.types import Sequences
@@ -29,6 +31,7 @@ class External(Weights):
     frozen = True
     source: Pretrained
     overlap: Overlap | None = None
+    exchanged: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -61,6 +64,19 @@ class External(Weights):
         self.overlap = comparison
         self.valid_ids = comparison.shared if comparison.student_only else None
 
+    def take_end(self, renderer: Renderer) -> None:
+        """Count the teacher's end token for the student's chosen one (`model.end_token`): it then teaches when to end."""
+        chosen = getattr(renderer, "end_token", None)
+        if chosen is None:
+            return
+        try:
+            own = self.source.renderer()
+        except ValueError:  # without tokenizer or chat template of its own
+            return
+        ends, ids = usual_ends(self.source, own), renderer.tokenizer.get_vocab()
+        if chosen not in ends and ends[0] in ids:
+            self.exchanged = (ids[chosen], ids[ends[0]])
+
     def setup(self, student: Student) -> None:
         """Load the weights next to the student's; distributions are over the tokens of both models.
 
@@ -77,6 +93,8 @@ class External(Weights):
                     "student's tokens: not all of them can be read or compared; give it its own tokenizer, or choose another."
                 )
         shared, lm = shared.intersection([ValidIds(rows)]), self.source.model()
+        if self.exchanged is not None and max(self.exchanged) < rows:
+            exchange_rows(lm, *self.exchanged)
         self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(f"{self.field}={self.source.path}")
 
