@@ -85,3 +85,15 @@ def test_joined_hidden_states_predict_the_completion_tokens(rows):
         order = list(reversed(range(len(rows))))
         packed = packed_index(order, [sample.trainable for sample in own])
         assert followed[packed].tolist() == [t for c in reversed(completions) for t in c]
+
+
+def test_log_probabilities_and_weights_are_not_rounded_under_a_narrow_default():
+    """As Lightning sets it within a step of bf16-true."""
+    example, prompt = Example("a", [{"role": "user", "content": "x"}]), Rendered([1, 2])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        sample = single_turn(example, 0, prompt, Completion([3, 4], "stop", [-0.123456, -2.0]), "student", False)
+        tokens = pack([sample], torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert tokens.sampler_logprob.tolist() == pytest.approx([-0.123456, -2.0]) and tokens.weight.dtype == torch.float32

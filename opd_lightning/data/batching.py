@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opd_lightning.contracts import TeacherScores
 from opd_lightning.types import Sample, Sequences, Tokens
+from opd_lightning.utils.dtypes import real_dtype
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def pack(samples: Sequence[Sample], device: torch.device) -> Tokens:
     columns = {
         "ids": torch.cat([sample.token_ids[sample.loss_mask] for sample in samples]),
         "position": torch.cat([torch.arange(n) for n in counts.tolist()]),
-        "weight": torch.repeat_interleave(torch.tensor([float(sample.include_in_loss) for sample in samples]), counts),
+        "weight": torch.repeat_interleave(
+            torch.tensor([float(sample.include_in_loss) for sample in samples], dtype=real_dtype()), counts
+        ),
         "sample": torch.repeat_interleave(torch.arange(len(samples)), counts),
         "group": torch.repeat_interleave(torch.tensor([sample.group for sample in samples]), counts),
     }

@@ -3,6 +3,7 @@
 import torch
 
 from opd_lightning.types import Completion, Example, Rendered, Sample
+from opd_lightning.utils.dtypes import real_dtype
 
 
 def check_options(num_generations: int, num_iterations: int, async_steps: int = 0) -> None:
@@ -20,7 +21,7 @@ def single_turn(
 ) -> Sample:
     """The sample of a prompt and its completion; with `mask_truncated` a truncated one is left out of the loss."""
     n = len(prompt.token_ids)
-    logprobs = None if completion.logprobs is None else torch.tensor([0.0] * n + completion.logprobs)
+    logprobs = None if completion.logprobs is None else torch.tensor([0.0] * n + completion.logprobs, dtype=real_dtype())
     token_ids = torch.tensor([*prompt.token_ids, *completion.token_ids], dtype=torch.long)
     return Sample(
         example=example,

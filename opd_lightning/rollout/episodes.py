@@ -11,6 +11,7 @@ import torch
 
 from opd_lightning.contracts import Environment, Generator
 from opd_lightning.types import Completion, Example, Messages, Rendered, Sample, SamplingParams, Verdict
+from opd_lightning.utils.dtypes import real_dtype
 from opd_lightning.utils.seeds import derive_seed
 from opd_lightning.utils.threads import Failed, call_all, failure
 
@@ -192,7 +193,7 @@ class Episodes:
             prompt_length=n,
             source="student",
             finish_reason=reason,  # type: ignore[arg-type]
-            logprobs=torch.tensor([0.0] * n + episode.logprobs[:last]) if sampled else None,
+            logprobs=torch.tensor([0.0] * n + episode.logprobs[:last], dtype=real_dtype()) if sampled else None,
             verdict=episode.verdict,
             policy_version=episode.policy_version,
             include_in_loss=not self.mask_truncated or reason != "length",

@@ -11,6 +11,7 @@ from torch import Tensor
 from opd_lightning.data.batching import pack
 from opd_lightning.losses.objective import Objective
 from opd_lightning.types import Example, Sample, Tokens, Verdict
+from opd_lightning.utils.dtypes import real_dtype
 from opd_lightning.utils.metrics import StepMetrics
 from opd_lightning.utils.vocabulary import valid_ids_of
 
@@ -73,7 +74,8 @@ class Scoring:
         if not self.needs_verdicts:
             return samples, tokens
         samples = self.judge(samples)
-        rewards = torch.tensor([sample.verdict.content for sample in samples if sample.verdict], device=module.device)
+        contents = [sample.verdict.content for sample in samples if sample.verdict]
+        rewards = torch.tensor(contents, device=module.device, dtype=real_dtype())
         metrics.mean("rollout/reward", rewards)
         tokens = replace(tokens, reward=rewards[tokens.sample], pass_rate=pass_rates(rewards, samples)[tokens.sample])
         if self.objective.rewarded:
