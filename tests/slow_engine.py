@@ -25,7 +25,7 @@ class SlowEngine:
 
     holds_weights = True
 
-    def __init__(self, tokenizer, folder=None, seconds=0.0, fails_at=None, stops_at=None):
+    def __init__(self, tokenizer, folder=None, seconds=0.0, fails_at=None, stops_at=None, **_):
         self.tokenizer, self.folder, self.seconds = tokenizer, folder, seconds
         self.fails_at, self.stops_at = fails_at, stops_at
         self.lm, self.version = None, None

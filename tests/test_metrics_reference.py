@@ -31,7 +31,7 @@ ELSEWHERE = {
     "train/log_ratio": "losses/diagnostics.py",
     "train/padding_mass": "losses/head.py",
     "train/unshared_mass": "losses/shared.py",
-    "train/reference_unshared_mass": "losses/objective.py",
+    "train/reference_unshared_mass": "losses/diagnostics.py",
     "rollout/<teacher>_unreadable": "teachers/reading.py",
     "rollout/leakage": "callbacks/diagnostics.py",
     "eval/<skill>/nll": "evaluation/reference_nll.py",
