@@ -19,15 +19,15 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 
 
-def save_tiny(folder: Path, seed: int, intermediate: int = 32) -> str:
+def save_tiny(folder: Path, seed: int, intermediate: int = 32, hidden: int = 16, heads: int = 2) -> str:
     """A random model that fits the world's vocabulary; large enough weights that its distributions are not uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=16,
+        hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         max_position_embeddings=128,
         tie_word_embeddings=True,
         initializer_range=0.3,

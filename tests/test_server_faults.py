@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd_lightning.config import compose
 from opd_lightning.generation.server import Server
 from opd_lightning.generation.server_process import StartedServer
 from opd_lightning.module import DistillationModule
 from opd_lightning.runs.status import read_status
-from opd_lightning.toy.world import VOCABULARY, world_tokenizer
 from opd_lightning.training.run import run
+from tests.conftest import save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
 STEPS = 5
@@ -31,25 +30,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # with "uni" a server on the
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> tuple[str, str]:
     """A student and a teacher whose heads have a size that vLLM's attention knows."""
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            initializer_range=0.3,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-        folders.append(str(tmp_path_factory.mktemp("models") / str(seed)))
-        LlamaForCausalLM(config).save_pretrained(folders[-1])
-        world_tokenizer().save_pretrained(folders[-1])
+    root = tmp_path_factory.mktemp("models")
+    folders = [save_tiny(root / str(seed), seed, hidden=32, heads=1) for seed in (0, 1)]
     return folders[0], folders[1]
 
 

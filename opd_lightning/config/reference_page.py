@@ -1,38 +1,11 @@
-"""Pages of the reference of keys: in the terminal, and docs/keys.md (python -m opd_lightning.config.reference_page FILE)."""
+"""The reference of keys in the terminal: --help keys, --help <group> and --help <key>."""
 
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from opd_lightning.config.names import nearest
 from opd_lightning.config.reference import options
-
-
-def markdown() -> str:
-    """The page of all keys."""
-    lines = [
-        "# Keys",
-        "",
-        "Every key with its default, type and meaning; written by",
-        "`python -m opd_lightning.config.reference_page docs/keys.md`. In a terminal: `python -m opd_lightning --help keys`,",
-        "`--help optim`, `--help optim.lr`. [Configuration](configuration.md) says how to set them. A default in `${...}`",
-        "follows another key; `???` has to be given.",
-    ]
-    found = options()
-    for group in dict.fromkeys(option.group for option in found):
-        members = [option for option in found if option.group == group]
-        lines += ["", f"## {group or 'Every run'}", ""]
-        lines += [f"- `{option.title}`: {option.meaning}" for option in members if group]
-        rows = [(option, key) for option in members for key in option.keys]
-        if rows:
-            lines += [""] if group else []
-            lines += ["| option | key | default | type | meaning |", "|---|---|---|---|---|"]
-        for option, key in rows:
-            meaning = key.meaning.replace("<", "\\<")
-            cells = (f"`{option.name}`" if group else "", f"`{key.place}`", f"`{key.default}`", key.type, meaning)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def terminal(topic: str, folders: Sequence[Path], width: int) -> str:
@@ -70,7 +43,3 @@ def wrapped(text: str, width: int, indent: str) -> list[str]:
     """A text in lines."""
     options = {"initial_indent": indent, "subsequent_indent": f"{indent}    ", "break_on_hyphens": False}
     return textwrap.wrap(text, width, **options)  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(markdown())

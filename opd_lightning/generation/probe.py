@@ -28,6 +28,11 @@ def reading_gap(
     return float((read - torch.tensor(completion.logprobs, dtype=read.dtype)).abs().mean())
 
 
+def written_logprobs(logits: Tensor, rows: Tensor) -> Tensor:
+    """Log-probabilities [rows, L - 1] of each token but the first, from the logits [rows, L - 1, V] that predict them."""
+    return logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
+
+
 class Probe:
     """Rows of random tokens, the same at every comparison; improbable tokens make a small difference of weights visible.
 
@@ -56,7 +61,7 @@ class Probe:
         with student.eval_mode() as lm:
             rows = torch.tensor(self.rows, device=lm.device)
             logits = lm(input_ids=rows).logits.float()[:, :-1]
-        student_logprobs = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1).cpu()
+        student_logprobs = written_logprobs(logits, rows).cpu()
         difference = float((engine_logprobs - student_logprobs).abs().mean())
         if not difference <= bound:
             raise ValueError(

@@ -1,7 +1,7 @@
 """A teacher behind a vLLM server that writes hidden states to files: its exact full vocabulary, by its own output layer.
 
 The server runs `extract_hidden_states` on the last layer with a connector that writes files in a folder that this process
-reads; docs/engines.md has the command. The states are those before the final norm.
+reads; docs/served_teachers.md has the command. The states are those before the final norm.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.data.batching import packed_index
-from opd_lightning.generation.probe import Probe
+from opd_lightning.generation.probe import Probe, written_logprobs
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.output_layers import final_norm, without_blocks
@@ -89,14 +89,14 @@ class RemoteHiddenTeacher(RemoteTeacher):
         answers = self.answers(rows)
         served = torch.stack([self.api.parse(answer, row, 0)[2] for answer, row in zip(answers, rows, strict=True)])
         hidden = torch.stack([self.hidden(answer, row)[:-1] for answer, row in zip(answers, rows, strict=True)])
-        log_p = self.output.head.project(hidden.flatten(0, 1)).log_softmax(-1).cpu()
-        ours = log_p.gather(-1, torch.tensor(rows)[:, 1:].reshape(-1, 1)).reshape(served.shape)
+        logits = self.output.head.project(hidden.flatten(0, 1)).cpu()
+        ours = written_logprobs(logits.unflatten(0, served.shape), torch.tensor(rows))
         difference = float((ours - served).abs().mean())
         if not difference <= self.tolerance:
             raise ValueError(
                 f"the hidden states of {self.servers.field}.urls={self.servers.urls[0]} give other log-probabilities than the "
                 f"server (by {difference:.2g} nats per token, teacher.tolerance={self.tolerance:g}): the folder {source.path} "
-                "holds another model, or the server writes another layer; see docs/engines.md."
+                "holds another model, or the server writes another layer; see docs/served_teachers.md."
             )
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
@@ -137,12 +137,14 @@ class RemoteHiddenTeacher(RemoteTeacher):
         path = states_path(answer)
         where = f"{self.servers.field}.urls={self.servers.urls[0]}"
         if path is None:
-            raise ValueError(f"{where} writes no hidden states; start it as docs/engines.md says, or take teacher=remote.")
+            raise ValueError(
+                f"{where} writes no hidden states; start it as docs/served_teachers.md says, or take teacher=remote."
+            )
         states = load(path, self.servers.timeout_s)
         if states is None:
             raise ValueError(f"{where} wrote {path}, which cannot be read here; give it a folder that both see.")
         if states["token_ids"].tolist() != list(ids) or states["hidden_states"].shape[1] != 1:
-            raise ValueError(f"{where} wrote hidden states of other tokens, or of several layers; see docs/engines.md.")
+            raise ValueError(f"{where} wrote hidden states of other tokens, or of several layers; see docs/served_teachers.md.")
         weight = next(self.norm.parameters())
         with torch.no_grad():
             return self.norm(states["hidden_states"][:, 0].to(weight.device, weight.dtype))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.generation.probe import Probe
+from opd_lightning.generation.probe import Probe, written_logprobs
 from opd_lightning.models import Pretrained
 from opd_lightning.utils.http import ServerError, Servers
 from opd_lightning.utils.vocabulary import ValidIds
@@ -102,7 +102,7 @@ def check_local(teacher: Any, model: Pretrained, valid_ids: ValidIds, served: Te
     rows = torch.tensor(Probe(valid_ids).rows)
     with torch.no_grad():
         logits = model.model().eval()(input_ids=rows).logits.float()[:, :-1]
-    local = logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).squeeze(-1)
+    local = written_logprobs(logits, rows)
     difference = float((local - served).abs().mean())
     if not difference <= teacher.tolerance:
         raise ValueError(
