@@ -16,7 +16,7 @@ OPTIONS = options()
 
 
 def test_help_keys_has_every_option_and_every_key():
-    text = terminal("keys", [], 10_000)
+    text = terminal("keys", [Path(CONF_DIR)], 10_000)
     for option in OPTIONS:
         assert f"{option.title or 'every run'}: {option.meaning}" in text
         for key in option.keys:
