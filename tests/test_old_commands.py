@@ -19,6 +19,8 @@ COMMANDS = (Path(__file__).parent / "runs" / "commands_at_2d79f2c.txt").read_tex
 """What stood behind `python -m opd_lightning`, without the lines whose values were left open."""
 RENAMED = [line for line in COMMANDS if re.search(r"support|samples_per|\.samples=|updates_per|rollout\.temperature", line)]
 
+WITHOUT_TEACHER = ["task=deepmath 'model.path=<model>' method=opd", "task=openthoughts 'model.path=<model>'"]
+
 
 def composed(line: str) -> None:
     """Check the configuration of a command line; of a sweep, that of its first cell."""
@@ -41,8 +43,15 @@ def test_a_command_with_old_names_composes_with_one_warning_for_each(line, caplo
     assert said and len(said) == len(set(said))
 
 
+@pytest.mark.parametrize("line", WITHOUT_TEACHER)
+def test_a_command_that_left_the_embedded_teacher_to_another_model_is_refused(line):
+    """Before, training refused it, for the embedded teacher has another tokenizer than any other model."""
+    with pytest.raises(ValueError, match=r"give teacher\.path=<folder, hub id or run>"):
+        composed(line)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in RENAMED])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in (*RENAMED, *WITHOUT_TEACHER)])
 def test_a_command_composes(line):
     composed(line)
 

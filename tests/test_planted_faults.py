@@ -132,7 +132,7 @@ FAULTS = {
             f"teacher.path={f.bytes}",
             "model.end_token=<|pad|>",
         ],
-        "warn teacher's replies: .*as model.end_token allows",
+        r"warn teacher's replies: .*is counted for '<\|pad\|>', as model\.end_token says",
     ),
     "A10, date": (lambda f: sft(f, DATED), "pass date: the chat template writes a date; this run keeps"),
     "B11": (lambda f: model(f, config(num_hidden_layers=3)), "fail student's weights: .*missing and to be drawn at random"),
