@@ -9,7 +9,8 @@ Of the references:
       loss/vocab_support=topk
 
 Of the model's own completions:
-  python -m opd_lightning.score out=kept method=opd model.path=<run or model>
+  python -m opd_lightning.score out=kept method=opd \\
+      model.path=<model> teacher.path=<teacher>
   python -m opd_lightning method=opd_topk rollout=recorded rollout.path=kept \\
       teacher=cached teacher.path=kept
 
