@@ -9,11 +9,9 @@ from opd_lightning.config import compose
 from opd_lightning.runs.identity import run_hash
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.teachers import RemoteTeacher
-from opd_lightning.teachers.remote import of_tokens
 from opd_lightning.teachers.wire import VLLM, SGLang
 from opd_lightning.training.run import run
 from opd_lightning.utils.http import ServerError, Servers
-from opd_lightning.utils.vocabulary import ValidIds
 
 
 @pytest.fixture
@@ -79,12 +77,6 @@ def test_hidden_states_of_another_model_are_refused(small, served, narrow, tmp_p
     served.states = None
     with pytest.raises(ValueError, match="writes no hidden states"):
         run(small(*refused))
-
-
-def test_padding_among_the_most_probable_tokens_counts_as_the_rest():
-    ids, logprobs = of_tokens(torch.tensor([[7, 1, 9], [0, 1, 2]]), torch.tensor([[-1.0, -2.0, -3.0]] * 2), ValidIds(6, (0,)))
-    assert ids[0, 1] == 1 and len(set(ids[0].tolist())) == 3 and bool(ValidIds(6, (0,)).contains(ids).all())
-    assert logprobs.tolist() == [[-torch.inf, -2.0, -torch.inf], [-torch.inf, -2.0, -3.0]]
 
 
 @pytest.mark.slow

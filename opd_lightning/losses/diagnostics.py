@@ -77,10 +77,10 @@ def _(target: SortedLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) ->
 @compare.register
 def _(target: TopKLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
     """KLs of the distributions over the teacher's top k and the rest: lower bounds of those over the vocabulary."""
-    top, chosen = target.ids, target.logprobs
-    log_s_top = log_s.gather(-1, top)
+    top, chosen, named = target.ids, target.logprobs, target.named
+    log_s_top = log_s.gather(-1, top).masked_fill(~named, -torch.inf)
     log_t = torch.cat([chosen, target.log_tail(top)], -1)
-    coarse = torch.cat([log_s_top, log_tail(log_s, top)], -1)
+    coarse = torch.cat([log_s_top, log_tail(log_s, top, named)], -1)
     stats = {
         "forward_kl_topk": -expect(log_t.exp(), coarse - log_t),
         "reverse_kl_topk": expect(coarse.exp(), coarse - log_t),

@@ -21,9 +21,14 @@ def _rows(tensor: Tensor | None, index: Tensor | slice) -> Tensor | None:
     return None if tensor is None else tensor[index]
 
 
-def log_tail(log_p: Tensor, ids: Tensor) -> Tensor:
-    """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V]."""
-    return log_sum(log_p.scatter(-1, ids, -torch.inf))
+def log_tail(log_p: Tensor, ids: Tensor, named: Tensor | None = None) -> Tensor:
+    """Log of the probability [n, 1] outside of the tokens ids [n, k], -inf if there is none, from log-probabilities [n, V].
+
+    Ids where `named` [n, k] is False stay outside; a row's ids all differ where it has any.
+    """
+    if named is None:
+        return log_sum(log_p.scatter(-1, ids, -torch.inf))
+    return log_sum(log_p.scatter(-1, ids, log_p.gather(-1, ids).masked_fill(named, -torch.inf)))
 
 
 def log_sum(log_p: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ class TopKLogProbs:
     """Log-probabilities from a server: the k most probable tokens, and the written token.
 
     Attributes:
-        ids [n, k], logprobs [n, k]: the most probable first.
+        ids [n, k], logprobs [n, k]: the most probable first. A place with -inf names no token, whatever its id.
         sampled [n]: log-probability of the written token.
     """
 
@@ -145,6 +150,11 @@ class TopKLogProbs:
     def of(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the written tokens."""
         return self.sampled
+
+    @property
+    def named(self) -> Tensor:
+        """Whether each place [n, k] names a token."""
+        return self.logprobs > -torch.inf
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The first k: ids [n, k] and log-probabilities [n, k].

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
-from opd_lightning.losses.targets import FullLogProbs, log_tail
+from opd_lightning.losses.targets import FullLogProbs, TopKLogProbs, log_tail
 from opd_lightning.types import Tokens
 
 
@@ -76,10 +76,12 @@ class TopK:
         if self.k == vocabulary and isinstance(target, FullLogProbs):
             return divergence(log_s, target.log_p).sum(-1)
         top, of_teacher = self.top(log_s, target)
-        of_student = log_s.gather(-1, top)
+        of_student, named = log_s.gather(-1, top), named_by(target, self.k)
+        if named is not None:
+            of_student = of_student.masked_fill(~named, -torch.inf)
         if not self.tail_bucket:
-            return divergence(of_student.log_softmax(-1), of_teacher.log_softmax(-1)).sum(-1)
-        tail = log_tail(log_s, top)
+            return divergence(renormalised(of_student), renormalised(of_teacher)).sum(-1)
+        tail = log_tail(log_s, top, named)
         return divergence(torch.cat([of_student, tail], -1), torch.cat([of_teacher, target.log_tail(top)], -1)).sum(-1)
 
     def top(self, log_s: Tensor, target: Any) -> tuple[Tensor, Tensor]:
@@ -93,8 +95,20 @@ class TopK:
     def describe(self, log_s: Tensor, target: Any) -> dict[str, Tensor]:
         """Probability outside of the k tokens, of either side."""
         top, of_teacher = self.top(log_s, target)
-        inside = {"student": log_s.gather(-1, top), "teacher": of_teacher}
+        of_student, named = log_s.gather(-1, top), named_by(target, self.k)
+        inside = {"student": of_student if named is None else of_student.masked_fill(~named, -torch.inf), "teacher": of_teacher}
         return {f"{name}_tail_mass": (1 - chosen.exp().sum(-1)).clamp_min(0.0) for name, chosen in inside.items()}
+
+
+def named_by(target: Any, k: int) -> Tensor | None:
+    """Whether each of the first k places [n, k] of a top-k target names a token; None for other targets."""
+    return target.named[:, :k] if isinstance(target, TopKLogProbs) else None
+
+
+def renormalised(log_p: Tensor) -> Tensor:
+    """Log-probabilities [n, k] that sum to 1 in each row; uniform, without gradient, where all are -inf."""
+    empty = log_p.detach().amax(-1, keepdim=True) == -torch.inf
+    return log_p.masked_fill(empty, 0.0).log_softmax(-1)
 
 
 class SampledToken:
@@ -215,8 +229,10 @@ class TopKSampledTail(TopK):
             raise ValueError(f"loss.vocab_support.k={self.k} exceeds the vocabulary of {log_s.shape[-1]}; lower it.")
         top, of_teacher = self.top(log_s, target)
         of_student = log_s.gather(-1, top)
-        known = of_student.detach() > -torch.inf
+        named = named_by(target, self.k)
+        named = torch.ones_like(top, dtype=torch.bool) if named is None else named
+        known = named & (of_student.detach() > -torch.inf)
         costs = self.sampled.cost(divergence, of_student.detach(), of_teacher).masked_fill(~known, 0.0)
         exact = (of_student.detach().exp() * costs * of_student.masked_fill(~known, 0.0)).sum(-1)
-        outside = (top != tokens.ids[:, None]).all(-1)
+        outside = ((top != tokens.ids[:, None]) | ~named).all(-1)
         return exact + torch.where(outside, self.sampled(divergence, log_s, target, tokens), 0.0)

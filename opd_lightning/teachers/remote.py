@@ -134,16 +134,17 @@ class RemoteTeacher(BaseTeacher):
 
 
 def of_tokens(ids: Tensor, logprobs: Tensor, known: ValidIds) -> tuple[Tensor, Tensor]:
-    """Ids [n, k] and log-probabilities [n, k] with -inf, at another token, for ids that are no tokens of the student's.
+    """Ids [n, k] and log-probabilities [n, k] without ids that are no tokens of the student's, such as rows of padding.
 
-    Their probability counts as that of the rest. Such ids are rows of padding, which trained models give none.
+    Their places come last and name no token (-inf), so that their probability counts as that of the rest.
     """
     foreign = ~known.contains(ids)
     if not foreign.any():
         return ids, logprobs
-    k = ids.shape[1]
+    foreign, order = foreign.sort(dim=-1, stable=True)
+    ids, logprobs, k = ids.gather(-1, order), logprobs.gather(-1, order), ids.shape[1]
     candidates = [i for i in range(min(known.size, 2 * k + len(known.absent))) if i not in set(known.absent)]
-    ids, logprobs = ids.clone(), logprobs.masked_fill(foreign, -torch.inf)
+    logprobs = logprobs.masked_fill(foreign, -torch.inf)
     for row in foreign.any(1).nonzero().flatten().tolist():
         used = set(ids[row].tolist())
         unused = [i for i in candidates if i not in used]

@@ -70,7 +70,9 @@ class OnShared:
     def __call__(self, target: Any, valid: Tensor) -> Any:
         """The target for the student, valid [n]."""
         if isinstance(target, TopKLogProbs):
-            return CoarseTopK(self.shared.to_student(target.ids), target.logprobs, self.shared.known.size, valid)
+            size = self.shared.known.size  # which is no token of the student's
+            ids = self.shared.to_student(target.ids).masked_fill(~target.named, size)
+            return CoarseTopK(ids, target.logprobs, size, valid)
         return CoarseLogits(target.logits, self.shared.outcomes(self.teacher), valid)
 
 
