@@ -11,12 +11,13 @@ from peft import LoraConfig
 
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.generation import VLLMServerGenerator
-from opd_lightning.generation.server import Lost, Server, free_port
+from opd_lightning.generation.server import free_port
 from opd_lightning.generation.server_process import StartedServer, arguments
 from opd_lightning.generation.weight_transfer import FilesTransfer
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.weights import full_weights, weight_shapes
 from opd_lightning.types import Rendered, SamplingParams
+from opd_lightning.utils.http import Lost, Server
 from tests.vllm_stub import SETTINGS, Stub
 
 PROMPTS = [Rendered([1, 2, 3]), Rendered([4, 5])]

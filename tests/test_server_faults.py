@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from opd_lightning.config import compose
-from opd_lightning.generation.server import Server
 from opd_lightning.generation.server_process import StartedServer
 from opd_lightning.module import DistillationModule
 from opd_lightning.runs.status import read_status
 from opd_lightning.training.run import run
+from opd_lightning.utils.http import Server
 from tests.conftest import save_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="make test-vllm")]
@@ -142,7 +142,7 @@ def test_a_run_whose_server_by_url_is_killed_ends_with_a_sentence_and_is_resumed
 
 KILLED_TRAINER = """
 import os, signal
-from opd_lightning.generation.server import Server
+from opd_lightning.utils.http import Server
 from opd_lightning.__main__ import entry
 post, seen = Server.post, [0]
 def killing(self, path, body=None, timeout=None):

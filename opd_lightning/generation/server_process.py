@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from opd_lightning import plugins
-from opd_lightning.generation.server import Server, free_port
+from opd_lightning.generation.server import free_port
+from opd_lightning.utils.http import Server
 
 PLUGINS = Path(plugins.__file__).parent
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}

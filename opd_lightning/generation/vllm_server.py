@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.generation.copying import CopyingGenerator, configuration, finished
-from opd_lightning.generation.server import Lost, Server, check_settings, on_loopback
+from opd_lightning.generation.server import check_settings
 from opd_lightning.generation.server_process import StartedServer, interpreter
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.errors import RESUME
+from opd_lightning.utils.http import Lost, Server, on_loopback
 from opd_lightning.utils.ranks import on_first_rank, world_size
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opd_lightning.generation.server import Lost, Server, free_port, on_loopback
+from opd_lightning.generation.server import free_port
 from opd_lightning.models.weights import full_weights, weight_shapes
+from opd_lightning.utils.http import Lost, Server, on_loopback
 from opd_lightning.utils.ranks import on_first_rank, rank
 
 FILE_BYTES = 2**31

@@ -76,19 +76,22 @@ def first_difference(servers: Servers, model: str, tokenizer: PreTrainedTokenize
 
 
 def check_repeats(teacher: Any, valid_ids: ValidIds) -> Tensor:
-    """The server's log-probabilities of a probe [rows, tokens - 1], asked for twice.
+    """The servers' log-probabilities of a probe [rows, tokens - 1], asked for twice.
 
     Raises:
         ValueError: the answers differ.
     """
-    rows = Probe(valid_ids).rows
-    first, second = (torch.stack([sampled for _, _, sampled in teacher.ask(rows)]) for _ in range(2))
-    difference = float((first - second).abs().max())
+    rows, servers = Probe(valid_ids).rows, len(teacher.servers.urls)
+    every = [row for row in rows for _ in range(servers)]  # they take turns
+    passes = [torch.stack([sampled for _, _, sampled in teacher.ask(every)]).view(len(rows), servers, -1) for _ in range(2)]
+    first = passes[0][:, 0]
+    difference = float((torch.stack(passes) - first[:, None]).abs().max())
     if not difference <= teacher.tolerance:
+        urls = ", ".join(teacher.servers.urls)
         raise ValueError(
-            f"{teacher.servers.field}.urls={teacher.servers.urls[0]} answers the same question with log-probabilities that "
-            f"differ by up to {difference:.2g} nats (teacher.tolerance={teacher.tolerance:g}): several servers with different "
-            "models, or sampling that changes them. Serve one model, or raise the tolerance."
+            f"{teacher.servers.field}.urls={urls} answers the same question with log-probabilities that differ "
+            f"by up to {difference:.2g} nats (teacher.tolerance={teacher.tolerance:g}): several servers with different models, "
+            "or sampling that changes them. Serve one model, or raise the tolerance."
         )
     return first
 

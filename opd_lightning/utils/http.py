@@ -1,21 +1,32 @@
-"""JSON over HTTP to one or several equal servers: concurrent requests, time limits and retries."""
+"""JSON over HTTP: a server, and several equal ones, with time limits, retries and concurrent requests."""
 
 import json
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.client import HTTPException
+from threading import Lock
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+from opd_lightning.utils.errors import RESUME
+from opd_lightning.utils.secrets import MASK, redact_secrets
+
+log = logging.getLogger(__name__)
+
 LONGEST_WAIT_S = 30.0
+TEMPORARY = (408, 429)
+"""Refusals after which the same request can succeed later."""
 
 
 class ServerError(ValueError):
-    """An error of a server.
+    """A request that a server refuses.
 
     Attributes:
         status: the HTTP status; None without an answer.
@@ -25,20 +36,97 @@ class ServerError(ValueError):
         super().__init__(message)
         self.status = status
 
-    @property
-    def temporary(self) -> bool:
-        """Can the same request succeed later?"""
-        return self.status is None or self.status in (408, 429) or self.status >= 500
+
+class Lost(ServerError):
+    """No answer, or one after which the same request can succeed later."""
+
+
+class Server:
+    """One server.
+
+    Args:
+        url: such as http://127.0.0.1:8000; a final /v1 is ignored.
+        timeout: seconds that one request may take.
+        key_env: environment variable with the API key; none is sent where it is not set.
+        field: the configuration's field, for errors.
+        direct: pass by proxies of the environment, which are passed by on loopback in any case.
+
+    Raises:
+        ValueError: the URL is none.
+    """
+
+    def __init__(
+        self, url: str, timeout: float = 600.0, key_env: str = "VLLM_API_KEY", field: str = "generator", direct: bool = True
+    ):
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ValueError(f"{field}.urls={url!r} is no URL; write http://<host>:<port>, or a list of them.")
+        self.url, self.timeout, self.key_env, self.direct = url.rstrip("/").removesuffix("/v1"), timeout, key_env, direct
+
+    def get(self, path: str, timeout: float | None = None) -> Any:
+        """The JSON answer to a GET request."""
+        return self.request("GET", path, None, timeout)
+
+    def post(self, path: str, body: Any = None, timeout: float | None = None) -> Any:
+        """The JSON answer to a POST request."""
+        return self.request("POST", path, {} if body is None else body, timeout)
+
+    def request(self, method: str, path: str, body: Any, timeout: float | None) -> Any:
+        """A request's JSON answer; None for an empty one.
+
+        Raises:
+            Lost: no answer, an internal error, or a server that is busy.
+            ServerError: the server refuses the request.
+        """
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        refusal = f"the server at {self.url} refuses {path.partition('?')[0]}"
+        opener = build_opener(*[ProxyHandler({})] * (self.direct or on_loopback(self.url)))
+        try:
+            with opener.open(Request(self.url + path, data, headers, method=method), timeout=timeout or self.timeout) as answer:
+                text = answer.read()
+        except HTTPError as error:
+            message = f"{error.code}: {message_of(error, key)}"
+            if error.code >= 500 or error.code in TEMPORARY:
+                raise Lost(message, error.code) from error
+            raise ServerError(f"{refusal} ({message}).", error.code) from error
+        except (OSError, HTTPException) as error:
+            raise Lost(one_line(getattr(error, "reason", error)) or type(error).__name__) from error
+        try:
+            return json.loads(text) if text else None
+        except ValueError as error:
+            if text[:1] in (b"{", b"["):
+                raise Lost("its answer breaks off") from error
+            raise ServerError(f"{refusal}: its answer is no JSON.", 400) from error
+
+    def healthy(self) -> bool:
+        """Does it answer?"""
+        try:
+            self.get("/health", timeout=10)
+        except ServerError:
+            return False
+        return True
+
+    def wait(self, patience: float, gone: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until it is healthy, with pauses that grow; False after so many seconds, or where it is `gone`."""
+        end, pause = time.monotonic() + patience, 0.1
+        while not (up := self.healthy()) and time.monotonic() < end and not gone():
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(2 * pause, 5.0)
+        return up
 
 
 class Servers:
     """Servers with the same model. A request that fails is sent again, to the next server, after a growing wait.
 
+    A server that stays away is left out for the rest of the run, with a warning, as long as another answers.
+
     Args:
-        urls: such as http://127.0.0.1:8000, one or several; a final /v1 is ignored.
-        key_env: environment variable with the API key; none is sent where it is not set.
+        urls: such as http://127.0.0.1:8000, one or several.
+        key_env: environment variable with the API key.
         timeout_s: for one request, in seconds.
-        retries: further attempts of a request.
+        retries: further attempts of a request, and further failures in a row after which a server is left out.
         concurrency: requests at a time.
         field: the configuration's field, for errors.
 
@@ -55,29 +143,28 @@ class Servers:
         concurrency: int = 16,
         field: str = "teacher.servers",
     ):
-        self.urls = [url.rstrip("/").removesuffix("/v1") for url in ([urls] if isinstance(urls, str) else urls)]
-        for url in self.urls or [""]:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise ValueError(f"{field}.urls={url!r} is no URL; write http://<host>:<port>, or a list of them.")
+        given = [urls] if isinstance(urls, str) else list(urls)
+        self.present = [Server(url, timeout_s, key_env, field, direct=False) for url in given or [""]]
         for name, value, least in (("timeout_s", timeout_s, 0.001), ("retries", retries, 0), ("concurrency", concurrency, 1)):
             if value < least:
                 raise ValueError(f"{field}.{name}={value} must be at least {least}.")
-        self.key_env, self.timeout_s, self.retries, self.concurrency, self.field = (
-            key_env,
-            timeout_s,
-            retries,
-            concurrency,
-            field,
-        )
+        self.timeout_s, self.retries, self.concurrency, self.field = timeout_s, retries, concurrency, field
         self.first_wait_s = 0.5
+        self.lock = Lock()
+        self.failing: dict[Server, tuple[int, float]] = {}  # failures in a row, and the time from which on one more counts
 
-    def get(self, path: str, server: int = 0) -> Any:
+    @property
+    def urls(self) -> list[str]:
+        """The URLs of the servers that are not left out."""
+        return [server.url for server in self.present]
+
+    def get(self, path: str) -> Any:
         """The JSON answer to a GET request."""
-        return self.request(path, None, server)
+        return self.ask(lambda server: server.get(path), 0)
 
-    def post(self, path: str, payload: Any, server: int = 0) -> Any:
-        """The JSON answer to a POST request."""
-        return self.request(path, payload, server)
+    def post(self, path: str, payload: Any, turn: int = 0) -> Any:
+        """The JSON answer to a POST request, which the server whose turn it is gets first."""
+        return self.ask(lambda server: server.post(path, payload), turn)
 
     def post_all(self, path: str, payloads: Sequence[Any]) -> list[Any]:
         """The answers to all payloads, in their order; the servers take turns.
@@ -91,55 +178,71 @@ class Servers:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def request(self, path: str, payload: Any, server: int) -> Any:
-        """The JSON answer to a request, after retries.
+    def ask(self, request: Callable[[Server], Any], turn: int) -> Any:
+        """The answer to a request, after retries at the servers in turn.
 
         Raises:
-            ServerError: no server gives one.
+            ServerError: one refuses it, or none answers.
         """
-        for attempt in range(self.retries + 1):
-            url = self.urls[(server + attempt) % len(self.urls)]
+        tried: Counter[Server] = Counter()
+        while True:
+            servers, begun = self.present, time.monotonic()
+            server = min(servers[turn % len(servers) :] + servers[: turn % len(servers)], key=lambda one: tried[one])
             try:
-                return self.send(url, path, payload)
-            except ServerError as error:
-                if not error.temporary:
-                    raise
-                if attempt == self.retries:
-                    tries = f"{attempt + 1} tries" if attempt else "one try"
-                    raise ServerError(
-                        f"{self.field}.urls={url} gives no answer after {tries} ({error}). Start the server, or correct the "
-                        "URL; then the same command goes on from the last checkpoint, or begins anew where there is none.",
+                answer = request(server)
+            except Lost as error:
+                tried[server] += 1
+                self.failed(server, begun, error)
+                if not all(tried[one] for one in self.present):
+                    continue  # another may answer at once
+                if (count := tried.total()) > self.retries:
+                    after = "one try" if count == 1 else f"{count} tries"
+                    raise Lost(
+                        f"{self.field}.urls={', '.join(self.urls)} gives no answer after {after} ({error}). Start the server, "
+                        f"or correct the URL. {RESUME}.",
                         error.status,
                     ) from error
-                time.sleep(min(self.first_wait_s * 2**attempt, LONGEST_WAIT_S))
-        raise AssertionError("unreachable")
+                time.sleep(self.pause(count))
+            else:
+                self.failing.pop(server, None)
+                return answer
 
-    def send(self, url: str, path: str, payload: Any) -> Any:
-        """Send one request once; raises ServerError for anything but a JSON answer."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        body = None if payload is None else json.dumps(payload).encode()
-        # A proxy does not reach this machine's own loopback.
-        opener = build_opener(ProxyHandler({})) if urlsplit(url).hostname in LOOPBACK else build_opener()
-        try:
-            with opener.open(Request(url + path, body, headers), timeout=self.timeout_s) as answer:
-                return json.loads(answer.read())
-        except HTTPError as error:
-            raise ServerError(f"{url}{path} answers {error.code}: {message_of(error.read())}", error.code) from error
-        except json.JSONDecodeError as error:
-            raise ServerError(f"{url}{path} does not answer in JSON", 400) from error
-        except (URLError, OSError) as error:
-            raise ServerError(" ".join(str(getattr(error, "reason", error)).split())[:200]) from error
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures."""
+        return min(self.first_wait_s * 2 ** (failures - 1), LONGEST_WAIT_S)
+
+    def failed(self, server: Server, begun: float, error: Lost) -> None:
+        """Count a failure of a request that was begun at that time; leave the server out after the last that is allowed."""
+        with self.lock:
+            failures, until = self.failing.get(server, (0, 0.0))
+            if server not in self.present or begun < until:
+                return
+            self.failing[server] = failures + 1, time.monotonic() + self.pause(failures + 1)
+            if failures >= self.retries and len(self.present) > 1:
+                self.present = [one for one in self.present if one is not server]
+                log.warning(
+                    f"warning: {self.field}.urls: {server.url} stays away ({error}) and is left out; the run goes on with "
+                    f"{', '.join(self.urls)}."
+                )
 
 
-def message_of(body: bytes) -> str:
-    """The message in the body of an error, shortened."""
-    text = body.decode(errors="replace")
-    try:
-        answer = json.loads(text)
-        error = answer.get("error", answer)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (json.JSONDecodeError, AttributeError):
-        pass
-    return " ".join(text.split())[:300] or "nothing"
+def on_loopback(url: str) -> bool:
+    """Is it a server of this machine that others do not reach?"""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def message_of(error: HTTPError, key: str | None) -> str:
+    """The message in an error's answer, shortened, without the key."""
+    text: Any = ""
+    with suppress(OSError, HTTPException, ValueError, AttributeError):
+        text = error.read().decode(errors="replace")
+        found = json.loads(text)
+        found = found.get("error", found)
+        text = found.get("message", found) if isinstance(found, dict) else found
+    return one_line(str(text).replace(key, MASK) if key else text) or "nothing"
+
+
+def one_line(text: Any) -> str:
+    """A text in one line of at most 300 characters, without secrets."""
+    return " ".join(str(redact_secrets(str(text))).split())[:300]

@@ -1,0 +1,125 @@
+"""The client of servers: what counts as an error, several servers of which one stays away, and secrets in what servers say."""
+
+import json
+import logging
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from served import Served
+from transformers import AutoTokenizer
+
+from opd_lightning.teachers import RemoteTeacher
+from opd_lightning.utils.http import Lost, Server, ServerError, Servers
+
+GONE = "http://127.0.0.1:9"
+
+
+class Queueing(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
+@pytest.fixture
+def saying():
+    """Starts servers that answer with (status, body), as a function of the number of the request."""
+    started = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                server.paths.append(self.path)
+                status, body = answer(len(server.paths))
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body) + server.missing))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_GET = do_POST
+
+            def log_message(self, *_):
+                pass
+
+        server = Queueing(("127.0.0.1", 0), Handler)
+        server.paths, server.missing, server.url = [], 0, f"http://127.0.0.1:{server.server_address[1]}"
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def servers(*urls, retries=3):
+    made = Servers(urls, retries=retries)
+    made.first_wait_s = 0.01
+    return made
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "sentence"),
+    [
+        (503, '{"error": {"message": "busy"}}', Lost, "^503: busy$"),
+        (429, "slow down", Lost, "^429: slow down$"),
+        (404, '{"detail": "Not Found"}', ServerError, r"refuses /x \(404: .*Not Found"),
+        (200, "<html>", ServerError, "refuses /x: its answer is no JSON"),
+        (200, '{"a": [1,', Lost, "breaks off"),
+    ],
+)
+def test_errors_are_refusals_or_can_pass(saying, status, body, kind, sentence):
+    with pytest.raises(ServerError, match=sentence) as told:
+        Server(saying(lambda n: (status, body)).url).post("/x?y=1")
+    assert type(told.value) is kind
+
+
+def test_a_server_that_dies_in_its_answer_is_lost_and_asked_again(saying):
+    server = saying(lambda n: (200, "[1]"))
+    server.missing = 5
+    with pytest.raises(Lost):
+        Server(server.url, timeout=1).get("/x")
+    breaking = saying(lambda n: (200, "[1" if n == 1 else "[1]"))
+    assert servers(breaking.url).get("/x") == [1] and breaking.paths == ["/x"] * 2
+
+
+def test_a_key_is_not_repeated(saying, monkeypatch):
+    monkeypatch.setenv("TEACHERS", "the-key-of-the-server")
+    server = saying(lambda n: (401, json.dumps({"error": "Incorrect API key: the-key-of-the-server"})))
+    with pytest.raises(ServerError, match=r"401: Incorrect API key: \(secret\)"):
+        Servers(server.url, key_env="TEACHERS").get("/x")
+
+
+def test_a_server_that_stays_away_is_left_out_and_the_others_go_on(saying, caplog):
+    server = saying(lambda n: (200, "[1]"))
+    several = servers(GONE, server.url)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            assert several.post_all("/x", [{}] * 4) == [[1]] * 4
+            if several.urls == [server.url]:
+                break
+    (record,) = caplog.records
+    assert f"{GONE} stays away" in record.getMessage() and f"goes on with {server.url}" in record.getMessage()
+
+
+def test_requests_at_the_same_time_are_one_failure(saying):
+    """A short absence leaves no server out, however many requests meet it."""
+    server, back = saying(lambda n: (503, "") if n <= 16 else (200, "[2]")), saying(lambda n: (200, "[1]"))
+    several = servers(server.url, back.url)
+    several.first_wait_s = 5
+    assert several.post_all("/x", [{}] * 32) and len(several.urls) == 2
+
+
+def test_the_run_ends_with_a_sentence_if_none_answers(saying):
+    other = saying(lambda n: (503, "busy"))
+    with pytest.raises(Lost, match=rf"teacher\.servers\.urls={other.url} gives no answer .*503: busy.*same command goes on"):
+        servers(GONE, other.url, retries=0).post_all("/x", [{}] * 4)
+
+
+def test_a_server_with_another_model_is_refused(tiny, other):
+    one, two = Served(tiny), Served(other)
+    try:
+        with pytest.raises(ValueError, match="several servers with different models"):
+            RemoteTeacher(servers(one.url, two.url)).check_tokenizer(AutoTokenizer.from_pretrained(tiny))
+    finally:
+        one.close()
+        two.close()
