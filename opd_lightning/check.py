@@ -14,6 +14,7 @@ Options
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def advice(cfg: DictConfig, contexts: dict[str, DictConfig]) -> "list[Advice]":
     from opd_lightning.preflight.components import assemble
 
     made = assemble(cfg, None)
-    return advise(made, load(made, limited(cfg, made.task.max_new_tokens)), contexts)
+    with closing(made.generator):
+        return advise(made, load(made, limited(cfg, made.task.max_new_tokens)), contexts)
 
 
 def show_advice(rows: "list[Advice]") -> None:

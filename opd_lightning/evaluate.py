@@ -20,6 +20,7 @@ import csv
 import io
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,6 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     from opd_lightning.models.files import check_vocabulary
     from opd_lightning.preflight.references import limit_for
     from opd_lightning.preflight.rendering import check_rows
-    from opd_lightning.teachers.alignment import aligned
     from opd_lightning.teachers.contexts import NoContext
 
     check(cfg)
@@ -73,22 +73,31 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     student = Student(model.model(), cfg.logits_chunk_size, renderer.valid_ids).to(device)
     check_vocabulary(tokenizer.get_vocab(), student.head.weight.shape[0], model.name)
     student.verify_head(f"model.path={model.path}")
-    generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
-    generator.update_weights(student, 0)
+    with closing(build(cfg.generator, tokenizer=tokenizer, renderer=renderer)) as generator:
+        generator.update_weights(student, 0)
+        return measure(cfg, model, task, renderer, student, generator)
+
+
+def measure(cfg: DictConfig, model: Any, task: Any, renderer: Any, student: Any, generator: Any) -> "dict[str, Estimate]":
+    """The numbers of the configured suite, with an engine that has the student's weights."""
+    from opd_lightning.models import Student
+    from opd_lightning.teachers.alignment import aligned
+
     teachers = {}
     if cfg.teacher is not None and cfg.loss.divergence is not None:
         teacher = build(cfg.teacher, context=build(cfg.context))
         if teacher.frozen:
             teacher = aligned(teacher, renderer)
             # A teacher with the student's start weights has those of the run's start, not of its result.
-            teacher.setup(Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(device), renderer)
+            teacher.setup(
+                Student(model.start().model(), cfg.logits_chunk_size, renderer.valid_ids).to(student.lm.device), renderer
+            )
             teachers["teacher"] = teacher
-    arguments = {"task": task, "tokenizer": tokenizer, "renderer": renderer, "model": model.start(), "window": model.window()}
+    arguments = {"task": task, "tokenizer": renderer.tokenizer, "renderer": renderer}
+    arguments |= {"model": model.start(), "window": model.window()}
     arguments["environment"] = build(cfg.get("environment"), task=task, renderer=renderer)
     suite = [build(node, **arguments) for node in cfg.evaluation.suite.values() if node is not None]
-    estimates = {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
-    generator.close()
-    return estimates
+    return {name: value for evaluation in suite for name, value in evaluation(student, teachers, generator).items()}
 
 
 def configuration(arguments: list[str]) -> DictConfig:

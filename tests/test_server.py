@@ -174,12 +174,14 @@ def test_files_are_split_and_removed(student, monkeypatch, tmp_path):
     monkeypatch.setattr("opd_lightning.generation.weight_transfer.FILE_BYTES", 20_000)
     stub, transfer = Stub(), FilesTransfer(str(tmp_path / "shared"))
     transfer.push(student.lm, [Server(stub.url)], "v1")
-    assert stub.calls.count("/update_weights") > 1 and not list((tmp_path / "shared").iterdir())
+    assert stub.calls.count("/update_weights") > 1 and not list((tmp_path / "shared").rglob("*.safetensors"))
     sent = dict(full_weights(student.lm))
     assert set(stub.weights) == set(sent) and "lm_head.weight" in sent  # tied, under both names
     assert all(torch.equal(stub.weights[name], value) for name, value in sent.items())
     with pytest.raises(Lost):
         transfer.push(student.lm, [Server("http://127.0.0.1:1")], "v2")
+    assert not list((tmp_path / "shared").rglob("*.safetensors"))
+    transfer.close()
     assert not list((tmp_path / "shared").iterdir())
 
 

@@ -2,10 +2,8 @@
 
 import gc
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from opd_lightning.contracts import Renderer
 from opd_lightning.generation.copying import CopyingGenerator, configuration, finished
 from opd_lightning.models.weights import full_weights
 from opd_lightning.types import Completion, Rendered, SamplingParams
+from opd_lightning.utils.scratch import ScratchFolder
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are passed without a copy between processes
@@ -54,7 +53,7 @@ class VLLMGenerator(CopyingGenerator):
         super().__init__(tokenizer, renderer, max_mismatch)
         self.options, self.sleep = dict(options or {}), sleep
         self.llm: Any = None
-        self.folder: tempfile.TemporaryDirectory | None = None
+        self.folder: ScratchFolder | None = None
 
     def write(self, prompts: Sequence[Rendered], sampling: SamplingParams, seed: int, version: int | None) -> list[Completion]:
         """Completions from the weights that the engine holds."""
@@ -76,8 +75,8 @@ class VLLMGenerator(CopyingGenerator):
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        self.folder = tempfile.TemporaryDirectory(prefix="opd-lightning-vllm-")
-        (Path(self.folder.name) / "config.json").write_text(configuration(lm))
+        self.folder = ScratchFolder("opd-lightning-vllm-")
+        (self.folder.path / "config.json").write_text(configuration(lm))
         distributed = {"distributed_executor_backend": "external_launcher"} if "LOCAL_RANK" in os.environ else {}
         defaults = {
             "dtype": str(lm.dtype).removeprefix("torch."),
@@ -88,7 +87,7 @@ class VLLMGenerator(CopyingGenerator):
             "enable_sleep_mode": self.sleep,
             "seed": 0,
         }
-        self.llm = LLM(model=self.folder.name, **defaults | distributed | self.options)
+        self.llm = LLM(model=str(self.folder.path), **defaults | distributed | self.options)
 
     def push(self, lm: PreTrainedModel) -> None:
         """Load a model's weights into the engine."""
@@ -122,7 +121,7 @@ class VLLMGenerator(CopyingGenerator):
             self.llm, self.started = None, False
             gc.collect()
         if self.folder is not None:
-            self.folder.cleanup()
+            self.folder.close()
             self.folder = None
 
 

@@ -1,7 +1,6 @@
 """vLLM behind HTTP: one or more servers, which receive the student's weights after every update."""
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.errors import RESUME
 from opd_lightning.utils.http import Lost, Server, on_loopback
 from opd_lightning.utils.ranks import on_first_rank, world_size
+from opd_lightning.utils.scratch import ScratchFolder
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class VLLMServerGenerator(CopyingGenerator):
         if transfer != "files":
             self.transfer = NativeTransfer(transfer, address)
         self.run_folder, self.concurrency, self.timeout, self.patience = folder, concurrency, timeout, patience
-        self.folder: tempfile.TemporaryDirectory | None = None
+        self.folder: ScratchFolder | None = None
         self.name, self.pushes, self.losses = uuid4().hex[:8], 0, 0  # weight versions of two runs differ
         self.pushed: Any = None
 
@@ -123,8 +123,8 @@ class VLLMServerGenerator(CopyingGenerator):
 
     def launch(self, lm: PreTrainedModel) -> list[str]:
         """Start the servers; returns their URLs."""
-        self.folder = tempfile.TemporaryDirectory(prefix="opd-lightning-vllm-")
-        model = Path(self.folder.name) / "model"
+        self.folder = ScratchFolder("opd-lightning-vllm-")
+        model = self.folder.path / "model"
         model.mkdir()
         (model / "config.json").write_text(configuration(lm))
         defaults = {
@@ -139,7 +139,7 @@ class VLLMServerGenerator(CopyingGenerator):
         environment = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if self.pickled else {}
         for i in range(self.count):
             device = {"CUDA_VISIBLE_DEVICES": str(self.devices[i])} if self.devices else {}
-            output = (self.run_folder or Path(self.folder.name)) / f"vllm-{i}.log"
+            output = (self.run_folder or self.folder.path) / f"vllm-{i}.log"
             server = StartedServer(
                 model, output, defaults | self.options, environment | device, self.python, self.host, self.timeout
             )
@@ -264,14 +264,14 @@ class VLLMServerGenerator(CopyingGenerator):
         return answers
 
     def close(self) -> None:
-        """End the servers that the run started, and remove its files."""
+        """End the servers that the run started, and remove its files; new weights start them again."""
         for server in self.servers:
             if isinstance(server, StartedServer):
                 server.stop()
         self.transfer.close()
         if self.folder is not None:
-            self.folder.cleanup()
-            self.folder = None
+            self.folder.close()
+            self.servers, self.folder, self.started = [], None, False
 
 
 def stale(answer: Mapping[str, Any], weights: str) -> str | None:

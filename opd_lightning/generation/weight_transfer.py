@@ -1,7 +1,6 @@
 """Weights from the trainer to vLLM servers, by vLLM's weight transfer routes: pause, update, finish with a version, resume."""
 
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from opd_lightning.generation.server import free_port
 from opd_lightning.models.weights import full_weights, weight_shapes
 from opd_lightning.utils.http import Lost, Server, on_loopback
 from opd_lightning.utils.ranks import on_first_rank, rank
+from opd_lightning.utils.scratch import ScratchFolder
 
 FILE_BYTES = 2**31
 """The size at which another file begins."""
@@ -45,14 +45,21 @@ class FilesTransfer:
     The servers need this package's plugin (`plugins.vllm_files`).
 
     Args:
-        folder: None takes a temporary one of this machine.
+        folder: where their own folder is made; None takes this machine's place for temporary files.
     """
 
     backend = "files"
 
     def __init__(self, folder: str | None = None):
-        self.temporary = None if folder else tempfile.TemporaryDirectory(prefix="opd-lightning-weights-")
-        self.folder = Path(self.temporary.name if self.temporary else str(folder)).resolve()
+        self.parent = None if folder is None else Path(folder)
+        self.scratch: ScratchFolder | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the files, made when it is first needed."""
+        if self.scratch is None:
+            self.scratch = ScratchFolder("opd-lightning-weights-", self.parent)
+        return self.scratch.path
 
     def push(self, lm: PreTrainedModel, servers: Sequence[Server], version: str) -> None:
         files: list[str] = []
@@ -80,12 +87,11 @@ class FilesTransfer:
     def save_part(self, part: dict[str, Tensor], version: str, files: list[str]) -> None:
         files.append(f"{version}-{len(files)}.safetensors")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             save_file(part, str(self.folder / files[-1]))
         except Exception as error:
             raise ValueError(
-                f"weights for the servers cannot be written to {self.folder} ({error}); make room there, or give another "
-                "generator.transfer_folder."
+                f"weights for the servers cannot be written to {self.parent or 'temporary files'} ({error}); make room there, "
+                "or give another generator.transfer_folder."
             ) from error
 
     def load(self, server: Server, files: Sequence[str], version: str) -> None:
@@ -99,8 +105,9 @@ class FilesTransfer:
         server.post("/resume")
 
     def close(self) -> None:
-        if self.temporary is not None:
-            self.temporary.cleanup()
+        if self.scratch is not None:
+            self.scratch.close()
+            self.scratch = None
 
 
 class NativeTransfer:

@@ -146,12 +146,19 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     )
     if cfg.data.overlong != "drop" or template_error:
         return parts
-    played = as_played(all_examples, environment)
-    fitting = {e.id for e in drop_overlong(played, list(parts.readers().values()), rollout.sampling.max_new_tokens)}
-    kept = [example for example in all_examples if example.id in fitting]
-    if rollout.reads_references:
-        kept = drop_long(kept, renderer, reference_limit(rollout))
-    return Components(**{**vars(parts), "examples": kept})
+    try:
+        return Components(**{**vars(parts), "examples": fitting(parts)})
+    except BaseException:
+        parts.generator.close()
+        raise
+
+
+def fitting(parts: Components) -> list[Example]:
+    """The training examples whose prompts and references are short enough."""
+    played, rollout = as_played(parts.all_examples, parts.environment), parts.rollout
+    short = {e.id for e in drop_overlong(played, list(parts.readers().values()), rollout.sampling.max_new_tokens)}
+    kept = [example for example in parts.all_examples if example.id in short]
+    return drop_long(kept, parts.renderer, reference_limit(rollout)) if rollout.reads_references else kept
 
 
 def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: RolloutPolicy, environment: Any) -> None:

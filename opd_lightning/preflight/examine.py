@@ -1,6 +1,7 @@
 """All checks of a run before training, in order."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -68,8 +69,13 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
 
     if not attempt("parts", parts):
         return results
-    made = components[0]
-    cfg = limited(cfg, made.task.max_new_tokens)
+    with closing(components[0].generator):
+        examine_parts(components[0], limited(cfg, components[0].task.max_new_tokens), fast, attempt)
+    return results
+
+
+def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callable[..., bool]) -> None:
+    """The checks that need the components."""
     attempt("models", lambda: models(made))
     attempt("weights", lambda: weights(made))
     attempt("data", lambda: data(made, cfg))
@@ -92,4 +98,3 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
     if not fast and attempt("architecture", student):
         attempt("logits", lambda: logits(made, students[0]))
         attempt("teacher", lambda: probe(made, students[0]))
-    return results

@@ -1,5 +1,6 @@
 """Scoring before training: the components of a configuration, and what its scores are kept with."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: i
     check_options(kind, k, passes, shard_size)
     check(cfg)
     parts = assemble(cfg, None)
+    with closing(parts.generator):
+        write(parts, cfg, out, kind, k, passes, shard_size)
+
+
+def write(parts: Components, cfg: DictConfig, out: Path, kind: str, k: int, passes: int, shard_size: int) -> None:
+    """Check the components, and write the scores; see `score`."""
     parts.preflight()
     if cfg.max_tokens_per_microbatch == "auto":
         cfg.max_tokens_per_microbatch = automatic_tokens(parts, cfg)[0]
@@ -46,25 +53,22 @@ def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: i
     parts.generator.update_weights(student, 0)
     for each in parts.teachers.values():
         each.setup(student, parts.renderer)
-    try:
-        index = resumed(describe(cfg, parts, student, kind, k, passes, shard_size), out)
-        writer = ScoreWriter(
-            rollout=parts.rollout,
-            generator=parts.generator,
-            teachers=parts.teachers,
-            teacher=teacher,
-            renderer=parts.renderer,
-            judge=judge(cfg, parts),
-            index=index,
-            seed=cfg.seed,
-            batch_size=cfg.data.batch_size,
-            max_tokens=cfg.max_tokens_per_microbatch,
-        )
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            writer.write(out, list(parts.examples), passes, shard_size)
-    finally:
-        parts.generator.close()
+    index = resumed(describe(cfg, parts, student, kind, k, passes, shard_size), out)
+    writer = ScoreWriter(
+        rollout=parts.rollout,
+        generator=parts.generator,
+        teachers=parts.teachers,
+        teacher=teacher,
+        renderer=parts.renderer,
+        judge=judge(cfg, parts),
+        index=index,
+        seed=cfg.seed,
+        batch_size=cfg.data.batch_size,
+        max_tokens=cfg.max_tokens_per_microbatch,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        writer.write(out, list(parts.examples), passes, shard_size)
 
 
 def check_options(kind: str, k: int, passes: int, shard_size: int) -> None:

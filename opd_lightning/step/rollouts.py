@@ -46,6 +46,9 @@ class Rollouts:
         """Give the engine the new weights."""
         self.generator.update_weights(module.student, module.global_step)
 
+    def close(self) -> None:
+        """End what was begun; the engine stays."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, for the checkpoint."""
         return {}
@@ -125,6 +128,11 @@ class RolloutsAhead(Rollouts):
         idle = time.perf_counter() - self.since - (self.writer.busy_seconds() - self.busy)
         metrics.mean("rollout/trainer_idle_seconds", torch.tensor(self.waited))
         metrics.mean("rollout/engine_idle_seconds", torch.tensor(max(idle, 0.0)))
+
+    def close(self) -> None:
+        """End the threads."""
+        for worker in self.generator.workers:
+            worker.close()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.token_budget import chosen
 from opd_lightning.reporting.results import Results
 from opd_lightning.training.arguments import Arguments, Models
-from opd_lightning.training.lightning_parts import TrainerData, TrainerModule
+from opd_lightning.training.lightning_parts import Closes, TrainerData, TrainerModule
 from opd_lightning.training.parts import checked, data_arguments, log, module_arguments, warn_of_near_duplicates
 from opd_lightning.training.run import quiet
 
@@ -68,16 +69,27 @@ class Distillation:
         self.cfg: DictConfig = self._arguments.configuration(method, overrides)
         for warning in check(self.cfg):
             log.warning(f"warning: {warning}")
-        parts: Components = assemble(self.cfg, None)
+        self._parts: Components = assemble(self.cfg, None)
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            self._build()
+            stack.pop_all()
+
+    def _build(self) -> None:
+        """Check the parts, and make module and data."""
+        parts = self._parts
         self.cfg = limited(self.cfg, parts.task.max_new_tokens)
         warn_of_near_duplicates(checked(parts, self.cfg))
         if self.cfg.max_tokens_per_microbatch == "auto":
             self.cfg.max_tokens_per_microbatch = chosen(parts, self.cfg)
-        self._parts = parts
         self._evaluation = self._new_evaluation()
         hooks = {"prepare": self._prepare, "more_callbacks": self._more_callbacks, "suite": parts.suite}
         self.module = TrainerModule(**hooks, **module_arguments(parts, self.cfg))  # type: ignore[arg-type]
         self.data = TrainerData(**data_arguments(parts, self.cfg))
+
+    def close(self) -> None:
+        """Release the engine, such as the servers that it started; an error in training does so too; new weights start it."""
+        self._parts.generator.close()
 
     def trainer(self, callbacks: Sequence[L.Callback] = (), logger: Any = False, **arguments: Any) -> L.Trainer:
         """A Trainer with the settings of `conf/trainer` and this library's progress bar; it writes no files of its own.
@@ -129,8 +141,9 @@ class Distillation:
     def _more_callbacks(self, existing: Sequence[Any]) -> list[L.Callback]:
         """A new evaluation, the budget and the configuration's callbacks, but for those whose kind the Trainer has."""
         self._evaluation = self._new_evaluation()
+        closes = Closes(self.module)
         chosen = [build(self.cfg.budget), *(build(node) for node in self.cfg.callbacks.values() if node is not None)]
-        return [self._evaluation, *(c for c in chosen if not any(isinstance(other, type(c)) for other in existing))]
+        return [closes, self._evaluation, *(c for c in chosen if not any(isinstance(other, type(c)) for other in existing))]
 
     def _prepare(self, trainer: L.Trainer) -> int:
         """Check a Trainer's arguments, and find the update that ends training; -1 where a budget does.

@@ -59,6 +59,16 @@ class TrainerModule(DistillationModule):
         self.log_dict({name: estimate.value for name, estimate in estimates.items()}, batch_size=1)
 
 
+class Closes(L.Callback):
+    """Ends the engine and its threads when training ends with an error."""
+
+    def __init__(self, module: TrainerModule):
+        self.module = module
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.module.generator.close()
+
+
 class TrainerData(PromptData):
     """`PromptData` with a single batch for `trainer.test`, whose evaluations have prompts of their own."""
 

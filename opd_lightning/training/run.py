@@ -7,7 +7,7 @@ import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.labels import run_label
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
-from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.devices import devices
 from opd_lightning.preflight.logger import check_logger
 from opd_lightning.preflight.results import raise_on_failures
@@ -149,6 +149,12 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Instantiate the components and train."""
     quiet()
     parts = assemble(cfg, folder)
+    with closing(parts.generator):
+        return train(parts, cfg, folder)
+
+
+def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
+    """Check the components, and train."""
     cfg = limited(cfg, parts.task.max_new_tokens)
     about = {"label": run_label(cfg), "start_model": parts.model.lineage(), "started": str(parts.renderer.template.today)}
     write_status(folder, "running", **about)
@@ -201,7 +207,7 @@ def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
     except SystemExit as stop:  # Lightning raises it at a second CTRL-C
         raise KeyboardInterrupt from stop
     finally:
-        module.generator.close()
+        module.rollouts.close()
         close_loggers(trainer)
     return trainer
 
