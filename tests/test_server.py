@@ -12,7 +12,7 @@ from peft import LoraConfig
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.generation import VLLMServerGenerator
 from opd_lightning.generation.server import free_port
-from opd_lightning.generation.server_process import StartedServer, arguments
+from opd_lightning.generation.server_process import StartedServer, arguments, visible
 from opd_lightning.generation.weight_transfer import FilesTransfer
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.weights import full_weights, weight_shapes
@@ -220,6 +220,14 @@ def test_options_are_the_servers_command_line():
     }
     line = ["--max-model-len", "64", "--enforce-eager", "--no-enable-prefix-caching", "--x", '{"backend": "files"}']
     assert arguments(options) == line
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "expected"), [("", "1,2", "1,2"), ("4,5,6", "1, 2", "5,6"), ("0", "3", "3"), ("GPU-a,GPU-b", "1", "GPU-b")]
+)
+def test_devices_are_counted_among_those_of_the_run(own, given, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", own)
+    assert visible(given) == expected
 
 
 RANK = """

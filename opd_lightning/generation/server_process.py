@@ -116,6 +116,13 @@ def plugin_package(folder: Path) -> Path:
     return path
 
 
+def visible(devices: str) -> str:
+    """CUDA devices such as "1,2", counted among those that this process sees, by the numbers that it sees them under."""
+    own = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = [name.strip() for name in str(devices).split(",")]
+    return ",".join(own[int(name)] if name.isdigit() and int(name) < len(own) else name for name in names)
+
+
 def interpreter(python: str | None) -> str:
     """The path of the interpreter that has vLLM; None takes this one.
 

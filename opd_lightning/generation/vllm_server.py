@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_lightning.contracts import Renderer
 from opd_lightning.generation.copying import CopyingGenerator, configuration, finished
 from opd_lightning.generation.server import check_settings
-from opd_lightning.generation.server_process import StartedServer, interpreter
+from opd_lightning.generation.server_process import StartedServer, interpreter, visible
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.errors import RESUME
@@ -138,7 +138,7 @@ class VLLMServerGenerator(CopyingGenerator):
         }
         environment = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if self.pickled else {}
         for i in range(self.count):
-            device = {"CUDA_VISIBLE_DEVICES": str(self.devices[i])} if self.devices else {}
+            device = {"CUDA_VISIBLE_DEVICES": visible(self.devices[i])} if self.devices else {}
             output = (self.run_folder or self.folder.path) / f"vllm-{i}.log"
             server = StartedServer(
                 model, output, defaults | self.options, environment | device, self.python, self.host, self.timeout
