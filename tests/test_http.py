@@ -123,3 +123,10 @@ def test_a_server_with_another_model_is_refused(tiny, other):
     finally:
         one.close()
         two.close()
+
+
+@pytest.mark.parametrize(("status", "body", "sentence"), [(503, "", "gives no answer"), (200, "<html>", "does not tell its")])
+def test_a_server_without_tokenizer_is_not_taken_for_one_with_another(saying, tiny, status, body, sentence):
+    server = saying(lambda n: (200, '{"data": [{"id": "teacher"}]}') if n == 1 else (status, body))
+    with pytest.raises(ValueError, match=sentence):
+        RemoteTeacher(servers(server.url, retries=1)).check_tokenizer(AutoTokenizer.from_pretrained(tiny))

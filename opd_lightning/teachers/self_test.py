@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.generation.probe import Probe, written_logprobs
 from opd_lightning.models import Pretrained
-from opd_lightning.utils.http import ServerError, Servers
+from opd_lightning.utils.http import Lost, ServerError, Servers
 from opd_lightning.utils.vocabulary import ValidIds
 
 BLOCK = 2048
@@ -21,7 +21,7 @@ def served_model(servers: Servers, name: str | None) -> tuple[str, int | None]:
     Raises:
         ValueError: the server has no such model, or several and none is chosen.
     """
-    models = {str(model["id"]): model for model in servers.get("/v1/models").get("data", [])}
+    models = {str(model["id"]): model for model in (servers.get("/v1/models") or {}).get("data", [])}
     if name is None and len(models) == 1:
         name = next(iter(models))
     if name not in models:
@@ -57,6 +57,8 @@ def texts_differ(servers: Servers, model: str, tokenizer: PreTrainedTokenizerBas
     """
     try:
         text = servers.post("/detokenize", {"model": model, "tokens": ids})["prompt"]
+    except Lost:
+        raise
     except ServerError as error:
         if error.status in (400, 422):
             return True  # an id that the server does not have

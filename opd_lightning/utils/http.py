@@ -98,7 +98,7 @@ class Server:
         except ValueError as error:
             if text[:1] in (b"{", b"["):
                 raise Lost("its answer breaks off") from error
-            raise ServerError(f"{refusal}: its answer is no JSON.", 400) from error
+            raise ServerError(f"{refusal}: its answer is no JSON.") from error
 
     def healthy(self) -> bool:
         """Does it answer?"""
