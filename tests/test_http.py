@@ -6,10 +6,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import torch
 from served import Served
 from transformers import AutoTokenizer
 
 from opd_lightning.teachers import RemoteTeacher
+from opd_lightning.training.run import run
 from opd_lightning.utils.http import Lost, Server, ServerError, Servers
 
 GONE = "http://127.0.0.1:9"
@@ -130,3 +132,22 @@ def test_a_server_without_tokenizer_is_not_taken_for_one_with_another(saying, ti
     server = saying(lambda n: (200, '{"data": [{"id": "teacher"}]}') if n == 1 else (status, body))
     with pytest.raises(ValueError, match=sentence):
         RemoteTeacher(servers(server.url, retries=1)).check_tokenizer(AutoTokenizer.from_pretrained(tiny))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_server_that_dies_and_learns_the_same(small, other, caplog):
+    one, two = Served(other), Served(other)
+    given = ["method=opd_topk", "loss.vocab_support.k=8", "teacher=remote", "trainer.max_steps=4", "teacher.servers.retries=0"]
+
+    def weights(urls, name):
+        folder = run(small(*given, f"teacher.servers.urls=[{urls}]", f"study.name={name}"))
+        return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+
+    try:
+        expected = weights(one.url, "whole")
+        two.fail = lambda n: None if n < 12 else 503
+        found = weights(f"{two.url},{one.url}", "dying")
+        assert f"{two.url} stays away" in caplog.text and all(torch.equal(found[name], expected[name]) for name in expected)
+    finally:
+        one.close()
+        two.close()
