@@ -18,8 +18,7 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def suits(*matrices: Tensor) -> bool:
     """Whether oneDNN multiplies these matrices faster: large ones of float32 on a CPU, none of them sharded."""
     return all(
-        matrix.device.type == "cpu" and matrix.dtype == torch.float32 and not isinstance(matrix, DTensor)
-        for matrix in matrices
+        matrix.device.type == "cpu" and matrix.dtype == torch.float32 and not isinstance(matrix, DTensor) for matrix in matrices
     ) and (max(matrix.numel() for matrix in matrices) >= SMALLEST and onednn(torch.float32))
 
 
