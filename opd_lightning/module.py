@@ -17,6 +17,7 @@ from opd_lightning.data.batching import Batch, packed_index, plan_micro_batches
 from opd_lightning.losses.head import NotFinite
 from opd_lightning.losses.objective import Objective
 from opd_lightning.models import Pretrained, Student, adapters
+from opd_lightning.models.cpu import fast_on_cpu
 from opd_lightning.models.flops import Sizes, rollout_flops
 from opd_lightning.models.optimizer import Optim
 from opd_lightning.models.sharding import full_tensor, shard
@@ -145,7 +146,7 @@ class DistillationModule(L.LightningModule):
         losses = batch.tokens.weight.new_zeros(batch.tokens.weight.shape)
         counts = [sample.trainable for sample in batch.samples]
         for i, (rows, live) in enumerate(plan):
-            with self.syncing(last=i == len(plan) - 1):
+            with self.syncing(last=i == len(plan) - 1), fast_on_cpu(self.student.lm):
                 sequences, tokens, scores = batch.micro(rows, self.renderer.tokenizer.pad_token_id)
                 try:
                     loss, stats = self.student(sequences, tokens.scaled(live), scores, self.objective)

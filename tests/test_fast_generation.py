@@ -14,11 +14,11 @@ from opd_lightning.generation.draws import by_logarithm, drawn, exponentials
 from opd_lightning.generation.probe import reading_gap
 from opd_lightning.generation.transformers import decode, processors_of
 from opd_lightning.models import Pretrained, Student, adapters, packed
-from opd_lightning.models.packed import onednn
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.toy.world import world_tokenizer
 from opd_lightning.training.run import run
 from opd_lightning.types import Rendered, SamplingParams
+from opd_lightning.utils.products import onednn
 from opd_lightning.utils.vocabulary import ValidIds
 from tests.architectures import config_of
 

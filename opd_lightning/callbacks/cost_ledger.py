@@ -1,6 +1,7 @@
 """CostLedger: writes ledger.json, and drops rows beyond a restored checkpoint from the run's files."""
 
 import json
+import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,10 @@ import lightning as L
 import psutil
 import torch
 
+from opd_lightning.callbacks.predictions import Predictions
 from opd_lightning.utils.atomic_files import replace_text
+
+log = logging.getLogger(__name__)
 
 
 def reset_peak_memory() -> None:
@@ -49,6 +53,7 @@ class CostLedger(L.Callback):
     def __init__(self, folder: Path):
         self.folder = folder
         self.peak: dict[str, float] = {}
+        self.predictions = Predictions()
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Reset peak memory before the models are loaded."""
@@ -59,6 +64,10 @@ class CostLedger(L.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "drop_after"):
                 logger.drop_after(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Add the step to the predictions."""
+        self.predictions.add(module, outputs["samples"])
 
     def overall_peak_memory(self) -> dict[str, float]:
         """Peak memory in MiB, of this process and of earlier ones of the same run."""
@@ -85,7 +94,8 @@ class CostLedger(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Write ledger.json: tokens and FLOPs over all devices, seconds by part, peak memory, FLOPs of training the teacher.
 
-        The last is null where it is unknown, as for a model from the hub.
+        The last is null where it is unknown, as for a model from the hub. Predicted seconds stand beside those measured in
+        the same steps, the last thousand but for the first, where these took ten seconds or more.
         """
         if trainer.is_global_zero:
             ledger: dict[str, Any] = module.ledger.state_dict()
@@ -98,4 +108,8 @@ class CostLedger(L.Callback):
                     if not part.shares_weights
                 ]
                 ledger["teacher_training"] = None if None in made else sum(made)
+            compared, sentence = self.predictions.compare(module)
+            ledger |= compared
+            if sentence:
+                log.info(sentence)
             replace_text(self.folder / "ledger.json", json.dumps(ledger, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """TransformersGenerator: the reference engine, on the student in memory."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from opd_lightning.generation.batches import batch_support, cache_support
 from opd_lightning.generation.decoding import PLAIN, Shortcuts, continued, padded
 from opd_lightning.generation.probe import reading_gap
 from opd_lightning.models.packed import packed
+from opd_lightning.models.short_attention import short_attention
 from opd_lightning.types import Completion, Rendered, SamplingParams
 from opd_lightning.utils.seeds import seeded
 from opd_lightning.utils.vocabulary import ValidIds
@@ -62,7 +63,7 @@ class TransformersGenerator:
         with (self.student.eval_mode if model is None else model)() as lm, seeded(seed, lm.device):
             ends = self.end_ids if self.end_chosen and model is None else eos_ids(lm, self.end_ids)
             pad = self.tokenizer.pad_token_id
-            with packed(lm) if self.pack_weights else nullcontext():
+            with suited(lm) if self.pack_weights else nullcontext():
                 completions = decode(lm, ids, sampling, ends, pad, self.valid_ids, self.shortcuts)
             if model is None and sampling.temperature and torch.is_autocast_enabled(lm.device.type):
                 processors = processors_of(sampling, self.valid_ids)
@@ -79,6 +80,13 @@ class TransformersGenerator:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+@contextmanager
+def suited(lm: PreTrainedModel) -> Iterator[None]:
+    """A context in which a model decodes with what suits the processor."""
+    with packed(lm), short_attention(lm):
+        yield
 
 
 def warpers(sampling: SamplingParams) -> list[LogitsProcessor]:

@@ -16,6 +16,8 @@ from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.closed_form import Scratch
 from opd_lightning.losses.not_finite import NotFinite, reason
 from opd_lightning.types import Tokens
+from opd_lightning.utils.products import product as product_by_onednn
+from opd_lightning.utils.products import suits
 from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 BLOCK = 8 * 2**20
@@ -75,7 +77,7 @@ class Head:
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             part, weight = hidden.to(dtype), self.weight[: self.known.size].to(dtype)
             fits = out is not None and out.dtype == dtype and out.shape == (part.shape[0], weight.shape[0])
-            product = torch.mm(part, weight.T, out=out if fits else None)
+            product = matmul(part, weight, out if fits else None)
             if self.bias is not None:
                 product.add_(self.bias[: self.known.size].to(dtype))
             logits = self.shape(widen(product))
@@ -102,6 +104,11 @@ class Head:
         if self.softcap is None:
             return self.scale
         return (1 - (logits / self.softcap).square_()).mul_(self.scale)
+
+
+def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left [n, k] times right [m, k], transposed; into `out` unless oneDNN computes it."""
+    return product_by_onednn(left, right) if suits(left, right) else torch.mm(left, right.T, out=out)
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -174,7 +181,7 @@ class _HeadLoss(torch.autograd.Function):
                     # The token weights multiply the products, which have H columns instead of V.
                     grad, share = grad.to(dtype), tokens.weight[rows, None].to(wide)
                     if grad_hidden is not None:
-                        torch.mul(grad @ matrix, share, out=grad_hidden[rows])
+                        torch.mul(matmul(grad, matrix.T), share, out=grad_hidden[rows])
                     if grad_weight is not None:
                         _accumulate(grad_weight[: valid_ids.size], grad, (part * share).to(dtype))
                     if grad_bias is not None:

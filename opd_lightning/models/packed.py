@@ -7,7 +7,6 @@ autocast's results are the same.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-SMALLEST = 2**15
-"""Weights with fewer elements stay as they are: calls cost more than reading them."""
+from opd_lightning.utils.products import SMALLEST, onednn, product
 
 
 @contextmanager
@@ -65,24 +63,10 @@ ROWS = 8
 
 def by_onednn(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The product with a weight [out, in] in oneDNN's layout."""
-    product, dtype = torch.ops.mkldnn._linear_pointwise, weight.dtype
+    dtype = weight.dtype
     layout = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
 
     def multiply(inputs: Tensor) -> Tensor:
-        return product(inputs if inputs.dtype == dtype else inputs.to(dtype), layout, bias, "none", [], "")
+        return product(inputs if inputs.dtype == dtype else inputs.to(dtype), layout, bias)
 
     return multiply
-
-
-@cache
-def onednn(dtype: torch.dtype) -> bool:
-    """Whether this machine's torch multiplies by oneDNN in a dtype: float32, or bfloat16 where the processor has it."""
-    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    try:
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        weight, inputs = torch.eye(64, dtype=dtype), torch.arange(64).to(dtype).expand(2, 3, -1)
-        return torch.equal(by_onednn(weight, None)(inputs), inputs)
-    except (AttributeError, RuntimeError, TypeError):  # these operators are internal, and may go
-        return False

@@ -13,6 +13,7 @@ from opd_lightning.contracts import TeacherScores
 from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models.backbone import backbone, scale, soft_cap, verify_head
+from opd_lightning.models.cpu import fast_on_cpu
 from opd_lightning.models.sharding import align, unsharded
 from opd_lightning.types import Sequences, Tokens
 from opd_lightning.utils.vocabulary import ValidIds
@@ -82,7 +83,7 @@ class Student(nn.Module):
         Args:
             snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
         """
-        with self.eval_mode():
+        with self.eval_mode() as lm, fast_on_cpu(lm):
             hidden = torch.cat([self.hidden(sequences) for sequences in batches])
             # The dtype is fixed here, for autocast is off where chunks are projected later.
             head = replace(self.head, dtype=self.head.compute_dtype(hidden))

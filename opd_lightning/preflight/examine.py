@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -23,6 +24,7 @@ from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import disk, memory
 from opd_lightning.preflight.results import CheckResult
+from opd_lightning.preflight.seconds import seconds
 from opd_lightning.preflight.weights import weights
 from opd_lightning.runs.identity import run_folder
 
@@ -86,8 +88,8 @@ def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callab
     attempt("warm-up", lambda: warmup(made, cfg))
     attempt("verifier", lambda: verifier(made))
     attempt("prompts", lambda: prompts(made))
-    attempt("memory", lambda: memory(made, cfg))
-    attempt("disk", lambda: disk(made, cfg))
+    for name, estimate in {"memory": memory, "seconds": seconds, "disk": disk}.items():
+        attempt(name, partial(estimate, made, cfg))
     attempt("precision", lambda: precision(made, cfg, fast))
     students: list[Student] = []
 

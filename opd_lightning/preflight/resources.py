@@ -24,6 +24,8 @@ SHARES = {"GPU": 0.5, "machine": 0.25}
 """The share of free memory that activations may take; a machine's is shared with other programs."""
 LEAST, MOST = 256, 2**20
 """Bounds of the automatic number of tokens."""
+ENOUGH = 6e10
+"""FLOPs of a float32 forward pass from which a CPU is hardly faster with more tokens, which take memory; of 16 bits twice."""
 
 
 def sizes_of(model: Pretrained) -> tuple[int, int, PretrainedConfig]:
@@ -179,6 +181,10 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
     name, free = free_memory(cfg)
     fixed = sum(resident_bytes(parts, cfg, weights).values()) + logit_bytes(cfg, config)
     room = SHARES[name] * max(free - fixed, free / 10) / activation_bytes(parts, config)
+    narrow = str(cfg.trainer.precision).startswith("bf16") or parts.model.dtype.itemsize == 2
+    enough = (1 + narrow) * ENOUGH / max(2 * weights.layers, 1) if name == "machine" else MOST
+    if room > enough:
+        return 2 ** int(log2(min(max(enough, LEAST), MOST))), "more would not be faster on a CPU"
     return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name}'s memory are free"
 
 

@@ -1,0 +1,68 @@
+"""The predicted seconds of a step, by the cost model."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from opd_lightning.models import Pretrained
+from opd_lightning.models.cost_model import Model, Rates, Work, predicted
+from opd_lightning.models.flops import Sizes
+from opd_lightning.preflight.checks import CheckResult, lengths
+from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.resources import estimated
+from opd_lightning.teachers.base import all_parts
+from opd_lightning.teachers.contexts import NoContext
+
+PROMPTS = 64
+"""Prompts whose mean length stands for all."""
+
+
+def seconds(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """A check result with the predicted seconds of a step, by part; see `models.cost_model`."""
+    return estimated("seconds", seconds_of)(parts, cfg)
+
+
+def seconds_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
+    """The predicted seconds of a step in which every completion is as long as it may be."""
+    kind = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
+    dtype = torch.bfloat16 if str(cfg.trainer.precision).startswith("bf16") else parts.model.dtype
+    lm, sizes = shapes(parts.model)
+    if cfg.adapter is not None:
+        lm.requires_grad_(False)
+        sizes = replace(sizes, trained=0, trained_head=0)
+    work = work_of(parts, cfg, sizes)
+    found = predicted(work, Rates.measure(torch.device(kind), dtype), Model.of(lm, sizes, dtype))
+    text = ", ".join(f"{part} {s:.2g}" for part, s in found.items() if s)
+    total = f"a step takes about {sum(found.values()):.2g} s at full length"
+    yield CheckResult("seconds", "pass", f"{total} ({text}), by this machine's rates")
+
+
+def shapes(model: Pretrained) -> tuple[PreTrainedModel, Sizes]:
+    """A model without weights, and its sizes."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(model.config())
+    return lm, Sizes.of(lm)
+
+
+def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
+    """The work of a step on one device."""
+    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    rows = -(-cfg.data.batch_size * parts.rollout.sampling.n // max(devices, 1))
+    prompts = lengths(list(parts.examples[:PROMPTS]), parts.renderer, NoContext(parts.model.template_options))
+    prompt, new = round(statistics.mean(prompts)), int(parts.rollout.sampling.max_new_tokens)
+    read, tokens = [prompt + new] * rows, rows * new
+    student_writes = parts.rollout.student_writes
+    flops = {
+        "rollout": sizes.write([(prompt, new)] * rows) if student_writes else 0,
+        "forward": sizes.read(read) + sizes.logits(tokens),
+        "backward": sizes.backward(read, tokens),
+        "teacher": sum(
+            (sizes if part.source is None else shapes(part.source)[1]).read(read) for _, part in all_parts(parts.teachers)
+        ),
+    }
+    copied = getattr(parts.generator, "holds_weights", False)
+    return Work(flops, new if student_writes and not copied else 0, len(parts.teachers))
