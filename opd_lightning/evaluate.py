@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """
     import torch  # takes seconds, as what follows
 
-    from opd_lightning.config.compatibility import check
+    from opd_lightning.config.compatibility import inherited_teacher
     from opd_lightning.models import Student
     from opd_lightning.models.files import check_vocabulary
     from opd_lightning.preflight.references import limit_for
@@ -61,7 +61,8 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     from opd_lightning.teachers.alignment import aligned
     from opd_lightning.teachers.contexts import NoContext
 
-    check(cfg)
+    check_values(cfg)
+    inherited = inherited_teacher(cfg)
     model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
@@ -76,7 +77,9 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     generator = build(cfg.generator, tokenizer=tokenizer, renderer=renderer)
     generator.update_weights(student, 0)
     teachers = {}
-    if cfg.teacher is not None and cfg.loss.divergence is not None:
+    if inherited:
+        print(f"no teacher is measured: {inherited} is that of another model; teacher.path=<...> sets one.", file=sys.stderr)
+    elif cfg.teacher is not None and cfg.loss.divergence is not None:
         teacher = build(cfg.teacher, context=build(cfg.context))
         if teacher.frozen:
             teacher = aligned(teacher, renderer)

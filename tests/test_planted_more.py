@@ -85,9 +85,9 @@ def test_templates_that_change_texts_are_found(folders, name):
 
 
 def test_a_mapping_with_a_column_that_no_example_has_is_named():
-    word = "task.columns={prompt: p, tools: tools}"
-    assert "chats are rendered without descriptions of tools" in str(explain(["task=table", word]))
-    with pytest.raises(ValueError, match="without descriptions of tools"):
+    word = "task.columns={prompt: p, images: i}"
+    assert "models here read text alone" in str(explain(["task=table", word]))
+    with pytest.raises(ValueError, match="read text alone"):
         compose(["task=table", word])
 
 

@@ -9,8 +9,10 @@ from opd_lightning.config.names import nearest
 from opd_lightning.tasks.rows import Row
 
 PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id", "tools")
-PROMPTS = ("prompt", "messages", "conversations")
+PROMPTS = ("prompt", "messages", "conversations", "question")
 """Columns for the prompt where `columns` names none; the first that a row has is used."""
+UNNAMED = ("completion", "answer")
+"""Parts that the column of the same name plays where `columns` names none."""
 
 UNUSED = {
     "functions": "map them (task.columns.tools=functions)",
@@ -87,6 +89,39 @@ def part_of(row: Row, part: str, column: str, place: str, optional: bool) -> Any
         raise ValueError(f"{place}: task.columns.{part}={column} is no column{nearest(column, row)}") from error
     except ValueError as error:
         raise ValueError(f"task.columns.{part}={column!r} is no template ({error}); double literal braces.") from error
+
+
+def unnamed(columns: Mapping[str, str]) -> list[str]:
+    """The parts besides the prompt for which a column of the usual name is used."""
+    return [part for part in UNNAMED if part not in columns]
+
+
+def all_columns(row: Row, columns: Mapping[str, str], place: str) -> dict[str, str]:
+    """The column of each part of a row's example: those of `columns`, and for other parts those of the usual names.
+
+    Of rows with `question` and `answer` and no completion, where `columns` names none of them, the answer is the completion
+    too. A cell that is no text, such as a list of answers, is no answer.
+
+    Raises:
+        ValueError: no column is the prompt's.
+    """
+    found = {"prompt": prompt_column(row, place), **columns} if "prompt" not in columns else dict(columns)
+    found |= {part: part for part in unnamed(columns) if not is_missing(row.get(part))}
+    if "answer" not in columns and not isinstance(row.get("answer"), str | int | float):
+        found.pop("answer", None)
+    if found["prompt"] in ("messages", "conversations") and "completion" not in columns:
+        found.pop("completion", None)  # a chat ends in its own
+    is_pair = found["prompt"] == "question" and not {"prompt", "completion", "answer"} & set(columns)
+    return found | ({"completion": "answer"} if is_pair and "answer" in found and "completion" not in found else {})
+
+
+def mapping(row: Row, columns: Mapping[str, str], place: str) -> str | None:
+    """A sentence on which columns of a row were found by their names; None if `columns` names all that are used."""
+    found = {part: column for part, column in all_columns(row, columns, place).items() if part not in columns}
+    if not found:
+        return None
+    parts = ", ".join(f"{part}: {column}" for part, column in found.items())
+    return f"columns by their names: {{{parts}}}; task.columns.<part>=<column> sets others."
 
 
 def prompt_column(row: Row, place: str) -> str:

@@ -11,7 +11,7 @@ from opd_lightning.config import plain
 from opd_lightning.config.grammar import quoted
 from opd_lightning.config.overrides import configured
 from opd_lightning.models.in_memory import LanguageModel
-from opd_lightning.tasks.columns import PARTS
+from opd_lightning.tasks.columns import PARTS, UNNAMED, all_columns
 from opd_lightning.tasks.in_memory import FunctionVerifier, rows_of
 from opd_lightning.tasks.rows import Row
 from opd_lightning.utils.in_memory import Held, held
@@ -115,7 +115,8 @@ class Arguments:
         if self.heldout is not None:
             words.append(f"task.heldout={{path: {quoted(self.rows_at('heldout', self.heldout)[0])}}}")
         if "task" not in chosen:
-            words += [f"task.columns.{part}={part}" for part in PARTS if any(part in row for row in rows)]
+            more = [part for part in PARTS if part not in ("prompt", *UNNAMED)]
+            words += [f"task.columns.{part}={part}" for part in more if any(part in row for row in rows)]
         if self.verifier is None and not chosen & {"task", "task/verifier", "evaluation"}:
             words.append("evaluation=text")
             words += [] if any(map(has_reply, rows)) else ["evaluation.suite.likelihood=null"]
@@ -159,7 +160,7 @@ def words_of(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
 
 def has_reply(row: Row) -> bool:
     """Whether a row has a reference completion."""
-    if row.get("completion") is not None:
+    if row.get("completion") is not None or ("question" in row and "completion" in all_columns(row, {}, "data")):
         return True
     turns: list[Any] = next((row[key] for key in ("prompt", "messages", "conversations") if isinstance(row.get(key), list)), [])
     last = turns[-1] if turns and isinstance(turns[-1], Mapping) else {}
