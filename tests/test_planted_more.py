@@ -1,7 +1,6 @@
 """More planted faults: ends of replies that differ behind one template, and templates that change texts."""
 
 import json
-import logging
 import shlex
 from pathlib import Path
 
@@ -15,17 +14,7 @@ from opd_lightning.models import Pretrained
 from opd_lightning.models.ends import exchange_rows
 from tests.planted import CHATML, Folders, expect, found, sft, template
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Folders:
-    return Folders(tmp_path_factory.mktemp("planted"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("no_logs")
 
 
 def base_and_chat(folders: Folders) -> list[str]:
