@@ -1,6 +1,5 @@
 """Planted faults: `check` finds each before training, and says it. Rows are named by the lines of a bug report, A1 to C20."""
 
-
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -66,7 +65,10 @@ FAULTS = {
         lambda f: [*sft(f, CHATML, {"prompt": "x", "completion": "y" * 90}), "task.max_new_tokens=40"],
         r"warn references: 1 of \d+ references .*task.max_new_tokens=91 fits all",
     ),
-    "A5": (lambda f: chats(f, turns("a", "", tool_calls=CALL)), "fail data: .*jsonl:13 lacks its tool calls .*leaves it out"),
+    "A5": (
+        lambda f: chats(f, turns("a", "", tool_calls=CALL)),
+        r"fail data: .*jsonl:13 lacks its tool calls \(f\): the chat template leaves",
+    ),
     "A5, weight": (
         lambda f: chats(f, turns("a", "b", weight=0)),
         "fail parts: .*jsonl:13: the reply to learn has weight=0, so it is not to be trained; leave such rows out",
