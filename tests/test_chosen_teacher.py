@@ -2,6 +2,7 @@
 
 import pytest
 
+from opd_lightning import Distillation
 from opd_lightning.config import compose
 from opd_lightning.config.compatibility import check, inherited_teacher
 from opd_lightning.evaluate import evaluate
@@ -29,6 +30,12 @@ def test_the_teacher_of_an_option_beside_another_model_is_said(tmp_path, option)
 )
 def test_a_teacher_that_belongs_or_was_chosen_is_not(words):
     assert inherited_teacher(compose(words)) is None
+
+
+def test_the_embedded_teacher_may_be_chosen_in_python(tiny):
+    prompts = [f"rotate {' '.join(f'{i:05}')}" for i in range(20)]
+    teacher = "pkg://opd_lightning/toy/assets/world/teacher"
+    assert Distillation("opd", tiny, prompts, teacher=teacher, overrides={"task.max_new_tokens": 8}).cfg.teacher.path == teacher
 
 
 def test_evaluation_needs_no_teacher(small, tiny, other, capsys):

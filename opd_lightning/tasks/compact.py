@@ -43,12 +43,9 @@ def plain_digest(columns: Mapping[str, str], system: str | None, answer: bool) -
         text = row.get(prompt)
         if "tools" in row or type(text) is not str or not is_plain(text):
             return None
-        for column in others:
+        for column in others + [column for column in usual if column in row]:
             value = row.get(column)
             if type(value) is not int and (type(value) is not str or not is_plain(value)):
-                return None
-        for column in usual:
-            if column in row and (type(row[column]) is not str or not is_plain(row[column])):
                 return None
         return digest(f"{start}{quoted(normal(text))}]]")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import plain
 from opd_lightning.config.grammar import quoted
@@ -95,6 +95,8 @@ class Arguments:
                 "max_new_tokens": self.task.max_new_tokens,
                 "contexts": dict(getattr(self.task, "contexts", {})),
             }
+        if self.models.teacher is not None and cfg.teacher is not None:
+            cfg.teacher = replaced(OmegaConf.to_container(cfg.teacher), "${model.teacher}", self.models.teacher)
         if self.models.own_teacher is not None:
             cfg.teacher = self.node(self.models.own_teacher, "teacher")
         if self.adapter is not None:
@@ -176,6 +178,15 @@ def adapter_node(adapter: Any) -> dict[str, Any]:
     values = {key: value for key, value in adapter.to_dict().items() if value != default.get(key)}
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return {"_target_": f"peft.{kind.__name__}", **listed}
+
+
+def replaced(node: Any, old: str, new: str) -> Any:
+    """A tree with `new` for every text that is `old`."""
+    if isinstance(node, dict):
+        return {key: replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, old, new) for value in node]
+    return new if node == old else node
 
 
 def pairs(node: Any) -> Iterable[tuple[str, Any]]:
