@@ -27,7 +27,8 @@ SHAPES = {
     "number": ({"question": "Q", "answer": 7}, {}, ("7", "7"), "completion: answer}"),
     "all": ({"question": "Q", "completion": "A", "answer": "B"}, {}, ("A", "B"), "completion: completion, answer: answer}"),
     "to verify": ({"prompt": "Q", "answer": "B"}, {}, (None, "B"), "{prompt: prompt, answer: answer}"),
-    "one named": ({"title": "Q", "completion": "A"}, {"prompt": "title"}, ("A", None), "{completion: completion}"),
+    "prompt named": ({"title": "Q", "completion": "A"}, {"prompt": "title"}, (None, None), None),
+    "skill named": ({"question": "Q", "answer": "A", "skill": "new"}, {"skill": "skill"}, ("A", "A"), "completion: answer}"),
     "answer named": ({"question": "Q", "answer": "B", "label": "L"}, {"answer": "label"}, (None, "L"), "{prompt: question}"),
     "no text": ({"prompt": "Q", "answer": ["B"]}, {}, (None, None), "{prompt: prompt}"),
     "empty": ({"prompt": "Q", "completion": None, "answer": " "}, {}, (None, None), "{prompt: prompt"),
@@ -55,7 +56,9 @@ def test_usual_columns_need_no_mapping(tmp_path, shape):
     assert len(examples) == 12 and {example.messages[-1]["content"][0] for example in examples} == {"Q"}
     assert {(example.completion, example.extra.get("answer")) for example in examples} == {(completion, answer)}
     told = task.notes.get("columns")
-    assert told is None if sentence is None else sentence in told and "task.columns.<part>=<column> sets others" in told
+    assert (
+        told is None if sentence is None else sentence in told and "'task.columns={<part>: <column>, ...}' sets others" in told
+    )
 
 
 def test_rows_that_differ_from_the_first_are_read_by_their_own_columns(tmp_path):

@@ -12,7 +12,7 @@ PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system"
 PROMPTS = ("prompt", "messages", "conversations", "question")
 """Columns for the prompt where `columns` names none; the first that a row has is used."""
 UNNAMED = ("completion", "answer")
-"""Parts that the column of the same name plays where `columns` names none."""
+"""Parts that the column of the same name plays where `columns` names neither them nor the prompt."""
 
 UNUSED = {
     "functions": "map them (task.columns.tools=functions)",
@@ -93,26 +93,27 @@ def part_of(row: Row, part: str, column: str, place: str, optional: bool) -> Any
 
 def unnamed(columns: Mapping[str, str]) -> list[str]:
     """The parts besides the prompt for which a column of the usual name is used."""
-    return [part for part in UNNAMED if part not in columns]
+    return [] if {"prompt", *UNNAMED} & set(columns) else list(UNNAMED)
 
 
 def all_columns(row: Row, columns: Mapping[str, str], place: str) -> dict[str, str]:
     """The column of each part of a row's example: those of `columns`, and for other parts those of the usual names.
 
-    Of rows with `question` and `answer` and no completion, where `columns` names none of them, the answer is the completion
-    too. A cell that is no text, such as a list of answers, is no answer.
+    Of rows with `question` and `answer` and no completion the answer is the completion too. A cell that is no text, such as a
+    list of answers, is no answer.
 
     Raises:
         ValueError: no column is the prompt's.
     """
     found = {"prompt": prompt_column(row, place), **columns} if "prompt" not in columns else dict(columns)
-    found |= {part: part for part in unnamed(columns) if not is_missing(row.get(part))}
-    if "answer" not in columns and not isinstance(row.get("answer"), str | int | float):
-        found.pop("answer", None)
-    if found["prompt"] in ("messages", "conversations") and "completion" not in columns:
-        found.pop("completion", None)  # a chat ends in its own
-    is_pair = found["prompt"] == "question" and not {"prompt", "completion", "answer"} & set(columns)
-    return found | ({"completion": "answer"} if is_pair and "answer" in found and "completion" not in found else {})
+    usual = {part: part for part in unnamed(columns) if not is_missing(row.get(part))}
+    if not isinstance(row.get("answer"), str | int | float):
+        usual.pop("answer", None)
+    if found["prompt"] in ("messages", "conversations"):
+        usual.pop("completion", None)  # a chat ends in its own
+    if found["prompt"] == "question" and "answer" in usual:
+        usual.setdefault("completion", "answer")
+    return found | usual
 
 
 def mapping(row: Row, columns: Mapping[str, str], place: str) -> str | None:
@@ -121,7 +122,7 @@ def mapping(row: Row, columns: Mapping[str, str], place: str) -> str | None:
     if not found:
         return None
     parts = ", ".join(f"{part}: {column}" for part, column in found.items())
-    return f"columns by their names: {{{parts}}}; task.columns.<part>=<column> sets others."
+    return f"columns by their names: {{{parts}}}; 'task.columns={{<part>: <column>, ...}}' sets others."
 
 
 def prompt_column(row: Row, place: str) -> str:

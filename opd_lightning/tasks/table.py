@@ -25,11 +25,11 @@ class TableTask:
 
         prompt         the user's turn, or a full chat in a format of `chats.py`, whose last assistant turn, if it ends in one,
                        is the completion. The column "prompt", "messages", "conversations" or "question" unless given
-        completion     the reference for SFT, text or an assistant's turn; the column "completion" unless given, or of
-                       question and answer the answer
+        completion     the reference for SFT, text or an assistant's turn; the column "completion", or of question
+                       and answer the answer, unless prompt, completion or answer are given
         demonstration  an expert's answer for a teacher's prompt; the completion unless given
         solution       a solution for a teacher's prompt; the completion unless given
-        answer         the verifier's reference; the column "answer" unless given
+        answer         the verifier's reference; the column "answer" unless prompt, completion or answer are given
         system         the row's own system prompt
         skill          the name under which it is evaluated
         tools          JSON schemas of the functions that the prompt describes; the column "tools" unless given

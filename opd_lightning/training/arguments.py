@@ -117,7 +117,8 @@ class Arguments:
         if self.heldout is not None:
             words.append(f"task.heldout={{path: {quoted(self.rows_at('heldout', self.heldout)[0])}}}")
         if "task" not in chosen:
-            more = [part for part in PARTS if part not in ("prompt", *UNNAMED)]
+            found = () if any(key.startswith("task.columns") for key in chosen) else ("prompt", *UNNAMED)
+            more = [part for part in PARTS if part not in found]
             words += [f"task.columns.{part}={part}" for part in more if any(part in row for row in rows)]
         if self.verifier is None and not chosen & {"task", "task/verifier", "evaluation"}:
             words.append("evaluation=text")
