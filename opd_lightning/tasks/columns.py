@@ -109,11 +109,17 @@ def all_columns(row: Row, columns: Mapping[str, str], place: str) -> dict[str, s
     usual = {part: part for part in unnamed(columns) if not is_missing(row.get(part))}
     if not isinstance(row.get("answer"), str | int | float):
         usual.pop("answer", None)
-    if found["prompt"] in ("messages", "conversations"):
+    if found["prompt"] in ("messages", "conversations") or ends_in_reply(row.get(found["prompt"])):
         usual.pop("completion", None)  # a chat ends in its own
     if found["prompt"] == "question" and "answer" in usual:
         usual.setdefault("completion", "answer")
     return found | usual
+
+
+def ends_in_reply(cell: Any) -> bool:
+    """Whether a cell is a chat whose last turn is a reply."""
+    last = cell[-1] if isinstance(cell, list) and cell else None
+    return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("assistant", "gpt")
 
 
 def mapping(row: Row, columns: Mapping[str, str], place: str) -> str | None:
