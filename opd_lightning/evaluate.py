@@ -54,14 +54,15 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """
     import torch  # takes seconds, as what follows
 
-    from opd_lightning.config.compatibility import check
+    from opd_lightning.config.compatibility import inherited_teacher
     from opd_lightning.models import Student
     from opd_lightning.models.files import check_vocabulary
     from opd_lightning.preflight.references import limit_for
     from opd_lightning.preflight.rendering import check_rows
     from opd_lightning.teachers.contexts import NoContext
 
-    check(cfg)
+    check_values(cfg)
+    inherited = inherited_teacher(cfg)
     model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
@@ -84,7 +85,9 @@ def measure(cfg: DictConfig, model: Any, task: Any, renderer: Any, student: Any,
     from opd_lightning.teachers.alignment import aligned
 
     teachers = {}
-    if cfg.teacher is not None and cfg.loss.divergence is not None:
+    if inherited:
+        print(f"no teacher is measured: {inherited} is that of another model; teacher.path=<...> sets one.", file=sys.stderr)
+    elif cfg.teacher is not None and cfg.loss.divergence is not None:
         teacher = build(cfg.teacher, context=build(cfg.context))
         if teacher.frozen:
             teacher = aligned(teacher, renderer)

@@ -1,5 +1,6 @@
 """What tests share: a random two-layer model on disk with the world's tokenizer, and composed configurations of it."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,22 @@ def paths(tmp_path_factory) -> dict[str, str]:
     names = {"byte_bpe": 0, "unigram": 1, "characters": 2}
     made = {name: save_model(folder / name, tokenizers()[name], seed) for name, seed in names.items()}
     return made | {"other": save_model(folder / "other", tokenizers()["byte_bpe"], 3)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of `planted.py`, in which faults are planted."""
+    from tests.planted import Folders  # which imports this file
+
+    return Folders(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def no_logs():
+    """Nothing is logged meanwhile."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -143,9 +143,9 @@ def test_the_prompt_column_is_found_by_itself(tmp_path):
         assert task(tmp_path, rows).examples("train")[0].completion == "Yo"
         assert task(tmp_path, rows, {"prompt": None, "id": "id"}).examples("train")
     with pytest.raises(
-        ValueError, match=r"no column is called prompt, messages or conversations; columns are question, answer\."
+        ValueError, match=r"no column is called prompt, messages, conversations or question; columns are title, text\."
     ):
-        task(tmp_path, [{"question": "x", "answer": "y"}])
+        task(tmp_path, [{"title": "x", "text": "y"}])
     with pytest.raises(ValueError, match=r"preferences, of which no method here learns; task.columns.prompt=chosen"):
         task(tmp_path, [{"chosen": [USER], "rejected": [USER]}])
     cells = [

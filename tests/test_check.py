@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from opd_lightning.check import examine
 from opd_lightning.check import main as check_command
 from opd_lightning.preflight.checks import CheckResult
+from opd_lightning.preflight.examine import said_once
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.training.run import run
 
@@ -177,6 +178,14 @@ def test_training_warns_of_what_the_check_warns_of(small, tmp_path, other, caplo
 def test_a_run_whose_trainer_cannot_be_made_says_so_in_a_sentence(small):
     with pytest.raises(ValueError, match=r"^trainer cannot be made of its options \(Precision 'fp7' is invalid"):
         run(small("method=sft", "trainer.precision=fp7"))
+
+
+def test_a_failure_is_told_once():
+    first = CheckResult("data", "fail", "example 3: the template refuses it. task.bad_rows=skip leaves such rows out (2 here).")
+    same, other = CheckResult("memory", "fail", "the template refuses it."), CheckResult("disk", "fail", "full")
+    assert said_once(same, [first]) == CheckResult("memory", "fail", "not checked, because of what is said of data")
+    assert said_once(other, [first]) is other
+    assert said_once(passed := CheckResult("data", "pass", "example 3"), [first]) is passed
 
 
 def test_the_command_shows_no_secret(command, monkeypatch):

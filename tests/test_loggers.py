@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from opd_lightning.callbacks import Checkpoint
@@ -20,6 +21,7 @@ from opd_lightning.callbacks.evaluation import check_monitors, publish
 from opd_lightning.config import compose, first_stage
 from opd_lightning.preflight.logger import check_logger
 from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.training.loggers import without_anonymous
 from opd_lightning.training.result import Result, result, result_names
 from opd_lightning.training.run import run
 
@@ -41,6 +43,12 @@ def longer(small, *words: str) -> Path:
 @pytest.mark.parametrize("option", ["none", "csv"])
 def test_metrics_csv_alone(option):
     assert compose([f"logger={option}"]).logger is None
+
+
+def test_wandb_is_given_no_unset_argument_of_which_it_warns(tmp_path):
+    made = [WandbLogger(save_dir=str(tmp_path), offline=True, anonymous=value) for value in (None, True)]
+    assert ["anonymous" in without_anonymous(logger)._wandb_init for logger in made] == [False, True]
+    assert without_anonymous(None) is None
 
 
 def test_tensorboard_has_every_number_once_and_the_configuration(small):

@@ -1,7 +1,5 @@
 """Planted faults: `check` finds each before training, and says it. Rows are named by the lines of a bug report, A1 to C20."""
 
-import logging
-
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +13,6 @@ from tests.planted import (
     DATED,
     ROWS,
     THINKS,
-    Folders,
     adapter,
     chats,
     config,
@@ -37,6 +34,7 @@ from tests.planted import (
 )
 from tests.test_loading import POINTER, cut, without
 
+pytestmark = pytest.mark.usefixtures("no_logs")
 CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 ENDS_WITH_PAD = CHATML.replace("<|end|>", "<|pad|>")
 CACHED = ("A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "B11", "B12", "B13", "B15", "B17", "B18", "C19", "C20")
@@ -67,7 +65,10 @@ FAULTS = {
         lambda f: [*sft(f, CHATML, {"prompt": "x", "completion": "y" * 90}), "task.max_new_tokens=40"],
         r"warn references: 1 of \d+ references .*task.max_new_tokens=91 fits all",
     ),
-    "A5": (lambda f: chats(f, turns("a", "", tool_calls=CALL)), "fail data: .*jsonl:13 lacks its tool calls .*leaves it out"),
+    "A5": (
+        lambda f: chats(f, turns("a", "", tool_calls=CALL)),
+        r"fail data: .*jsonl:13 lacks its tool calls \(f\): the chat template leaves",
+    ),
     "A5, weight": (
         lambda f: chats(f, turns("a", "b", weight=0)),
         "fail parts: .*jsonl:13: the reply to learn has weight=0, so it is not to be trained; leave such rows out",
@@ -249,18 +250,6 @@ LOADED = {
     ),
     "B16, none": (lambda f: ["method=opd"], "pass logits: no token is ruled out"),
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Folders:
-    return Folders(tmp_path_factory.mktemp("planted"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", [n if n in CACHED else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS])

@@ -1,7 +1,6 @@
 """More planted faults: ends of replies that differ behind one template, and templates that change texts."""
 
 import json
-import logging
 import shlex
 from pathlib import Path
 
@@ -15,17 +14,7 @@ from opd_lightning.models import Pretrained
 from opd_lightning.models.ends import exchange_rows
 from tests.planted import CHATML, Folders, expect, found, sft, template
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Folders:
-    return Folders(tmp_path_factory.mktemp("planted"))
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("no_logs")
 
 
 def base_and_chat(folders: Folders) -> list[str]:
@@ -85,9 +74,9 @@ def test_templates_that_change_texts_are_found(folders, name):
 
 
 def test_a_mapping_with_a_column_that_no_example_has_is_named():
-    word = "task.columns={prompt: p, tools: tools}"
-    assert "chats are rendered without descriptions of tools" in str(explain(["task=table", word]))
-    with pytest.raises(ValueError, match="without descriptions of tools"):
+    word = "task.columns={prompt: p, images: i}"
+    assert "models here read text alone" in str(explain(["task=table", word]))
+    with pytest.raises(ValueError, match="read text alone"):
         compose(["task=table", word])
 
 

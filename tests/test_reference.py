@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from opd_lightning.config import CONF_DIR, compose
 from opd_lightning.config.help import page
 from opd_lightning.config.reference import PRESETS, options
-from opd_lightning.config.reference_page import terminal
+from opd_lightning.config.reference_text import terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = options()

@@ -24,8 +24,8 @@ def check(cfg: DictConfig) -> list[str]:
         ValueError: the field, its value and the remedy.
     """
     resolved = check_values(cfg)
-    check_start(cfg, chosen := Choices.of(resolved))
-    return check_choices(resolved, chosen)
+    chosen = Choices.of(resolved)
+    return check_start(cfg, chosen) + check_choices(resolved, chosen)
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,35 @@ def check_teacher(cfg: dict[str, Any], chosen: Choices) -> None:
         )
 
 
-def check_start(cfg: DictConfig, chosen: Choices) -> None:
-    """Raises ValueError if the embedded world's teacher would teach another model because nobody chose a teacher."""
-    tree: Any = OmegaConf.to_container(cfg)
-    follows = any(value == "${model.teacher}" for _, value in leaves(tree["teacher"] or {}))
-    own = not str(cfg.model.path).startswith(EMBEDDED) and not Path(str(cfg.model.path), "config.yaml").is_file()
-    reads = tree["loss"]["divergence"] is not None or "teacher" in chosen.rollout.teachers
-    if follows and own and reads and str(cfg.model.get("teacher")).startswith(EMBEDDED):
+def check_start(cfg: DictConfig, chosen: Choices) -> list[str]:
+    """A warning if a model option's teacher would teach another model than its own because nobody chose a teacher.
+
+    Raises:
+        ValueError: it is the embedded world's, which has no use for another model.
+    """
+    path, reads = inherited_teacher(cfg), cfg.loss.divergence is not None or "teacher" in chosen.rollout.teachers
+    if path is None or not reads:
+        return []
+    if path.startswith(EMBEDDED):
         raise ValueError(
             f"teacher.path is still that of the embedded model, and model.path={cfg.model.path} is another model; give "
             "teacher.path=<folder, hub id or run>, or choose a method without another model (method=sdft, sft or grpo)."
         )
+    return [
+        f"teacher.path={path} comes with the option of model=, and model.path={cfg.model.path} is another model; give "
+        "teacher.path=<folder, hub id or run>, the same if it is meant."
+    ]
+
+
+def inherited_teacher(cfg: DictConfig) -> str | None:
+    """The teacher's path that came with a model option beside another `model.path`; None where it belongs or was chosen."""
+    tree: Any = OmegaConf.to_container(cfg)  # unresolved, so that a path that was set differs from the option's
+    own, teacher = str(tree["model"]["path"]), str(tree["model"].get("teacher"))
+    follows = any(value == "${model.teacher}" for _, value in leaves(tree["teacher"] or {}))
+    if not follows or own.startswith(EMBEDDED) or Path(str(cfg.model.path), "config.yaml").is_file():
+        return None
+    options = teacher.startswith(EMBEDDED) or ("${stand_in:" in teacher and "${stand_in:" not in own)
+    return str(cfg.model.teacher) if options else None
 
 
 EMBEDDED = "pkg://opd_lightning/"

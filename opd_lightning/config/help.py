@@ -61,7 +61,7 @@ def page(arguments: Sequence[str]) -> str:
         words.remove(topic)
     folders = config_folders(quote_arguments(words))
     if topic is not None:
-        from opd_lightning.config.reference_page import terminal
+        from opd_lightning.config.reference_text import terminal
 
         return terminal(topic, folders, min(100, shutil.get_terminal_size().columns))
     return PAGE + "\n".join(groups(folders, min(100, shutil.get_terminal_size().columns)))

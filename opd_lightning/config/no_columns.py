@@ -8,10 +8,8 @@ from hydra.core.override_parser.types import Override
 from opd_lightning.config.grammar import parse, parses, quoted, shell
 
 NO_COLUMNS = {
-    **dict.fromkeys(
-        ("tools", "functions"), "chats are rendered without descriptions of tools; put them into the system prompt"
-    ),
-    "images": "models here read text alone; describe them in the prompt",
+    "functions": "the part for schemas of functions is called tools; write task.columns.tools=<column>.",
+    "images": "models here read text alone; describe them in the prompt (task.prepare), and leave this out.",
 }
 """Columns that are no part of an example, with the reason and the remedy."""
 
@@ -24,7 +22,7 @@ def no_column(override: Override) -> str | None:
         names = list(override.value())  # type: ignore[arg-type]
     name = next((name for name in names if name in NO_COLUMNS), None)
     shown = override.input_line if place == "task.columns" else f"{override.input_line}: {name}"
-    return f"{shown}: {NO_COLUMNS[name]} (task.prepare), and leave this out." if name is not None else None
+    return f"{shown}: {NO_COLUMNS[name]}" if name is not None else None
 
 
 def column_error(word: str) -> str | None:

@@ -1,6 +1,6 @@
 """All checks of a run before training, in order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,9 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
 
     def attempt(name: str, step: Callable[[], Iterator[CheckResult]]) -> bool:
         try:
-            results.extend(step())
+            results.extend(said_once(result, results) for result in step())
         except (ValueError, OmegaConfBaseException, OSError) as error:
-            results.append(CheckResult(name, "fail", str(error)))
+            results.append(said_once(CheckResult(name, "fail", str(error)), results))
             return False
         return True
 
@@ -100,3 +100,9 @@ def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callab
     if not fast and attempt("architecture", student):
         attempt("logits", lambda: logits(made, students[0]))
         attempt("teacher", lambda: probe(made, students[0]))
+
+
+def said_once(result: CheckResult, before: Sequence[CheckResult]) -> CheckResult:
+    """The result; of a failure whose text is in one before, a pointer there."""
+    said = next((b.name for b in before if result.state == b.state == "fail" and result.text in b.text), None)
+    return result if said is None else CheckResult(result.name, "fail", f"not checked, because of what is said of {said}")

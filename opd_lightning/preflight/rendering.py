@@ -169,7 +169,8 @@ def omission(
         if turn["role"] == "tool" or (turn["role"] == "system" and not system_checked and turn["content"].strip()):
             without.append((f"its {turn['role']} turn {turn['content'][:40]!r}", None))
         if turn.get("tool_calls"):
-            without.append((f"its tool calls {str(turn['tool_calls'])[:60]}", {**turn, "tool_calls": []}))
+            names = ", ".join(str(call.get("function", call).get("name")) for call in turn["tool_calls"])
+            without.append((f"its tool calls ({names[:60]})", {**turn, "tool_calls": []}))
             if turn["content"].strip():
                 without.append((f"{turn['content'][:40]!r} beside its tool calls", {**turn, "content": ""}))
         if prompt is not None and (key := next((key for key in THOUGHTS if turn.get(key)), None)):
@@ -185,7 +186,7 @@ def omission(
 
 
 def left_rows(parts: Any) -> Iterator[CheckResult]:
-    """Check results on the task's rows: malformed ones that are left out, and unread columns.
+    """Check results on the task's rows: malformed ones that are left out, columns found by their names, and unread ones.
 
     Args:
         parts: the run's `Components`.
@@ -194,5 +195,7 @@ def left_rows(parts: Any) -> Iterator[CheckResult]:
     if n := notes.get("skipped_rows"):
         first = notes["skipped_list"][0]
         yield CheckResult("data", "warn", f"{n} malformed rows are left out, the first: {first}; status.json lists them.")
+    if sentence := notes.get("columns"):
+        yield CheckResult("data", "pass", sentence)
     for sentence in notes.get("warnings", []):
         yield CheckResult("data", "warn", sentence)

@@ -9,8 +9,10 @@ from opd_lightning.config.names import nearest
 from opd_lightning.tasks.rows import Row
 
 PARTS = ("prompt", "completion", "demonstration", "solution", "answer", "system", "skill", "id", "tools")
-PROMPTS = ("prompt", "messages", "conversations")
+PROMPTS = ("prompt", "messages", "conversations", "question")
 """Columns for the prompt where `columns` names none; the first that a row has is used."""
+UNNAMED = ("completion", "answer")
+"""Parts that the column of the same name plays where `columns` names neither them nor the prompt."""
 
 UNUSED = {
     "functions": "map them (task.columns.tools=functions)",
@@ -87,6 +89,46 @@ def part_of(row: Row, part: str, column: str, place: str, optional: bool) -> Any
         raise ValueError(f"{place}: task.columns.{part}={column} is no column{nearest(column, row)}") from error
     except ValueError as error:
         raise ValueError(f"task.columns.{part}={column!r} is no template ({error}); double literal braces.") from error
+
+
+def unnamed(columns: Mapping[str, str]) -> list[str]:
+    """The parts besides the prompt for which a column of the usual name is used."""
+    return [] if {"prompt", *UNNAMED} & set(columns) else list(UNNAMED)
+
+
+def all_columns(row: Row, columns: Mapping[str, str], place: str) -> dict[str, str]:
+    """The column of each part of a row's example: those of `columns`, and for other parts those of the usual names.
+
+    Of rows with `question` and `answer` and no completion the answer is the completion too. A cell that is no text, such as a
+    list of answers, is no answer.
+
+    Raises:
+        ValueError: no column is the prompt's.
+    """
+    found = {"prompt": prompt_column(row, place), **columns} if "prompt" not in columns else dict(columns)
+    usual = {part: part for part in unnamed(columns) if not is_missing(row.get(part))}
+    if not isinstance(row.get("answer"), str | int | float):
+        usual.pop("answer", None)
+    if found["prompt"] in ("messages", "conversations") or ends_in_reply(row.get(found["prompt"])):
+        usual.pop("completion", None)  # a chat ends in its own
+    if found["prompt"] == "question" and "answer" in usual:
+        usual.setdefault("completion", "answer")
+    return found | usual
+
+
+def ends_in_reply(cell: Any) -> bool:
+    """Whether a cell is a chat whose last turn is a reply."""
+    last = cell[-1] if isinstance(cell, list) and cell else None
+    return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("assistant", "gpt")
+
+
+def mapping(row: Row, columns: Mapping[str, str], place: str) -> str | None:
+    """A sentence on which columns of a row were found by their names; None if `columns` names all that are used."""
+    found = {part: column for part, column in all_columns(row, columns, place).items() if part not in columns}
+    if not found:
+        return None
+    parts = ", ".join(f"{part}: {column}" for part, column in found.items())
+    return f"columns by their names: {{{parts}}}; 'task.columns={{<part>: <column>, ...}}' sets others."
 
 
 def prompt_column(row: Row, place: str) -> str:

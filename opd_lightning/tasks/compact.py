@@ -6,7 +6,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-from opd_lightning.tasks.columns import PROMPTS
+from opd_lightning.tasks.columns import PROMPTS, unnamed
 from opd_lightning.tasks.rows import Row
 from opd_lightning.tasks.splits import digest, normal, quoted
 from opd_lightning.types import Example
@@ -34,7 +34,7 @@ def plain_digest(columns: Mapping[str, str], system: str | None, answer: bool) -
         answer: whether rows need an answer.
     """
     prompt = columns.get("prompt", PROMPTS[0])
-    others = [column for part, column in columns.items() if part != "prompt"]
+    others, usual = [column for part, column in columns.items() if part != "prompt"], unnamed(columns)
     if "system" in columns or (answer and "answer" not in columns) or any("{" in c for c in (prompt, *others)):
         return lambda row: None
     start = ("[" if not system else f'[["system", {quoted(normal(system))}], ') + '["user", '
@@ -43,7 +43,7 @@ def plain_digest(columns: Mapping[str, str], system: str | None, answer: bool) -
         text = row.get(prompt)
         if "tools" in row or type(text) is not str or not is_plain(text):
             return None
-        for column in others:
+        for column in others + [column for column in usual if column in row]:
             value = row.get(column)
             if type(value) is not int and (type(value) is not str or not is_plain(value)):
                 return None
@@ -65,7 +65,7 @@ def needed(columns: Mapping[str, str], all_cells: bool) -> frozenset[str] | None
     """
     if all_cells:
         return None
-    found = {"tools", *(() if "prompt" in columns else PROMPTS)}
+    found = {"tools", *unnamed(columns), *(() if "prompt" in columns else PROMPTS)}
     for column in columns.values():
         found |= {name if column == name else re.split(r"[.[]", name, maxsplit=1)[0] for name in fields(column)}
     return frozenset(found)

@@ -8,7 +8,7 @@ from typing import Any
 
 from opd_lightning.config.names import nearest
 from opd_lightning.tasks.chats import chat, is_text, learning, marked, replies, tools_of, transcript
-from opd_lightning.tasks.columns import UNUSED, cells, check_id, check_parts, no_rows, part_of, prompt_column, unread
+from opd_lightning.tasks.columns import UNUSED, all_columns, cells, check_id, check_parts, mapping, no_rows, part_of, unread
 from opd_lightning.tasks.compact import examples_of, needed, packed, plain_digest, without
 from opd_lightning.tasks.first import FirstExamples
 from opd_lightning.tasks.rows import Row, check_utf8, iter_rows, text
@@ -24,11 +24,12 @@ class TableTask:
     Options: {options[0]}, {options[1]}"} (a template where there are braces; double literal ones).
 
         prompt         the user's turn, or a full chat in a format of `chats.py`, whose last assistant turn, if it ends in one,
-                       is the completion. The column "prompt", "messages" or "conversations" unless given
-        completion     the reference for SFT, text or an assistant's turn
+                       is the completion. The column "prompt", "messages", "conversations" or "question" unless given
+        completion     the reference for SFT, text or an assistant's turn; the column "completion", or of question
+                       and answer the answer, unless prompt, completion or answer are given
         demonstration  an expert's answer for a teacher's prompt; the completion unless given
         solution       a solution for a teacher's prompt; the completion unless given
-        answer         the verifier's reference
+        answer         the verifier's reference; the column "answer" unless prompt, completion or answer are given
         system         the row's own system prompt
         skill          the name under which it is evaluated
         tools          JSON schemas of the functions that the prompt describes; the column "tools" unless given
@@ -193,12 +194,16 @@ class TableTask:
         places: dict[str, str] = {}
         errors: list[str] = []  # rows that give no example
         numbers: dict[str, int] = {}
+        described = lenient  # a line on the columns of the training rows is enough
         unusual, before, id_column = frozenset(UNUSED), selection.read, self.columns.get("id")
         for place, row in iter_rows(path, name, split, bad, max_rows):
             try:
                 prepared = row if self.prepare is None else self._prepare(place, row)
                 if prepared is None:
                     continue
+                if not described:
+                    described, sentence = True, mapping(prepared, self.columns, place)
+                    self.notes |= {} if sentence is None else {"columns": sentence}
                 example, digest = None, digest_of_plain(prepared)
                 if digest is None:
                     example = self._example(place, prepared, lenient)
@@ -253,7 +258,7 @@ class TableTask:
     def _example(self, place: str, row: Row, lenient: bool = False) -> Example:
         # Held-out rows of public data sets often lack what only training needs.
         optional = ("completion", "demonstration", "solution") if lenient else ()
-        columns = self.columns if "prompt" in self.columns else {"prompt": prompt_column(row, place), **self.columns}
+        columns = all_columns(row, self.columns, place)
         parts = {
             part: check_utf8(part_of(row, part, column, place, part in optional), f"{place}: task.columns.{part}={column}")
             for part, column in columns.items()

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opd_lightning.config import plain
 from opd_lightning.config.grammar import quoted
 from opd_lightning.config.overrides import configured
 from opd_lightning.models.in_memory import LanguageModel
-from opd_lightning.tasks.columns import PARTS
+from opd_lightning.tasks.columns import PARTS, UNNAMED, all_columns
 from opd_lightning.tasks.in_memory import FunctionVerifier, rows_of
 from opd_lightning.tasks.rows import Row
 from opd_lightning.utils.in_memory import Held, held
@@ -95,6 +95,8 @@ class Arguments:
                 "max_new_tokens": self.task.max_new_tokens,
                 "contexts": dict(getattr(self.task, "contexts", {})),
             }
+        if self.models.teacher is not None and cfg.teacher is not None:
+            cfg.teacher = replaced(OmegaConf.to_container(cfg.teacher), "${model.teacher}", self.models.teacher)
         if self.models.own_teacher is not None:
             cfg.teacher = self.node(self.models.own_teacher, "teacher")
         if self.adapter is not None:
@@ -115,7 +117,9 @@ class Arguments:
         if self.heldout is not None:
             words.append(f"task.heldout={{path: {quoted(self.rows_at('heldout', self.heldout)[0])}}}")
         if "task" not in chosen:
-            words += [f"task.columns.{part}={part}" for part in PARTS if any(part in row for row in rows)]
+            found = () if any(key.startswith("task.columns") for key in chosen) else ("prompt", *UNNAMED)
+            more = [part for part in PARTS if part not in found]
+            words += [f"task.columns.{part}={part}" for part in more if any(part in row for row in rows)]
         if self.verifier is None and not chosen & {"task", "task/verifier", "evaluation"}:
             words.append("evaluation=text")
             words += [] if any(map(has_reply, rows)) else ["evaluation.suite.likelihood=null"]
@@ -159,7 +163,7 @@ def words_of(overrides: Iterable[str] | Mapping[str, Any]) -> list[str]:
 
 def has_reply(row: Row) -> bool:
     """Whether a row has a reference completion."""
-    if row.get("completion") is not None:
+    if row.get("completion") is not None or ("question" in row and "completion" in all_columns(row, {}, "data")):
         return True
     turns: list[Any] = next((row[key] for key in ("prompt", "messages", "conversations") if isinstance(row.get(key), list)), [])
     last = turns[-1] if turns and isinstance(turns[-1], Mapping) else {}
@@ -175,6 +179,15 @@ def adapter_node(adapter: Any) -> dict[str, Any]:
     values = {key: value for key, value in adapter.to_dict().items() if value != default.get(key)}
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     return {"_target_": f"peft.{kind.__name__}", **listed}
+
+
+def replaced(node: Any, old: str, new: str) -> Any:
+    """A tree with `new` for every text that is `old`."""
+    if isinstance(node, dict):
+        return {key: replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, old, new) for value in node]
+    return new if node == old else node
 
 
 def pairs(node: Any) -> Iterable[tuple[str, Any]]:

@@ -29,9 +29,17 @@ def loggers(cfg: DictConfig, folder: Path) -> list:
     names = {"name": run_label(cfg)[:128], "id": "-".join(folder.parts[-3:]).replace(".", "-")}
     group = {"job_type": label_of(cfg)[:64]} if "job_type" in cfg.logger and cfg.logger.job_type is None else {}
     node = OmegaConf.create({"logger": {**plain(cfg.logger), **group}}).logger  # for the place in errors
-    chosen = build(node, save_dir=str(folder), **names)
+    chosen = without_anonymous(build(node, save_dir=str(folder), **names))
     chosen.log_hyperparams(redact_secrets(plain(cfg)))
     return [*files, chosen]
+
+
+def without_anonymous(logger: Any) -> Any:
+    """A logger as it is; Lightning's of W&B without an unset argument `anonymous`, of which wandb warns at each run."""
+    arguments = getattr(logger, "_wandb_init", {})
+    if arguments.get("anonymous", "") is None:
+        del arguments["anonymous"]
+    return logger
 
 
 def close_loggers(trainer: L.Trainer) -> None:

@@ -34,6 +34,8 @@ def checked(parts: Components, cfg: DictConfig) -> dict[str, Any]:
     if parts.model.stand_in:
         log.warning(f"warning: {NOT_VERIFIED}")
     notes = parts.preflight()
+    if "columns" in notes:
+        log.info(notes["columns"])
     texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
     for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
         log.warning(f"warning: {warning}")
