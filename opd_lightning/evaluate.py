@@ -54,7 +54,6 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     """
     import torch  # takes seconds, as what follows
 
-    from opd_lightning.config.compatibility import inherited_teacher
     from opd_lightning.models import Student
     from opd_lightning.models.files import check_vocabulary
     from opd_lightning.preflight.references import limit_for
@@ -62,7 +61,6 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
     from opd_lightning.teachers.contexts import NoContext
 
     check_values(cfg)
-    inherited = inherited_teacher(cfg)
     model: Any = build(cfg.model)
     renderer, task = model.renderer(started(Path(model.path))), build(cfg.task)
     tokenizer = renderer.tokenizer
@@ -81,11 +79,12 @@ def evaluate(cfg: DictConfig) -> "dict[str, Estimate]":
 
 def measure(cfg: DictConfig, model: Any, task: Any, renderer: Any, student: Any, generator: Any) -> "dict[str, Estimate]":
     """The numbers of the configured suite, with an engine that has the student's weights."""
+    from opd_lightning.config.compatibility import inherited_teacher
     from opd_lightning.models import Student
     from opd_lightning.teachers.alignment import aligned
 
     teachers = {}
-    if inherited:
+    if inherited := inherited_teacher(cfg):
         print(f"no teacher is measured: {inherited} is that of another model; teacher.path=<...> sets one.", file=sys.stderr)
     elif cfg.teacher is not None and cfg.loss.divergence is not None:
         teacher = build(cfg.teacher, context=build(cfg.context))
