@@ -1,4 +1,4 @@
-"""Time and memory of one whole OPD step: rollout, teacher's scores and update, ours and TRL's on the same work.
+"""Time and memory of one whole step of OPD, SFT or GRPO: rollout, scores and update, ours and TRL's on the same work.
 
     python experiments/benchmarks/step.py --trl-python <python of an environment with trl 1.16>
     python experiments/benchmarks/step.py --device cuda --model <folder> --prompts 32 --new 512 --dtypes bfloat16
@@ -40,7 +40,8 @@ class Process:
         whose, kind = way.split()
         script, python = ("step_trl.py", a.trl_python) if whose == "trl" else ("step_ours.py", sys.executable)
         work = {
-            name: getattr(a, name) for name in ("model", "teacher", "prompts", "samples", "new", "ends", "device", "threads")
+            name: getattr(a, name)
+            for name in ("method", "model", "teacher", "prompts", "samples", "new", "ends", "device", "threads")
         }
         variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(a.threads)}
         self.process = subprocess.Popen(
@@ -111,6 +112,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=("opd", "sft", "grpo"), default="opd")
     parser.add_argument("--model", default="models/smollm2-135m-instruct", help="folder or hub id of the student")
     parser.add_argument("--teacher", help="that of the teacher; by default the student's folder under another name")
     for name, default in (("prompts", 8), ("samples", 1), ("new", 64), ("steps", 5), ("warmup", 1), ("threads", 2)):
@@ -140,7 +142,7 @@ def run(a: argparse.Namespace) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     machine = {"device": a.device, "processor": platform.processor() or platform.machine(), "threads": a.threads}
     ending = f"ending with probability {a.ends} at each" if a.ends else "each"
-    work = f"{Path(a.model).name}, {a.prompts} prompts x {a.samples} completions x {a.new} tokens {ending}"
+    work = f"{a.method}, {Path(a.model).name}, {a.prompts} prompts x {a.samples} completions x {a.new} tokens {ending}"
     rows = []
     for dtype in a.dtypes:
         rows += [row | machine | {"commit": commit.stdout.strip(), "work": work} for row in measured(dtype, a)]

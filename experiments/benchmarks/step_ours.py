@@ -20,7 +20,8 @@ class Steps(L.Callback):
 
     def on_train_start(self, trainer, module):
         lm = module.student.lm
-        work.end_at(lm, work.end_ids(lm, self.tokenizer), self.given["ends"])
+        if self.given["method"] != "sft":
+            work.end_at(lm, work.end_ids(lm, self.tokenizer), self.given["ends"])
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         work.wait()
@@ -40,8 +41,15 @@ def main(given: dict) -> None:
     torch.set_num_threads(given["threads"])
     texts = work.prompts(given["prompts"] + 2)
     pure = given["kind"] == "bf16-true"
+    method, data, more = given["method"], texts, {}
+    if method == "opd":
+        more = {"teacher": given["teacher"]}
+    elif method == "sft":
+        data = [{"prompt": text, "completion": work.reference(text, given["new"])} for text in texts]
+    else:
+        more = {"verify": lambda example, text: work.reward(text)}
     options = {
-        "task.max_new_tokens": given["new"],
+        "task.max_new_tokens": None if method == "sft" else given["new"],
         "data.batch_size": given["prompts"],
         "rollout.num_generations": given["samples"],
         "trainer.precision": given["kind"],
@@ -49,11 +57,13 @@ def main(given: dict) -> None:
         "optim.lr": 1e-6,
         "evaluation": "none",
     }
-    opd = Distillation("opd", given["model"], texts[:-2], teacher=given["teacher"], heldout=texts[-2:], overrides=options)
+    if method == "sft":
+        del options["rollout.num_generations"]
+    ours = Distillation(method, given["model"], data[:-2], heldout=data[-2:], overrides=options, **more)
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
     device = "gpu" if given["device"] == "cuda" else "cpu"
-    trainer = opd.trainer([Steps(given, tokenizer)], max_steps=given["steps"], accelerator=device)
-    trainer.fit(opd.module, opd.data)
+    trainer = ours.trainer([Steps(given, tokenizer)], max_steps=given["steps"], accelerator=device)
+    trainer.fit(ours.module, ours.data)
 
 
 if __name__ == "__main__":

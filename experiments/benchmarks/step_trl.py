@@ -1,4 +1,4 @@
-"""Steps of TRL's DistillationTrainer for step.py, one for each line that it reads; runs in TRL's environment."""
+"""Steps of one of TRL's trainers (distillation, SFT, GRPO) for step.py, one for each line that it reads."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import step_work as work
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 
 class Steps(TrainerCallback):
@@ -17,7 +17,7 @@ class Steps(TrainerCallback):
 
     def __init__(self, given, student, teacher, ends):
         self.given, self.ends = given, torch.tensor(ends)
-        self.seconds, self.tokens = {"rollout": 0.0, "score": 0.0}, (0, 0)
+        self.seconds, self.tokens = {"rollout": 0.0, "score": 0.0}, given["tokens"]
         generate = student.generate
 
         def timed(*arguments, **options):
@@ -30,6 +30,8 @@ class Steps(TrainerCallback):
             return out
 
         student.generate = timed
+        if teacher is None:
+            return
         backbone = teacher.base_model
         backbone.register_forward_pre_hook(lambda *_: setattr(self, "reading", self.now()))
         backbone.register_forward_hook(lambda *_: self.add("score", self.now() - self.reading))
@@ -55,34 +57,65 @@ class Steps(TrainerCallback):
 
 def main(given):
     torch.set_num_threads(given["threads"])
+    given["tokens"] = 0, 0
     dtype = getattr(torch, given["kind"])
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
-    student, teacher = (AutoModelForCausalLM.from_pretrained(given[name], dtype=dtype) for name in ("model", "teacher"))
-    rows = [[{"role": "user", "content": text}] for text in work.prompts(given["prompts"]) for _ in range(given["samples"])]
-    config = DistillationConfig(
+    method = given["method"]
+    student = AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype)
+    teacher = AutoModelForCausalLM.from_pretrained(given["teacher"], dtype=dtype) if method == "opd" else None
+    texts = work.prompts(given["prompts"])
+    rows = [[{"role": "user", "content": text}] for text in texts for _ in range(given["samples"] if method == "opd" else 1)]
+    columns = {"prompt": rows}
+    if method == "sft":
+        answers = [work.reference(text, given["new"]) for text in texts]
+        columns["completion"] = [[{"role": "assistant", "content": answer}] for answer in answers]
+        lengths = [len(tokenizer(answer).input_ids) + 1 for answer in answers]
+        given["tokens"] = sum(lengths), max(lengths) * len(lengths)
+    config = configuration(given, len(rows) * (given["samples"] if method == "grpo" else 1))
+    ends = work.end_ids(student, tokenizer)
+    steps = Steps(given, student, teacher, ends)
+    arguments = {
+        "model": student,
+        "args": config,
+        "train_dataset": Dataset.from_dict(columns),
+        "processing_class": tokenizer,
+        "callbacks": [steps],
+    }
+    if method == "opd":
+        trainer = DistillationTrainer(teacher_model=teacher, **arguments)
+    elif method == "sft":
+        trainer = SFTTrainer(**arguments)
+    else:
+        trainer = GRPOTrainer(reward_funcs=rewards, **arguments)
+    if method != "sft":
+        work.end_at(student, ends, given["ends"])
+    trainer.train()
+
+
+def rewards(completions, **_):
+    return [work.reward(completion[0]["content"]) for completion in completions]
+
+
+def configuration(given, rows):
+    """The trainer's arguments: a step of all rows, at TRL's defaults but without recomputed activations, as ours."""
+    method, most = given["method"], {"max_completion_length": given["new"]}
+    kind, own = {
+        "opd": (DistillationConfig, most),
+        "sft": (SFTConfig, {"max_length": None}),
+        "grpo": (GRPOConfig, most | {"num_generations": given["samples"]}),
+    }[method]
+    return kind(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=len(rows),
+        per_device_train_batch_size=rows,
         max_steps=given["steps"],
-        max_completion_length=given["new"],
-        gradient_checkpointing=False,  # ours has none by default either
+        gradient_checkpointing=False,
         bf16=given["kind"] == "bfloat16",
         use_cpu=given["device"] == "cpu",
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
+        **own,
     )
-    ends = work.end_ids(student, tokenizer)
-    steps = Steps(given, student, teacher, ends)
-    trainer = DistillationTrainer(
-        model=student,
-        teacher_model=teacher,
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": rows}),
-        processing_class=tokenizer,
-        callbacks=[steps],
-    )
-    work.end_at(student, ends, given["ends"])
-    trainer.train()
 
 
 if __name__ == "__main__":

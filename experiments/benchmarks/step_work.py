@@ -26,6 +26,16 @@ def prompts(count: int) -> list[str]:
     return [f"Question {i}: what should one know about {TOPICS[i % len(TOPICS)]}?" for i in range(count)]
 
 
+def reference(question: str, words: int) -> str:
+    """An answer of about this many tokens, for SFT."""
+    return " ".join((question.split() * words)[:words])
+
+
+def reward(text: str) -> float:
+    """A reward that differs between completions."""
+    return sum(map(ord, text)) % 2 / 1.0
+
+
 def end_at(lm: Any, ids: list[int], rate: float) -> None:
     """Let a model end a completion at each token with a fixed probability, or never; its other logits stay as they are."""
 
