@@ -20,8 +20,9 @@ def save_models(folder: Path, small: bool) -> tuple[str, str]:
         if (path / "config.json").is_file():
             continue
         torch.manual_seed(seed)
-        ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-        config = LlamaConfig(**(SMALL if small else FULL), **ids, max_position_embeddings=1024, tie_word_embeddings=True)
+        shared = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "max_position_embeddings": 1024}
+        shared |= {"tie_word_embeddings": True, "initializer_range": 0.3 if small else 0.05}
+        config = LlamaConfig(**(SMALL if small else FULL), **shared)
         LlamaForCausalLM(config).save_pretrained(path)
         world_tokenizer().save_pretrained(path)
     return str(folders[0]), str(folders[1])

@@ -39,7 +39,8 @@ def unpacked(wheels: Path | None, folder: Path) -> list[str]:
 def part(name: str, seconds: float, a: argparse.Namespace, path: list[str]) -> dict[str, Any]:
     """A part's rows, how it ended, and how long it took."""
     command = [sys.executable, "-m", "experiments.gpu.parts", name, "--device", a.device, *(["--small"] if a.small else [])]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *path]), "TOKENIZERS_PARALLELISM": "false"}
+    path = [str(ROOT), *path, *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"}
     begun, log = time.perf_counter(), a.out / f"{name}.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -51,7 +52,7 @@ def part(name: str, seconds: float, a: argparse.Namespace, path: list[str]) -> d
             start_new_session=True,  # so that what it has started ends with it
         )
         try:
-            code: int | None = process.wait(timeout=max(seconds, 1))
+            code: int | None = process.wait(timeout=max(seconds, 0.1))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
