@@ -18,6 +18,8 @@ from opd_lightning.preflight.examine import examine
 from opd_lightning.runs.status import is_worker
 from opd_lightning.training.run import run
 
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "docs" / "examples" / "cluster" / "torchrun.sh"
 NODES = ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
@@ -68,16 +70,19 @@ def port() -> int:
 
 
 def torchrun(rank: int, at: int) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of a node."""
-    options = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--rdzv-endpoint", f"127.0.0.1:{at}"]
-    return [sys.executable, "-m", "torch.distributed.run", *options, "--local-addr", "127.0.0.1"], {}
+    """The command and the environment of a node, by the script of the docs."""
+    return [str(SCRIPT), "2", str(rank), "1", f"127.0.0.1:{at}"], {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
 
 
 def slurm(rank: int, at: int) -> tuple[list[str], dict[str, str]]:
     """The command and the environment of SLURM's task."""
     ids = dict.fromkeys(("SLURM_PROCID", "SLURM_NODEID"), str(rank)) | {"SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
     job = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "opd"}
-    return [sys.executable], ids | job | {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(at)}
+    return [sys.executable, "-m", "opd_lightning", *NODES], ids | job | {
+        "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(at),
+    }
 
 
 @pytest.fixture
@@ -93,8 +98,9 @@ def begin(starter, folder: Path, *overrides: str) -> list[subprocess.Popen]:
     for rank in range(2):
         command, variables = starter(rank, at)
         with (folder / f"node-{rank}.log").open("w") as log:
-            line = [*command, "-m", "opd_lightning", *NODES, *overrides]
-            nodes.append(subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT | variables))
+            nodes.append(
+                subprocess.Popen([*command, *overrides], stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT | variables)
+            )
     return nodes
 
 
