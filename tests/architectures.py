@@ -38,6 +38,14 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 MAMBA = {"state_size": 4, "expand": 2, "num_heads": 4, "head_dim": 8, "n_groups": 1, "time_step_rank": 2}
+HYBRID = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
 VISION = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "num_heads": 2, "out_hidden_size": 16, "fullatt_block_indexes": [0]}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -85,6 +93,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 16},
     "rwkv": {"attention_hidden_size": 16, "context_length": 128},
     "llama4_text": EXPERTS | {"intermediate_size_mlp": 24, "moe_layers": [1], "attention_chunk_size": 64},
+    "falcon_h1": HYBRID | {"mamba_d_ssm": 16, "mamba_d_head": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+    | EXPERTS
+    | {"mamba_d_state": 4, "mamba_dt_rank": 2},
+    "bamba": HYBRID | {"attn_layer_indices": [1]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1], "num_mem_blocks": 1, "adapter_rank": 4}
+    | {"mamba_d_state": 4, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 8, "chunk_size": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 24},
+    "granitemoehybrid": EXPERTS | HYBRID | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 24},
     "qwen2_vl": {},
     "qwen2_5_vl": {},
 }

@@ -71,18 +71,6 @@ def test_a_sweep_makes_its_runs_skips_finished_ones_and_survives_a_broken_cell(c
     assert not Path("multirun").exists() and (tmp_path / "out" / "sweep" / "multirun.yaml").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_sweep_through_another_launcher_is_the_same_sweep(tiny_run, tmp_path, launcher):
-    """Each cell in a process of its own."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
-    cells = ["method=sft,opd", "seed=0,1"]
-    code, output = call("-m", *tiny_run, *cells, "logger=none", "study.name=s", f"hydra/launcher={launcher}")
-    assert code == 0 and "4 finished" in output
-    plain_code, _ = call("-m", *tiny_run, *cells, "logger=none", "study.name=plain")
-    assert plain_code == 0 and ends(tmp_path / "s") == ends(tmp_path / "plain")
-
-
 def ends(folder: Path) -> dict[str, dict]:
     """The last evaluation and the tokens of every run."""
     runs = [path.parent for path in folder.glob("*/seed-*/ledger.json")]

@@ -73,6 +73,7 @@ def first_stage(cfg: DictConfig) -> DictConfig:
         "logits_chunk_size",
         "trainer.accelerator",
         "trainer.devices",
+        "trainer.num_nodes",
         "trainer.precision",
     )
     shared = [f"{key}={json.dumps(OmegaConf.select(cfg, key))}" for key in passed]

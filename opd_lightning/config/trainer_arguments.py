@@ -83,6 +83,12 @@ def plugins(node: Any) -> Iterator[str]:
             yield part["_target_"]
 
 
+def processes_of(trainer: Any) -> int | None:
+    """The processes of a run, on all nodes; None where trainer.devices leaves their number open."""
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    return devices * nodes if type(devices) is int and type(nodes) is int and devices > 0 else None
+
+
 def epochs_of(trainer: Any) -> int | None:
     """The passes through the data that end a run; None sets no limit."""
     epochs = trainer.get("max_epochs")

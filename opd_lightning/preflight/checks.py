@@ -6,7 +6,7 @@ from statistics import quantiles
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from opd_lightning.config.trainer_arguments import epochs_of
+from opd_lightning.config.trainer_arguments import epochs_of, processes_of
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.evaluation import TeacherAccuracy
 from opd_lightning.models import Student
@@ -135,17 +135,17 @@ def data(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
         text = f"median {cut[9]:.0f}, 95 % {cut[18]:.0f}, longest {max(tokens)} tokens; with the new ones {need} of {window}"
         yield CheckResult(f"{name}'s prompts", "pass" if need <= window else "fail", text)
     samples, iterations = parts.rollout.sampling.n, parts.rollout.num_iterations
-    batch, devices = cfg.data.batch_size, cfg.trainer.devices
+    batch, processes = cfg.data.batch_size, processes_of(cfg.trainer) or 1
     text = f"{batch} prompts x {samples} completions per rollout, {iterations} update{'s' * (iterations > 1)} on each"
     if (steps := parts.bounded(cfg).trainer.max_steps) > 0:
         epochs = batch * steps / iterations / len(parts.examples)
         text += f"; {steps} updates read the data {epochs:.2g} times"
-    if isinstance(devices, int) and devices > 1:
-        text += f"; {batch / devices:g} prompts per device"
-        if batch % devices:
-            yield CheckResult(
-                "batch", "fail", f"data.batch_size={batch} is no multiple of trainer.devices={devices}; make it one."
-            )
+    if processes > 1:
+        text += f"; {batch / processes:g} prompts per device"
+        if batch % processes:
+            nodes = f" x trainer.num_nodes={cfg.trainer.num_nodes}" if cfg.trainer.num_nodes > 1 else ""
+            devices = f"trainer.devices={cfg.trainer.devices}{nodes}"
+            yield CheckResult("batch", "fail", f"data.batch_size={batch} is no multiple of {devices}; make it one.")
             return
     yield CheckResult("batch", "pass", text)
 

@@ -1,16 +1,19 @@
-"""Devices: GPUs that a run would leave unused."""
+"""Devices: GPUs that a run would leave unused, and what other nodes cannot reach."""
 
+import os
 import shutil
 from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
 
+from opd_lightning.generation.server import on_loopback
 from opd_lightning.preflight.results import CheckResult
 
 
 def devices(cfg: DictConfig) -> Iterator[CheckResult]:
-    """A warning if this machine has a GPU that trainer.accelerator and trainer.devices leave unused."""
+    """A warning if this machine has a GPU that trainer.accelerator and trainer.devices leave unused; see `nodes`."""
+    yield from nodes(cfg)
     accelerator, wanted = str(cfg.trainer.accelerator), cfg.trainer.devices
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if there and accelerator == "cpu":
@@ -28,6 +31,32 @@ def devices(cfg: DictConfig) -> Iterator[CheckResult]:
             "warn",
             f"this machine seems to have a GPU, and the run uses the CPU: torch {torch.__version__} {reason}; mend that, or "
             "set trainer.accelerator=cpu.",
+        )
+
+
+def nodes(cfg: DictConfig) -> Iterator[CheckResult]:
+    """A failure if servers that the run starts listen where its other nodes cannot reach them."""
+    generator = cfg.get("generator") or {}
+    host = str(generator.get("host"))
+    if cfg.trainer.get("num_nodes", 1) > 1 and generator.get("start") and on_loopback(f"http://{host}"):
+        yield CheckResult(
+            "devices",
+            "fail",
+            f"generator.start=true starts servers on generator.host={host}, which other nodes do not reach (trainer.num_nodes="
+            f"{cfg.trainer.num_nodes}); set the first node's address, or generator.urls=[http://<host>:<port>].",
+        )
+
+
+STARTED = ("WORLD_SIZE", "SLURM_NTASKS", "NODE_RANK", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID")
+"""Variables that torchrun, SLURM, MPI, LSF, or users by hand set for a process of several nodes."""
+
+
+def check_started(cfg: DictConfig) -> None:
+    """Raises ValueError if a run of several nodes would wait for processes that nothing starts."""
+    if (nodes := cfg.trainer.get("num_nodes", 1)) > 1 and not any(name in os.environ for name in STARTED):
+        raise ValueError(
+            f"trainer.num_nodes={nodes}, and nothing has started this command on {nodes} nodes; start it with torchrun "
+            f"--nnodes {nodes} on each of them, or with srun (docs/nodes.md)."
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import matrices
 from opd_lightning.preflight.checks import CheckResult, lengths
@@ -109,8 +110,8 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 
 def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
     """The bytes of the student's weights, gradients and optimizer on one device."""
-    width, devices = torch.finfo(parts.model.dtype).bits // 8, cfg.trainer.devices
-    shards = devices if "ModelParallel" in str(cfg.trainer.strategy) and isinstance(devices, int) else 1
+    width = torch.finfo(parts.model.dtype).bits // 8
+    shards = processes_of(cfg.trainer) or 1 if "ModelParallel" in str(cfg.trainer.strategy) else 1
     return {"weights": weights.all * width / shards, "gradients and AdamW": weights.trained * (width + 8) / shards}
 
 

@@ -66,8 +66,12 @@ def started(folder: Path | None) -> datetime:
 
 
 def is_worker() -> bool:
-    """Whether this process is not the first of a run on several devices; works before a Trainer exists."""
-    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    """Whether this process is not the first of a run on several devices; works before a Trainer exists.
+
+    torchrun's rank comes first: it also starts processes inside of SLURM's tasks, in another order than theirs.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return any(os.environ.get(name, "0") != "0" for name in names)
 
 
 def say(sentence: str) -> None:

@@ -26,8 +26,9 @@ from opd_lightning.config.compatibility import check
 from opd_lightning.config.labels import run_label
 from opd_lightning.config.limits import limited
 from opd_lightning.config.schema import leaves
+from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.preflight.components import Components, assemble
-from opd_lightning.preflight.devices import devices
+from opd_lightning.preflight.devices import check_started, devices
 from opd_lightning.preflight.logger import check_logger
 from opd_lightning.preflight.results import raise_on_failures
 from opd_lightning.preflight.token_budget import with_token_budget
@@ -59,6 +60,7 @@ def run(cfg: DictConfig) -> Path:
         log.warning(f"warning: {warning}")
     check_logger(cfg)
     result_names(cfg)
+    check_started(cfg)
     folder = run_folder(cfg)
     if is_finished(folder, horizon(cfg, folder)):
         more = 0 < horizon(cfg, folder) < steps_of(folder)
@@ -122,7 +124,8 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     write_status(folder, "finished", step=trainer.global_step, ended_by=ended_by)
     if ended_by != "trainer.max_steps":
         log.info(f"ended at update {trainer.global_step} by {ended_by}")
-    show(folder)
+    if not is_worker():
+        show(folder)
     if stop_signal is not None:  # it came during the last evaluation: a sweep ends here
         raise Stopped(f"stopped, after finishing {folder}", stop_signal)
     return folder
@@ -195,7 +198,7 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
     )
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
-    log.info(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
+    say(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
     say("loading the weights" + ("; an evaluation comes before the first update ..." if parts.suite else " ..."))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
@@ -216,14 +219,14 @@ def run_first_stage(cfg: DictConfig) -> Path:
     """Make or find the run whose result is this run's start model; returns its folder.
 
     Raises:
-        ValueError: it does not exist and trainer.devices is not 1: several devices make one run per command.
+        ValueError: it does not exist and the run has several devices or nodes: several devices make one run per command.
     """
     stage = first_stage(cfg)
-    if cfg.trainer.devices != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
+    if processes_of(cfg.trainer) != 1 and not is_finished(folder := run_folder(stage), horizon(stage, folder)):
         command = " ".join([*cfg.init_from_run, f"seed={stage.seed}", f"study.name={stage.study.name}"])
         raise ValueError(
-            f"trainer.devices={cfg.trainer.devices} cannot make two runs in one command; make the first stage by itself: "
-            f"python -m opd_lightning {command}"
+            f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} cannot make two runs in one "
+            f"command; make the first stage by itself: python -m opd_lightning {command}"
         )
     return run(stage)
 
