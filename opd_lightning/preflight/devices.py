@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from omegaconf import DictConfig
 
-from opd_lightning.generation.server import on_loopback
 from opd_lightning.preflight.results import CheckResult
+from opd_lightning.utils.http import on_loopback
 
 
 def devices(cfg: DictConfig) -> Iterator[CheckResult]:
