@@ -64,7 +64,9 @@ def quantize(lm: PreTrainedModel, options: QLoraConfig) -> PreTrainedModel:
     """
     names = [name for name, module in lm.named_modules() if type(module) in (nn.Linear, Conv1D) and fits(lm, module)]
     if not names and not any(is_quantized(module) for module in lm.modules()):
-        raise ValueError(f"adapter.quantization={options.quantization}: {type(lm).__name__} has no plain linear layer; take adapter=lora.")
+        raise ValueError(
+            f"adapter.quantization={options.quantization}: {type(lm).__name__} has no plain linear layer; take adapter=lora."
+        )
     for name in names:
         place, _, attribute = name.rpartition(".")
         setattr(lm.get_submodule(place), attribute, in_4_bits(lm.get_submodule(name), options))
@@ -90,7 +92,9 @@ def in_4_bits(layer: Any, options: QLoraConfig) -> nn.Module:
     made = Linear4bit(columns, rows, bias, dtype, squeeze, kind, device="meta")
     made.weight = Params4bit(weight, requires_grad=False, compress_statistics=squeeze, quant_type=kind, module=made)
     made.bias = layer.bias
-    made.support_avx512bf16_for_cpu = False  # it would lay the weights out for inference, in which layout they have no gradients
+    made.support_avx512bf16_for_cpu = (
+        False  # it would lay the weights out for inference, in which layout they have no gradients
+    )
     fast = "cuda" if torch.cuda.is_available() else weight.device  # a CPU takes a minute for a billion weights
     return made.to(fast).to(weight.device).requires_grad_(False).train(layer.training)
 

@@ -38,8 +38,8 @@ def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Object
 def text_layers(lm: PreTrainedModel) -> list[nn.Module]:
     """The layers of the model's text decoder, never those of a tower for images or sound, nor the experts of a layer.
 
-    Among the lists of modules in the decoder it is the one with as many entries as the text configuration has layers, of a class
-    that transformers keeps on one device; where there is none, the longest list.
+    They are the list of modules in the decoder with as many entries as the text configuration has layers, of a class that
+    transformers keeps on one device; where there is none, the longest list.
     """
     decoder, whole = lm.get_decoder(), set(lm._no_split_modules or ())
     lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
