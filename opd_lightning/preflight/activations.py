@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.models import Pretrained, adapters
+from opd_lightning.models.architecture import class_of
 from opd_lightning.models.backbone import backbone
 
 TOKENS = 256
@@ -50,12 +51,19 @@ class Shapes:
             self.trained = sum(p.numel() for _, p in named if p.requires_grad)
             self.linear = sum(p.numel() for name, p in named if ".base_layer." in name and p.ndim == 2)
             self.head, self.tied = head.numel(), head is table
-            full = per_token(lm.train(), autocast)
-            self.layer = full / config.num_hidden_layers
-            self.token = full
-            if model.checkpointing:
-                lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-                self.token = per_token(lm, autocast)
+            try:
+                self.count(lm.train(), model.checkpointing, autocast)
+            except Exception:  # of a layer that asks for values, as some of Mamba do
+                self.layer = usual_bytes(config, False) / config.num_hidden_layers
+                self.token = float(usual_bytes(config, model.checkpointing))
+
+    def count(self, lm: Any, checkpointing: bool, autocast: torch.dtype | None) -> None:
+        """Set the bytes of a token."""
+        self.token = per_token(lm, autocast)
+        self.layer = self.token / lm.config.get_text_config().num_hidden_layers
+        if checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.token = per_token(lm, autocast)
 
 
 def without_data(lm: nn.Module) -> None:
@@ -72,7 +80,8 @@ def without_data(lm: nn.Module) -> None:
 
 def attention(model: Pretrained) -> str:
     """The attention whose memory is counted; flash attention keeps what sdpa keeps."""
-    return "eager" if model.attention == "eager" else "sdpa"
+    has_sdpa = class_of(model.config(), model.name)._supports_sdpa
+    return "sdpa" if has_sdpa and model.attention != "eager" else "eager"
 
 
 def per_token(lm: Any, autocast: torch.dtype | None) -> float:
@@ -90,6 +99,17 @@ def per_token(lm: Any, autocast: torch.dtype | None) -> float:
     with saved_tensors_hooks(note, back), torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         backbone(lm)(input_ids=ids, use_cache=False)
     return sum(storage.nbytes() for storage in seen.values()) / TOKENS
+
+
+def usual_bytes(config: PretrainedConfig, checkpointing: bool) -> int:
+    """The bytes that a forward pass keeps for each token, by a usual layer's sizes.
+
+    Counted are 16 hidden-sized float32 values per layer and the feed-forward's width twice (with checkpointing 2 and none).
+    """
+    widths = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    ffn_width = int(max(widths) if isinstance(widths, list | tuple) else widths)  # Gemma 3n has one per layer
+    per_layer = 2 * config.hidden_size if checkpointing else 16 * config.hidden_size + 2 * ffn_width
+    return 4 * config.num_hidden_layers * per_layer
 
 
 def cache_bytes(config: PretrainedConfig, width: int) -> int:

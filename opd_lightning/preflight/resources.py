@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import matrices
+from opd_lightning.preflight.activations import usual_bytes
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of
@@ -145,14 +146,8 @@ def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
 
 
 def activation_bytes(parts: Components, config: PretrainedConfig) -> int:
-    """The bytes that a forward pass keeps for each token.
-
-    Counted are 16 hidden-sized float32 values per layer and the feed-forward's width twice (with checkpointing 2 and none).
-    """
-    widths = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    ffn_width = int(max(widths) if isinstance(widths, list | tuple) else widths)  # Gemma 3n has one per layer
-    per_layer = 2 * config.hidden_size if parts.model.checkpointing else 16 * config.hidden_size + 2 * ffn_width
-    return 4 * config.num_hidden_layers * per_layer
+    """The bytes that a forward pass keeps for each token, by a usual layer's sizes."""
+    return usual_bytes(config, parts.model.checkpointing)
 
 
 def logit_bytes(cfg: DictConfig, config: PretrainedConfig) -> int:
