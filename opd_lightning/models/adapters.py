@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opd_lightning.models.quantized import is_quantized
+
 
 def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
     """Add a fresh adapter to a model, in place; only the adapter is trained, in float32.
 
     Args:
-        adapter: a PEFT configuration, such as `peft.LoraConfig`.
+        adapter: a PEFT configuration, such as `peft.LoraConfig`; a `QLoraConfig` stores the frozen layers in 4 bits.
 
     Raises:
         ValueError: PEFT cannot apply it; it adapts the output layer, whose weights the loss uses directly; it trains or changes
@@ -29,6 +31,10 @@ def add(lm: PreTrainedModel, adapter) -> PreTrainedModel:
             f"adapter.init_lora_weights={init!r} changes the frozen weights too, which a checkpoint does not hold; choose "
             "true or gaussian."
         )
+    if hasattr(adapter, "quantization"):
+        from opd_lightning.models.quantization import quantize
+
+        lm, adapter = quantize(lm, adapter), adapter.plain()
     try:
         lm.add_adapter(exclude_unfit(lm, adapter))
     except (TypeError, ValueError, AttributeError) as error:
@@ -195,15 +201,23 @@ def sum_of(layer: Any) -> Tensor:
 
 
 def merged(lm: PreTrainedModel) -> PreTrainedModel:
-    """Merge the adapter into the model's weights by PEFT, and remove it; in place."""
+    """Merge the adapter into the model's weights by PEFT, and remove it; in place.
+
+    Weights in 4 bits become ordinary ones, for the sum has more bits than they have.
+    """
+    from opd_lightning.models.quantization import dequantize, ordinary
+
     adapted = layers(lm)
     for layer in adapted.values():
-        layer.merge(safe_merge=True)
+        if not is_quantized(layer.get_base_layer()):
+            layer.merge(safe_merge=True)
     for name, layer in adapted.items():
         if any(name.startswith(f"{other}.") for other in adapted):
             continue  # the adapters of two parameters of one module are nested, and the outer one has the module
+        base = layer.get_base_layer()
         place, _, attribute = name.rpartition(".")
-        setattr(lm.get_submodule(place), attribute, layer.get_base_layer())
+        setattr(lm.get_submodule(place), attribute, ordinary(base, sum_of(layer)) if is_quantized(base) else base)
+    dequantize(lm)
     lm._hf_peft_config_loaded = False  # so that transformers saves weights, and not an adapter
     del lm.peft_config
     return lm.requires_grad_(True).eval()

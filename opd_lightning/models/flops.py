@@ -26,6 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from opd_lightning.models.backbone import backbone
+from opd_lightning.models.quantized import plain_shape
 from opd_lightning.types import Sample
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Sizes:
         config, head = lm.config.get_text_config(), lm.get_output_embeddings().weight
         weights, share = matrices(lm), expert_shares(backbone(lm), config)
         return cls(
-            layers=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights)),
+            layers=round(sum(plain_shape(p).numel() * share.get(id(p), 1.0) for p in weights)),
             attention=attention(config),
             head=head.numel(),
             trained=round(sum(p.numel() * share.get(id(p), 1.0) for p in weights if p.requires_grad)),

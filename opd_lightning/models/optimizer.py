@@ -49,6 +49,32 @@ def rounding(parameters: Iterable[Tensor], lr: float, dtype: torch.dtype | None 
     )
 
 
+def adamw_8bit(
+    params: Iterable[Parameter],
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    min_8bit_size: int = 4096,
+    paged: bool = False,
+) -> Optimizer:
+    """AdamW of bitsandbytes, whose averages are kept in 8 bits (arXiv 2110.02861).
+
+    Args:
+        params, lr, betas, weight_decay: as of `torch.optim.AdamW`.
+        min_8bit_size: tensors of fewer elements keep averages in 32 bits.
+        paged: whether the averages move to the host while a GPU is full.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    except ImportError as error:
+        raise ValueError("optim=adamw_8bit needs a package: pip install bitsandbytes (or opd-lightning[quantized]).") from error
+    kind = PagedAdamW8bit if paged else AdamW8bit
+    return kind(params, lr=lr, betas=tuple(betas), weight_decay=weight_decay, min_8bit_size=min_8bit_size)
+
+
 class Optim:
     """The optimizer with its learning rate, schedule and gradient clip.
 

@@ -25,7 +25,7 @@ def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Object
     strategy.precision_plugin.convert_module(student)
     assert strategy.device_mesh is not None
     mesh = strategy.device_mesh["data_parallel"]
-    for layer in max((m for m in student.modules() if isinstance(m, nn.ModuleList)), key=len):
+    for layer in text_layers(student.lm):  # type: ignore[arg-type]
         fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     zero = torch.zeros(1, 1, dtype=torch.long, device=mesh.device_type)
@@ -33,6 +33,21 @@ def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Object
     with torch.no_grad():
         sequences = Sequences(zero.expand(1, 2), torch.ones_like(zero).expand(1, 2), zero[0], zero[0])
         student(sequences, tokens, {}, objective.log_prob)
+
+
+def text_layers(lm: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the model's text decoder, never those of a tower for images or sound, nor the experts of a layer.
+
+    They are the list of modules in the decoder with as many entries as the text configuration has layers, of a class that
+    transformers keeps on one device; where there is none, the longest list.
+    """
+    decoder, whole = lm.get_decoder(), set(lm._no_split_modules or ())
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    count = getattr(lm.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    fitting = [m for m in lists if len(m) == count]
+    kept_whole = [m for m in fitting if {type(layer).__name__ for layer in m} <= whole]
+    found = kept_whole or fitting or sorted(lists, key=len, reverse=True)
+    return list(found[0]) if found else []
 
 
 @contextmanager

@@ -74,7 +74,10 @@ class Student(nn.Module):
 
     def hidden(self, sequences: Sequences) -> Tensor:
         """Hidden states [N, H] at the positions that predict the trainable tokens; nothing else is projected."""
-        out = backbone(self.lm)(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask, use_cache=False)
+        # Rows are padded on the right, where a causal model does not look; sdpa would make of a mask rows x T x T numbers.
+        plain = getattr(self.lm.config, "_attn_implementation", None) in ("sdpa", "eager")
+        mask = None if plain else sequences.attention_mask
+        out = backbone(self.lm)(input_ids=sequences.input_ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[sequences.row, sequences.column]
 
     def read(self, batches: Sequence[Sequences], snapshot: bool = False) -> HiddenScores:

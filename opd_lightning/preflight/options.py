@@ -31,6 +31,11 @@ def check_optimizer(cfg: DictConfig) -> None:
         ) from error
     if "ModelParallel" not in str(cfg.trainer.strategy):
         return
+    if type(optimizer).__module__.startswith("bitsandbytes."):
+        raise ValueError(
+            f"optim.optimizer={type(optimizer).__name__} updates no weights that trainer=fsdp2 shards; choose "
+            "optim=adamw, whose averages are sharded too, or trainer=ddp."
+        )
     fused = optimizer.defaults.get("fused") and not isinstance(optimizer, torch.optim.Adam)  # AdamW is an Adam
     if fused or isinstance(optimizer, torch.optim.Adafactor):
         name, option = type(optimizer).__name__, "fused=true on " if fused else ""
@@ -48,6 +53,10 @@ def check_adapter(cfg: DictConfig, model: Pretrained) -> None:
         return
     check_ranges(plain(cfg.adapter))
     adapter, config = build(cfg.adapter), model.config()
+    if hasattr(adapter, "quantization") and "ModelParallel" in str(cfg.trainer.strategy):
+        raise ValueError(
+            "adapter=qlora stores weights in 4 bits, which trainer=fsdp2 does not shard; choose trainer=ddp, or adapter=lora."
+        )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         lm: Any = AutoModelForCausalLM.from_config(config)
     modules = [name for name, _ in lm.named_modules() if name]

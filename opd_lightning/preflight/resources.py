@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import matrices
+from opd_lightning.preflight.activations import usual_bytes
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.weights import Parameters
@@ -82,9 +84,8 @@ def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 
 
 def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
-    """Check results on the estimated memory of parameters, optimizer, teachers, activations and rollout cache on one device."""
-    weights, config = student(parts, cfg)
-    width = torch.finfo(parts.model.dtype).bits // 8
+    """Check results on the planned memory of one device in the phase that takes most, and on 1, 4 and 8 devices."""
+    weights, _ = student(parts, cfg)
     sizes = own_bytes(parts, cfg, weights)
     name, capacity = device(cfg)
     if (minimum := sum(sizes.values())) > capacity:
@@ -93,19 +94,18 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
             "memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices."
         )
         return
-    sizes = resident_bytes(parts, cfg, weights)
-    sizes |= transient_bytes(parts, cfg, config, width)
-    total = sum(sizes.values())
-    breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in sizes.items() if size)
-    state = "pass" if total < 0.7 * capacity else "warn"
-    remedy = (
-        ""
-        if state == "pass"
-        else "; lower max_tokens_per_microbatch or data.batch_size, or try model.checkpointing=true, adapter=lora"
-    )
-    yield CheckResult(
-        "memory", state, f"about {total / GIB:.2g} GiB ({breakdown}) of the {name}'s {capacity / GIB:.3g}{remedy}"
-    )
+    own, others = plans_of(parts, cfg)
+    breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in own.parts.items())
+    state = "pass" if own.peak < 0.7 * capacity else "warn"
+    remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
+    more = "; ".join(f"{words(other.devices, way)} {other.peak / GIB:.2g}" for way, other in others)
+    text = f"about {own.peak / GIB:.2g} GiB in the {own.phase} ({breakdown}) of the {name}'s {capacity / GIB:.3g}"
+    yield CheckResult("memory", state, f"{text}{remedy}. Each of: {more}")
+
+
+def words(devices: int, way: str) -> str:
+    """Devices and their strategy."""
+    return "1 device" if devices == 1 else f"{devices} devices with {way}"
 
 
 def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
@@ -125,20 +125,21 @@ def resident_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> d
     return sizes
 
 
-def transient_bytes(parts: Components, cfg: DictConfig, config: PretrainedConfig, width: int) -> dict[str, float]:
-    """The bytes of activations, logits and rollout cache, which are freed within a step."""
-    rows, length = batch_shape(parts, cfg)
+def plans_of(parts: Components, cfg: DictConfig) -> tuple[Plan, list[tuple[str, Plan]]]:
+    """The plan of the run's memory, and what it would be on 1, 4 and 8 devices, by the strategy."""
+    shapes, (rows, length) = shapes_of(parts, cfg), batch_shape(parts, cfg)
     most = automatic_tokens(parts, cfg)[0] if cfg.max_tokens_per_microbatch == "auto" else cfg.max_tokens_per_microbatch
-    tokens = min(rows * length, max(most or rows * length, length))
-    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV keep a state of fixed size instead
-    head_width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    kv_heads = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
-    cached = 2 * rows * length * config.num_hidden_layers * kv_heads * head_width * width
-    return {
-        "activations": tokens * activation_bytes(parts, config),
-        "logits": logit_bytes(cfg, config),
-        "rollout cache": cached if parts.rollout.student_writes else 0,
-    }
+    batch = Batch(rows, length, parts.rollout.sampling.max_new_tokens, most)
+    local = [(name, part.source) for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights]
+    sources = {name: sizes_of(source)[1] for name, source in local}
+    sharded, devices = "ModelParallel" in str(cfg.trainer.strategy), cfg.trainer.devices
+
+    def made(n: int, spread: bool) -> Plan:
+        return plan(parts, cfg, shapes, sources, batch, n, spread)
+
+    ways = [("trainer=ddp", False), ("trainer=fsdp2", True)]
+    others = [(way, made(n, spread)) for n in (4, 8) for way, spread in ways]
+    return made(devices if isinstance(devices, int) and devices > 0 else 1, sharded), [("", made(1, False)), *others]
 
 
 def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
@@ -148,14 +149,8 @@ def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
 
 
 def activation_bytes(parts: Components, config: PretrainedConfig) -> int:
-    """The bytes that a forward pass keeps for each token.
-
-    Counted are 16 hidden-sized float32 values per layer and the feed-forward's width twice (with checkpointing 2 and none).
-    """
-    widths = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    ffn_width = int(max(widths) if isinstance(widths, list | tuple) else widths)  # Gemma 3n has one per layer
-    per_layer = 2 * config.hidden_size if parts.model.checkpointing else 16 * config.hidden_size + 2 * ffn_width
-    return 4 * config.num_hidden_layers * per_layer
+    """The bytes that a forward pass keeps for each token, by a usual layer's sizes."""
+    return usual_bytes(config, parts.model.checkpointing)
 
 
 def logit_bytes(cfg: DictConfig, config: PretrainedConfig) -> int:

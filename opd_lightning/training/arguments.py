@@ -178,7 +178,8 @@ def adapter_node(adapter: Any) -> dict[str, Any]:
     default = kind().to_dict()
     values = {key: value for key, value in adapter.to_dict().items() if value != default.get(key)}
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    return {"_target_": f"peft.{kind.__name__}", **listed}
+    module = kind.__module__ if kind.__module__.startswith("opd_lightning.") else "peft"
+    return {"_target_": f"{module}.{kind.__name__}", **listed}
 
 
 def replaced(node: Any, old: str, new: str) -> Any:

@@ -1,0 +1,176 @@
+"""The plan of a run's memory: what each device holds in each phase of a step, from shapes alone."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from omegaconf import DictConfig
+
+from opd_lightning.config import build
+from opd_lightning.losses.head import BLOCK
+from opd_lightning.models.packed import onednn
+from opd_lightning.preflight.activations import Shapes, cache_bytes, state_bytes
+from opd_lightning.preflight.components import Components
+from opd_lightning.teachers.base import all_parts
+from opd_lightning.teachers.weights import Parameters
+
+BITS = {"nf4": 4.127, "fp4": 4.127}
+"""Bits of a weight with its share of the scales, which are stored in 8 bits for 64 weights."""
+
+KEYS = {
+    "activations": "model.checkpointing=true, or a lower max_tokens_per_microbatch",
+    "logits": "a lower logits_chunk_size",
+    "rollout cache": "a lower data.batch_size or rollout.sampling.max_new_tokens, or generator=vllm_server on other devices",
+    "packed weights": "generator.pack_weights=false",
+    "gathered weights": "generator=vllm_server on other devices",
+    "optimizer": "trainer=fsdp2 on more devices, optim=adamw_8bit or adapter=lora",
+    "gradients": "trainer=fsdp2 on more devices, or adapter=lora",
+    "weights": "trainer=fsdp2 on more devices, adapter=qlora, or a smaller model",
+    "teacher": "teacher.dtype=bfloat16, a smaller teacher, or teacher=remote",
+    "scores": "a lower data.batch_size",
+}
+"""The keys that make each part smaller."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one device: what stays all the time, and what each phase of a step adds.
+
+    Attributes:
+        devices: how many there are.
+        resident, phases: by name.
+    """
+
+    devices: int
+    resident: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @property
+    def phase(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda name: sum((self.resident | self.phases[name]).values()))
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the phase that takes most, those that take nothing left out."""
+        return {name: size for name, size in (self.resident | self.phases[self.phase]).items() if size}
+
+    @property
+    def peak(self) -> float:
+        """All bytes of the phase that takes most."""
+        return sum(self.parts.values())
+
+    def remedy(self, cfg: DictConfig) -> str:
+        """The keys that make its greatest part smaller, of those that are left to turn."""
+        for name in sorted(self.parts, key=lambda name: -self.parts[name]):
+            key = KEYS.get(name, KEYS["teacher"])
+            if name == "activations" and cfg.model.get("checkpointing"):
+                key = (
+                    "a lower max_tokens_per_microbatch, or adapter=lora"
+                    if cfg.adapter is None
+                    else "a lower max_tokens_per_microbatch"
+                )
+            if name in ("optimizer", "gradients") and cfg.adapter is not None:
+                continue  # an adapter's are small
+            return f"{name} take most: {key}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sizes of one update on all devices: samples, tokens of the longest, padded tokens of a pass (None: all)."""
+
+    rows: int
+    length: int
+    completion: int
+    budget: int | None
+
+    def on(self, devices: int) -> "Batch":
+        """The share of one device."""
+        return replace(self, rows=-(-self.rows // devices))
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens of a forward pass."""
+        rows = self.rows if self.budget is None else min(self.rows, max(1, self.budget // self.length))
+        return rows * self.length
+
+
+def width_of(dtype: torch.dtype) -> int:
+    """Bytes of a number."""
+    return torch.finfo(dtype).bits // 8
+
+
+def shapes_of(parts: Components, cfg: DictConfig) -> Shapes:
+    """The student on tensors without data."""
+    narrow = torch.bfloat16 if "bf16" in str(cfg.trainer.precision) else None
+    return Shapes(parts.model, build(cfg.adapter), narrow)
+
+
+def plan(
+    parts: Components, cfg: DictConfig, shapes: Shapes, sources: dict[str, int], batch: Batch, devices: int, sharded: bool
+) -> Plan:
+    """The plan for so many devices.
+
+    Args:
+        sources: numbers of each teacher that has weights of its own, by name.
+        sharded: whether the student is spread over the devices.
+    """
+    config, width, shards = parts.model.config(), width_of(parts.model.dtype), devices if sharded else 1
+    batch, trained_width = batch.on(devices), 4 if cfg.adapter is not None else width
+    plain = (shapes.all - shapes.linear) * width
+    frozen = shapes.linear * (
+        BITS[cfg.adapter.quantization] / 8 if cfg.adapter is not None and "quantization" in cfg.adapter else width
+    )
+    weights = plain + frozen + 4 * shapes.added
+    states = state_bytes(lambda some: build(cfg.optim).build(some, 1)[0]) * shapes.trained
+    resident = {"weights": weights / shards, "optimizer": states / shards}
+    resident |= teachers(parts, shapes, sources, width, cfg)
+    gradients = shapes.trained * trained_width / shards
+    gathered = weights - weights / shards
+    names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
+    hidden = 4 * batch.rows * batch.completion * config.hidden_size * len(names)
+    moving = sum(not part.frozen and part.gives_hidden_states for _, part in all_parts(parts.teachers))
+    scores = hidden + (4 * shapes.head * moving if shapes.trained > shapes.added else 0)
+    chunk = 4 * min(cfg.logits_chunk_size, batch.rows * batch.completion) * config.vocab_size
+    head = chunk * (1 + len(names)) + 4 * min(BLOCK, chunk)
+    table = 4 * shapes.head if shapes.trained >= shapes.head and cfg.adapter is None else 0
+    activations = batch.tokens * (shapes.token + (shapes.layer if parts.model.checkpointing else 0))
+    update = {"activations": activations, "logits": head + table, "scores": scores, "gradients": gradients}
+    reading = {"gradients": gradients, "gathered weights": gathered, "activations": batch.tokens * shapes.layer / 2}
+    phases = {"update": update, "score": reading | {"scores": scores}, "load": loading(parts, shapes, sources, width)}
+    if parts.rollout.student_writes or parts.rollout.teachers:
+        cached = batch.rows * batch.length * cache_bytes(config, width)
+        logits = 8 * batch.rows * config.vocab_size
+        phases["rollout"] = {"gradients": gradients, "gathered weights": gathered, "rollout cache": cached, "logits": logits}
+        phases["rollout"]["packed weights"] = packed(parts, cfg, shapes, width)
+    return Plan(devices, resident, phases)
+
+
+def teachers(parts: Components, shapes: Shapes, sources: dict[str, int], width: int, cfg: DictConfig) -> dict[str, float]:
+    """The bytes of each teacher, by name."""
+    start = Parameters(shapes.all, shapes.linear, shapes.trained, width, cfg.adapter is not None)
+    return {
+        name: sources.get(name, 0) * (width_of(part.source.dtype) if part.source else 0) + part.footprint(start)
+        for name, part in all_parts(parts.teachers)
+    }
+
+
+def loading(parts: Components, shapes: Shapes, sources: dict[str, int], width: int) -> dict[str, float]:
+    """The bytes beside the weights while they are copied out of their files, before there is an optimizer."""
+    most = max(
+        [shapes.all * width, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)]
+    )
+    return {"optimizer": 0.0, "files": float(most)}
+
+
+def packed(parts: Components, cfg: DictConfig, shapes: Shapes, width: int) -> float:
+    """The bytes of the copies of weights that decoding uses; see `models.packed`."""
+    if not getattr(parts.generator, "pack_weights", False):
+        return 0.0
+    narrow = torch.bfloat16 if "bf16" in str(cfg.trainer.precision) else parts.model.dtype
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    if not (narrow != parts.model.dtype or (not gpu and onednn(narrow))):
+        return 0.0
+    table = 0 if shapes.tied else shapes.head  # an embedding is no product
+    quantized = cfg.adapter is not None and "quantization" in cfg.adapter
+    return float((shapes.all - table - (shapes.linear if quantized else 0)) * width_of(narrow))
