@@ -6,8 +6,8 @@ python -m experiments.cross_tokenizer.run
 python -m experiments.analyze cross_tokenizer
 
 Both models continue plain text, without a chat's turns: a question and the first sentence of its answer. Writes results.csv:
-nats per byte of the rest of held-out answers, before and after. Each reading is a process of its own; what results.csv has is not
-made again. `shuffled` is a control, whose targets stand on the wrong tokens.
+nats per byte of the rest of held-out answers, before and after. Each reading is a process of its own; what results.csv has is
+not made again. `shuffled` is a control, whose targets stand on the wrong tokens.
 """
 
 import argparse
