@@ -122,10 +122,8 @@ def test_a_mixture_of_equal_tokenizers_is_the_usual_one(paths):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda t: t, lambda t: RoutedTeacher({"new": t, "prior": t}), lambda t: MixedTeacher({"a": t})]
-)
-def test_a_top_k_view_keeps_the_most_probable_shared_tokens(paths, make):
+@pytest.mark.parametrize("make", [lambda t: RoutedTeacher({"new": t, "prior": t}), lambda t: MixedTeacher({"a": t})])
+def test_a_top_k_view_of_several_keeps_the_most_probable_shared_tokens(paths, make):
     student, renderer = student_of(paths["byte_bpe"])
     some = skilled(renderer)
     teacher = ready(TopKTeacher(make(external(paths["unigram"])), 4), student, renderer)
@@ -143,6 +141,15 @@ def test_a_top_k_view_keeps_the_most_probable_shared_tokens(paths, make):
     assert 0 < values[0] < values[1]
     with pytest.raises(ValueError, match=r"k=9999 exceeds the \d+ tokens that student and teacher share"):
         full.top_tokens(9999)
+
+
+def test_a_top_k_view_has_the_signal_of_spans(paths):
+    student, renderer = student_of(paths["byte_bpe"])
+    some = skilled(renderer)
+    whole = ready(external(paths["unigram"], alignment="spans"), student, renderer).score(some)
+    cut = ready(TopKTeacher(external(paths["unigram"], alignment="spans"), 2), student, renderer).score(some)
+    assert torch.equal(whole.valid, cut.valid) and whole.valid.any()
+    torch.testing.assert_close(cut.target.sampled[cut.valid], whole.target.sampled[cut.valid], rtol=1e-4, atol=1e-4)
 
 
 def test_a_shuffled_teacher_moves_targets_of_another_tokenizer(paths):
@@ -166,7 +173,7 @@ class Mine(Composite):
         (lambda one, two, _: MixedTeacher({"a": one("uld")}), r"teacher=mixed averages"),
         (lambda one, two, _: MixedTeacher({"a": RoutedTeacher({"new": one(), "b": two()})}), r"has to be a single teacher"),
         (lambda one, two, _: TopKTeacher(one("uld"), 2), r"sorted probabilities, which are of no tokens"),
-        (lambda one, two, _: TopKTeacher(one("spans"), 2), r"no whole vocabulary to take the top k"),
+        (lambda one, two, _: TopKTeacher(RoutedTeacher({"a": one("spans")}), 2), r"no whole vocabulary to take the top k"),
         (lambda one, two, _: ShuffledTeacher(one("spans")), r"log-probability alone, which cannot move"),
         (lambda one, two, _: RoutedTeacher({"new": one("uld"), "b": two()}), r"by rank and other teachers in it by token"),
         (lambda one, two, _: RoutedTeacher({"new": one("spans"), "b": one()}), r"no kind of target in common"),

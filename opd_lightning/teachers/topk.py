@@ -67,6 +67,8 @@ class TopKView:
 class TopKTeacher(Composite):
     """A teacher that provides only the k most probable tokens and the sampled one of another.
 
+    Of a teacher with another tokenizer these are tokens of its own, as a server's, of which the shared ones are compared.
+
     Args:
         teacher: a teacher that provides the full vocabulary.
         k: number of tokens.
@@ -86,7 +88,14 @@ class TopKTeacher(Composite):
                 f"teacher.teacher with {type(unnamed.alignment).__name__} compares sorted probabilities, which are of no "
                 "tokens to take the top k of; choose teacher.alignment=shared."
             )
-        # Of a teacher with another tokenizer the written token may be several.
+        if len(self.parts) == 1 and not self.apart:  # as a served one, it may be aligned as a whole
+            self.own_tokenizer, self.alignment, self.source = teacher.own_tokenizer, teacher.alignment, teacher.source
+            self.context, self.reads_context, self.shares_weights = (
+                teacher.context,
+                teacher.reads_context,
+                teacher.shares_weights,
+            )
+        # Of teachers with other tokenizers inside, the written token may be several.
         self.inner, self.top_k, self.provides = teacher, k, teacher.provides & {"topk", "sampled"}
 
     def remade(self, teachers: dict[str, Any]) -> "TopKTeacher":

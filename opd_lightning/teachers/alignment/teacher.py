@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 def aligned(teacher: Any, renderer: ChatRenderer) -> Any:
     """The teacher for a student with this renderer: itself, or an `AlignedTeacher` where it has another tokenizer.
 
-    A teacher that is made of others is made again of aligned ones.
+    A teacher that is made of others is made again of aligned ones, unless it reads one tokenizer as a whole.
 
     Raises:
         ValueError: it fits in neither way.
     """
-    if isinstance(teacher, Composite):
+    if isinstance(teacher, Composite) and teacher.own_tokenizer is None:
         found = {name: aligned(part, renderer) for name, part in teacher.teachers.items()}
         teacher = teacher if all(found[name] is part for name, part in teacher.teachers.items()) else teacher.remade(found)
         teacher.check_tokenizer(renderer.tokenizer)
