@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STUDENT, TEACHER, SHARED, WIDTH = 49_152, 262_144, 46_000, 64
-CASES = [(32, 512), (32, 2048), (64, 512), (64, 2048), (128, 512)]
+CASES = [(32, 256), (32, 1024), (128, 256)]
 """Rows of logits at a time, and tokens."""
 
 
