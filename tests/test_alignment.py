@@ -93,7 +93,7 @@ def test_planted_texts_are_spans_of_the_same_bytes(teacher):
         check_pair(table("byte_bpe"), table(teacher), table("byte_bpe").encode(text).ids, ended=True)
 
 
-@pytest.mark.parametrize("name", ["byte_bpe", "unigram"])
+@pytest.mark.parametrize("name", ["byte_bpe", "small_bpe", "unigram", "characters"])
 def test_equal_tokenizers_give_the_identity(name):
     tokens = table(name)
     for text in PLANTED:

@@ -114,6 +114,18 @@ COMPOSITIONS = {
     ),
     "DFT 2508.05629": Row("method=sft loss/gate=own_probability", SEEING + "test_gates_of_scores_by_hand"),
     "entropy gates": Row("method=opd loss/gate=entropy loss.gate.most=1", SEEING + "test_gates_of_scores_by_hand"),
+    "shared tokens (GOLD, KDFlow)": Row(
+        "method=opd teacher.alignment=shared loss/divergence=jsd",
+        "tests.test_aligned_teacher.test_gradients_against_a_plain_reference",
+    ),
+    "ULD 2402.12030": Row(
+        "method=opd teacher.alignment=uld loss/divergence=total_variation",
+        "tests.test_aligned_teacher.test_gradients_against_a_plain_reference",
+    ),
+    "spans (ALM 2503.20083)": Row(
+        "method=opd_sampled teacher.alignment=spans",
+        "tests.test_aligned_teacher.test_the_signal_of_spans_is_unbiased_on_single_tokens_and_a_share_on_longer_ones",
+    ),
     "SKD 2410.11325": Row(
         "method=opd rollout=speculative loss/divergence=forward_kl",
         "tests.test_readings.test_a_speculative_rollout_replaces_what_the_teacher_would_not_write",
@@ -125,7 +137,9 @@ LEFT_OUT = {
     "DOPD 2606.30626": "its routing reads both privileged teachers and a privileged student in four cells; a gate of one's own "
     "that returns factors for divergence and reference expresses it",
     "VA-OPD 2605.21924": "it reads degraded images, and training here reads text alone",
-    "GOLD, ULD, SimCT 2605.07711, DPCA 2606.09456, BLD 2604.07466": "other tokenizers are another part of the work",
+    "SimCT 2605.07711": "it compares short continuations of several tokens, whose probabilities cost a pass each; spans "
+    "read the written one of them",
+    "BLD 2604.07466": "it attaches a head over bytes to the student, which is another architecture",
     "AdaSwitch 2510.07842": "it hands over to the teacher within a completion by a running average; rollout=speculative does "
     "so by the teacher's ranks",
     "replay (DistiLLM 2402.03898)": "a buffer of completions is state that a run would save; num_iterations reuses a rollout",

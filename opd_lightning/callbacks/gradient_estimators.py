@@ -1,5 +1,6 @@
 """Estimators: compares gradient estimates from top-k and sampled tokens with the exact gradient, on a step's batch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from torch import Tensor
 
 from opd_lightning.data.batching import Batch
+from opd_lightning.losses.divergence_term import is_elementwise
 from opd_lightning.losses.head import head_loss
 from opd_lightning.losses.shared import view
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
 from opd_lightning.types import Tokens
 from opd_lightning.utils.seeds import derive_seed, seeded
+
+log = logging.getLogger(__name__)
 
 
 class Estimators(L.Callback):
@@ -22,6 +26,9 @@ class Estimators(L.Callback):
     `variance` over fresh draws (mean squared deviation from the exact gradient over its squared norm) and `squared_bias` (the
     mean product of two different draws' deviations, which is zero on average for an unbiased estimate and can be negative);
     for top-k, which is biased and has no variance, the probability outside of it.
+
+    Sampled tokens are left out where the divergence is no sum of entries that follow from one token each, and nothing is
+    compared where there is no exact gradient over tokens; a sentence says so before training.
 
     Args:
         every: optimizer steps between comparisons.
@@ -37,19 +44,36 @@ class Estimators(L.Callback):
             )
         self.every, self.ks, self.draws, self.rows = every, ks, draws, rows
 
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Say what is left out, and why."""
+        if reason := self.left_out(module):
+            log.warning(f"warning: callbacks.estimators compares nothing: {reason}.")
+        elif not is_elementwise(module.objective.divergence.divergence):
+            log.warning(
+                "warning: callbacks.estimators leaves sampled tokens out: loss.divergence is no sum of entries that follow "
+                "from one token each, so a token estimates none of it."
+            )
+
+    @staticmethod
+    def left_out(module: Any) -> str | None:
+        """Why there is nothing to compare; None where there is."""
+        if module.objective.divergence is None:
+            return "the loss has no divergence"
+        teacher = module.teachers["teacher"]
+        if "full" not in teacher.provides:
+            return "the exact gradient needs the teacher's whole vocabulary"
+        if any(not getattr(part.alignment, "names_tokens", True) for part in teacher.parts if part.aligned):
+            return "teacher.alignment compares probabilities by rank, which neither the top k nor a sampled token estimates"
+        return None
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: object) -> None:
         """Compare on the step's batch, at the current weights."""
         batch = outputs["batch"]
-        if trainer.global_step % self.every or batch.skip_update or "full" not in self.provided(module, batch):
+        if trainer.global_step % self.every or batch.skip_update or self.left_out(module):
             return
         numbers = self.compare(module, batch, derive_seed(module.seed, "estimators", trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics({f"estimators/{name}": value for name, value in numbers.items()}, step=trainer.global_step)
-
-    @staticmethod
-    def provided(module: Any, batch: Batch) -> frozenset[str]:
-        """The kinds of targets that the batch's teacher provides; none without a teacher."""
-        return module.teachers["teacher"].provides if "teacher" in batch.scores else frozenset()
 
     def compare(self, module: Any, batch: Batch, seed: int) -> dict[str, float]:
         """The numbers of all estimators, by name."""
@@ -57,7 +81,7 @@ class Estimators(L.Callback):
         with module.student.eval_mode():
             hidden = module.student.hidden(sequences)
         divergence, temperature = module.objective.divergence.divergence, module.objective.temperature
-        vocabulary = min(score.vocabulary for score in scores.values())
+        outcomes: set[int] = set()
 
         def gradient(support: Any, draw: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
             """The gradient [N, H] by one estimator, and the statistics of its support."""
@@ -65,9 +89,12 @@ class Estimators(L.Callback):
             def loss(logits: Tensor, targets: Mapping[str, Any], rows: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
                 scaled = logits / temperature
                 seen = view(scaled, scaled.log_softmax(-1), targets["teacher"].log_probs(temperature), rows)
+                outcomes.add(seen.log_s.shape[-1])  # with another tokenizer fewer than tokens
                 if draw:
                     rows = Tokens(torch.multinomial(seen.log_s.detach().exp(), 1).squeeze(1), rows.position, rows.weight)
-                return support(divergence, seen.log_s, seen.target, rows), support.describe(seen.log_s, seen.target)
+                value, valid = support(divergence, seen.log_s, seen.target, rows), seen.target.valid
+                value = value if valid is None else torch.where(valid, value, 0.0)
+                return value, support.describe(seen.log_s, seen.target)
 
             leaf = hidden.detach().requires_grad_()
             total, stats = head_loss(leaf, module.student.head, tokens, {"teacher": scores["teacher"]}, loss, module.chunk)
@@ -76,10 +103,12 @@ class Estimators(L.Callback):
 
         exact, _ = gradient(FullVocabulary())
         numbers: dict[str, float] = {}
-        for k in (k for k in self.ks if k < vocabulary):
+        for k in (k for k in self.ks if k < min(outcomes)):
             estimate, stats = gradient(TopK(k))
             numbers |= {f"top{k}/{name}": value for name, value in closeness(estimate, exact).items()}
             numbers[f"top{k}/teacher_tail_mass"] = stats["teacher_tail_mass"].mean().item()
+        if not is_elementwise(divergence):
+            return numbers
         with seeded(seed, hidden.device):
             for name, support in (("sampled", SampledToken()), ("sampled_baseline", SampledToken(baseline=True))):
                 draws = [gradient(support, draw=True)[0] for _ in range(self.draws)]

@@ -132,7 +132,7 @@ class ReferenceLikelihood:
         """`heldout/log_likelihood` of the student, and of the teacher if it is a local model; nats per token."""
         readers = {"log_likelihood": reader(student, self.renderer)}
         weights = getattr(teachers.get("teacher"), "weights", None)
-        if weights is not None:
+        if hasattr(weights, "source"):  # a mixture has numbers by that name
             readers["teacher_log_likelihood"] = reader(student, self.renderer, weights)
         sums, counts = dict.fromkeys(readers, 0.0), dict.fromkeys(readers, 0)
         for prompts in batches(self.examples, self.renderer, self.batch_size):

@@ -91,8 +91,14 @@ class CoarseLogProbs(FullLogProbs):
         return coarse, target, moved(tokens, ids, log_s, coarse), log_mass
 
     def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
-        """The most probable shared tokens: the student's ids [n, k] and log-probabilities [n, k]."""
+        """The most probable shared tokens: the student's ids [n, k] and log-probabilities [n, k].
+
+        Raises:
+            ValueError: k is more than there are.
+        """
         ids: Tensor = self.outcomes.student_ids
+        if k > len(ids):
+            raise ValueError(f"k={k} exceeds the {len(ids)} tokens that student and teacher share; lower it.")
         top = self.log_p[:, : len(ids)].topk(k, -1)
         return ids[top.indices], top.values
 

@@ -165,7 +165,7 @@ def total_variation(log_s: Tensor, log_t: Tensor) -> Tensor:
 
 
 class Interpolated:
-    """A divergence from M, which is proportional to S^(1 - share) T^share with S held fixed (TAID, arXiv 2501.16937, eq. 4).
+    """A divergence from M, which is proportional to S^(1 - share) T^share with S held fixed (TAID, arXiv 2501.16937).
 
     TAID takes forward KL and raises the share from 0.4 to 1 (`schedules.Linear`): the target is never far from the student. Its
     adaptive speed, which reads the loss, is left out: a share here follows the step alone.

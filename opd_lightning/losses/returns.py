@@ -15,12 +15,13 @@ class Returns:
     The gradient of the expected sum E_y[ sum_t D_t ] is E[ sum_t ( grad D_t + grad log S(y_t) sum_{u>t} D_u ) ]: the first part
     is the per-token loss, and this adds sg[ sum_{u>t} discount^(u-t) D_u ] log S(y_t). With discount 1 the sum is unbiased for
     the divergence of whole completions; for reverse KL this is MiniLLM's gradient with its single-step decomposition (arXiv
-    2306.08543, eq. 3 and 4). loss/vocab_support=sampled takes log S(y) - log T(y) for D, which is the policy gradient of
-    MiniLLM without it (eq. 2), and the discounted form of Thinking Machines.
+    2306.08543). loss/vocab_support=sampled takes log S(y) - log T(y) for D, which is the policy gradient of MiniLLM without
+    it, and the discounted form of Thinking Machines.
 
     Args:
         discount: 0 is the per-token loss.
-        length_normalized: divide by the number of later tokens, so that long completions are not punished (MiniLLM, eq. 5).
+        length_normalized: divide by the number of later tokens, so that long completions are not punished (MiniLLM's length
+            normalization).
 
     Raises:
         ValueError: the discount is outside [0, 1].

@@ -179,9 +179,13 @@ def compare(parts: Components, student: Student, samples: list[Sample], teacher:
         verdicts, _ = gradient(lambda logits, _, rows: policy(logits.log_softmax(-1), rows), rewarded, {})
         alignment = torch.cosine_similarity(toward.flatten().double(), verdicts.flatten().double(), dim=0).item()
     agreed = average.get("top1_agreement")
+    found = {
+        kl: next((average[name] for name in (kl, f"{kl}_shared", f"{kl}_topk") if name in average), None)
+        for kl in ("reverse_kl", "forward_kl")
+    }
     return {
-        "reverse_kl": average.get("reverse_kl", average.get("reverse_kl_topk", average.get("log_ratio"))),
-        "forward_kl": average.get("forward_kl", average.get("forward_kl_topk")),
+        "reverse_kl": average.get("log_ratio") if found["reverse_kl"] is None else found["reverse_kl"],
+        "forward_kl": found["forward_kl"],
         "changed": None if agreed is None else 1 - agreed,
         "alignment": alignment,
     }

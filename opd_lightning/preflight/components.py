@@ -164,11 +164,12 @@ def fitting(parts: Components) -> list[Example]:
 def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: RolloutPolicy, environment: Any) -> None:
     """Raises ValueError if a teacher with another tokenizer is asked for what such teachers do not give."""
     for name, teacher in teachers.items():
-        if not teacher.aligned:
+        others = [part for part in teacher.parts if part.aligned]
+        if not others:
             continue
         if name in rollout.teachers:
             raise ValueError(
-                f"rollout lets the {name} write, and it has another tokenizer ({teacher.own_tokenizer.name}): its tokens are "
+                f"rollout lets the {name} write, and it has another tokenizer ({others[0].own_tokenizer.name}): its tokens are "
                 "not the student's; choose rollout=student, or a teacher of the student's family."
             )
         if environment and not environment["_target_"].endswith(".SingleTurn"):
@@ -178,7 +179,8 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
             )
         if name == "teacher" and objective.divergence is not None:
             check_provides(teacher, objective.divergence.support)
-            teacher.alignment.check_divergence(objective.divergence.divergence)
+            for part in others:
+                part.alignment.check_divergence(objective.divergence.divergence)
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:

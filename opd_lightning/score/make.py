@@ -88,11 +88,15 @@ def check_teacher(teacher: Any, kind: str, k: int) -> None:
         raise ValueError("the teacher follows the student in training, so its scores cannot be kept; choose teacher=frozen.")
     if kind == "hidden" and not teacher.gives_hidden_states:
         raise ValueError(f"kind=hidden: {type(teacher).__name__} gives no hidden states of one model; choose kind=topk.")
-    if teacher.aligned and "full" not in teacher.provides:
-        raise ValueError(
-            f"scores of {teacher.own_tokenizer.name}, which has another tokenizer, are kept of its whole vocabulary by "
-            "teacher.alignment=shared alone; choose that with teacher=external or remote_hidden."
-        )
+    for part in (part for part in teacher.parts if part.aligned):
+        reason = getattr(part.alignment, "unkept", None)
+        if reason is None and "full" not in teacher.provides:
+            reason = "of a teacher with another tokenizer the top k are chosen from its whole vocabulary"
+        if reason is not None:
+            raise ValueError(
+                f"scores of {part.own_tokenizer.name}, which has another tokenizer, cannot be kept: {reason}; choose "
+                "teacher.alignment=shared with teacher=external or remote_hidden."
+            )
     if "topk" not in teacher.provides or (teacher.top_k is not None and k > teacher.top_k):
         raise ValueError(f"k={k} exceeds the {teacher.top_k or 0} tokens that the teacher gives; lower it.")
 

@@ -51,7 +51,7 @@ def log_tokens(
             inside = counted & (tokens.position >= low) & (tokens.position < high) & ~stats[name].isnan()
             metrics.mean(f"position/{name}_from_{low}", stats[name], where=inside)
     for teacher, reads in getattr((scores or {}).get("teacher"), "by_teacher", {}).items():
-        for name in sorted({"forward_kl", "reverse_kl", "reverse_kl_topk", "log_ratio"} & set(stats)):
+        for name in sorted({"forward_kl", "reverse_kl", "reverse_kl_shared", "reverse_kl_topk", "log_ratio"} & set(stats)):
             metrics.mean(f"teacher/{teacher}/{name}", stats[name], where=counted & reads & ~stats[name].isnan())
 
 

@@ -188,6 +188,18 @@ class Composite(BaseTeacher):
         """The parts of all teachers."""
         return [part for teacher in self.teachers.values() for part in teacher.parts]
 
+    def remade(self, teachers: dict[str, Any]) -> "Composite":
+        """The same of other teachers by the same names; raises ValueError where it does not take them."""
+        raise ValueError(
+            f"teacher={type(self).__name__} takes no teachers with another tokenizer than the student's (it has no method "
+            "`remade`); choose teachers of the student's family."
+        )
+
+    @property
+    def apart(self) -> bool:
+        """Whether a teacher in it has another tokenizer, so that its targets are over outcomes of their own."""
+        return any(part.aligned for part in self.parts)
+
     def behind(self, context: NoContext) -> Any:
         """A reader of the one set of weights in it, such as those of a top-k view; raises ValueError if there are several."""
         return self.parts[0].behind(context) if len(self.parts) == 1 else super().behind(context)
@@ -202,7 +214,7 @@ class Composite(BaseTeacher):
         """Check the tokenizer for each teacher."""
         for teacher in self.teachers.values():
             teacher.check_tokenizer(tokenizer)
-        if "full" not in self.provides:
+        if "full" not in self.provides and not self.apart:
             check_same_ids([teacher.valid_ids for teacher in self.teachers.values()])
 
     def check_examples(self, examples: Sequence[Example]) -> None:

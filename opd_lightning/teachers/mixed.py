@@ -9,11 +9,12 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.losses.head import fitted
+from opd_lightning.losses.joined_targets import MixedCoarse, mixture
 from opd_lightning.losses.targets import FullLogits, SampledLogProbs
 from opd_lightning.teachers.base import CombinedScores, Composite, check_same_ids
 from opd_lightning.teachers.reduced import reduced, written_ids
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import valid_ids_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class MixedScores(CombinedScores):
         space: "probability" averages probabilities, "log" log-probabilities, renormalised.
         ids [N]: the written tokens.
         kind: of the targets, "full" or "sampled".
+        apart: the student's ids where a part has another tokenizer, so that the mixture is over what all share; else None.
     """
 
     parts: Sequence[Any]
@@ -34,6 +36,7 @@ class MixedScores(CombinedScores):
     ids: Tensor
     kind: Provides = "full"
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    apart: ValidIds | None = None
 
     @property
     def valid(self) -> Tensor | None:
@@ -50,8 +53,12 @@ class MixedScores(CombinedScores):
         """The rows at an index of the packed axis."""
         return replace(self, parts=[part.take(index) for part in self.parts], ids=self.ids[index])
 
-    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits | SampledLogProbs:
+    def chunk(self, rows: slice, out: Tensor | None = None) -> FullLogits | SampledLogProbs | MixedCoarse:
         """The mixture's log-probabilities: [n, V], as logits, or those of the written tokens."""
+        valid = self.valid if self.valid is None else self.valid[rows]
+        if self.apart is not None:
+            targets = [(part.chunk(rows).log_probs(1.0), valid_ids_of(part)) for part in self.parts]
+            return mixture(targets, self.weights, self.apart, valid)
         mixed: Tensor | None = None
         absent: Tensor | None = None  # tokens without probability under some part, which a negative weight would make certain
         for part, weight in zip(self.parts, self.weights, strict=True):
@@ -65,7 +72,6 @@ class MixedScores(CombinedScores):
         assert mixed is not None
         if absent is not None and min(self.weights) < 0:
             mixed = mixed.masked_fill(absent, -torch.inf)
-        valid = self.valid if self.valid is None else self.valid[rows]
         return FullLogits(mixed, valid) if self.kind == "full" else SampledLogProbs(mixed, valid)
 
     def log_probs(self, part: Any, rows: slice) -> Tensor:
@@ -117,6 +123,28 @@ class MixedTeacher(Composite):
         if less:  # a token that is among the top k of one teacher only has no known probability in the mixture
             self.provides, self.top_k = frozenset({"sampled"}), None
         self.weights = {name: by_name[name] / sum(by_name.values()) for name in teachers}
+        if self.apart:
+            self.check_apart()
+
+    def check_apart(self) -> None:
+        """Check that a mixture with teachers that have other tokenizers is defined, and provide what it tells.
+
+        Raises:
+            ValueError: it is not.
+        """
+        aligned = [part for part in self.parts if part.aligned]
+        named = all(getattr(part.alignment, "names_tokens", True) for part in aligned)
+        if self.space == "log" or self.kind != "full" or not named or len(self.parts) > len(self.teachers):
+            raise ValueError(
+                "teacher=mixed averages teachers with other tokenizers as probabilities of the tokens that all share, so each "
+                "has to be a single teacher with teacher.alignment=shared and its whole vocabulary, in teacher.space="
+                "probability; choose that, or teacher=routed."
+            )
+        self.provides = frozenset({"full", "topk"})
+
+    def remade(self, teachers: dict[str, Any]) -> "MixedTeacher":
+        """The same of other teachers."""
+        return MixedTeacher(teachers, self.weights, self.space)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> MixedScores:
         """The mixture of all teachers' scores of the samples."""
@@ -126,4 +154,5 @@ class MixedTeacher(Composite):
         if self.kind != "full":
             known = self.student.head.known
             check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in found])
-        return MixedScores(found, list(self.weights.values()), self.space, ids, self.kind, metrics)
+        apart = self.student.head.known if self.apart else None
+        return MixedScores(found, list(self.weights.values()), self.space, ids, self.kind, metrics, apart)

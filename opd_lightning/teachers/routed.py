@@ -9,10 +9,13 @@ from torch import Tensor
 
 from opd_lightning.contracts import Provides
 from opd_lightning.data.batching import packed_index
+from opd_lightning.losses.head import fitted
+from opd_lightning.losses.joined_targets import JoinedTargets
+from opd_lightning.losses.targets import FullLogits
 from opd_lightning.teachers.base import CombinedScores, Composite, check_same_ids
 from opd_lightning.teachers.reduced import joined, reduced, richest, written_ids
 from opd_lightning.types import Cost, Example, Sample
-from opd_lightning.utils.vocabulary import valid_ids_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class RoutedScores(CombinedScores):
         ids [N]: the written tokens.
         kind, k: of the targets; k is the number of most probable tokens.
         names: of the parts' teachers.
+        apart: the student's ids where a part has another tokenizer, so that each is compared on outcomes of its own; else None.
     """
 
     parts: Sequence[Any]
@@ -36,6 +40,12 @@ class RoutedScores(CombinedScores):
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     names: Sequence[str] = ()
+    apart: ValidIds | None = None
+
+    @property
+    def valid_ids(self) -> ValidIds:
+        """The ids that all parts have, or the student's where they have tokenizers of their own."""
+        return super().valid_ids if self.apart is None else self.apart
 
     @property
     def by_teacher(self) -> dict[str, Tensor]:
@@ -60,16 +70,25 @@ class RoutedScores(CombinedScores):
     def chunk(self, rows: slice, out: Tensor | None = None) -> Any:
         """The targets of the rows, each from its teacher."""
         part, row, ids, valid, valid_ids = self.part[rows], self.row[rows], self.ids[rows], self.valid, self.valid_ids
+        kept = None if valid is None else valid[rows]
         ids = torch.where(valid_ids.contains(ids), ids, 0)  # tokens that a teacher lacks are not valid
         targets = []
         for i, scores in enumerate(self.parts):
             selected = part == i
             if bool(selected.any()):
-                target = reduced(scores.take(row[selected]).chunk(slice(None)), self.kind, ids[selected], self.k)
-                if self.kind == "full":
-                    target = replace(target, logits=valid_ids.cut(target.logits))
+                target = scores.take(row[selected]).chunk(slice(None))
+                if self.apart is None:
+                    target = reduced(target, self.kind, ids[selected], self.k)
+                if self.kind == "full" and isinstance(target, FullLogits):
+                    target = (
+                        replace(target, logits=valid_ids.cut(target.logits))
+                        if self.apart is None
+                        else (fitted(target, valid_ids_of(scores), self.apart, target.logits.dtype))
+                    )
                 targets.append((selected, target))
-        return joined(targets, self.kind, len(part), None if valid is None else valid[rows])
+        if self.apart is not None:
+            return JoinedTargets.of(targets, self.apart, kept)
+        return joined(targets, self.kind, len(part), kept)
 
 
 class RoutedTeacher(Composite):
@@ -93,7 +112,13 @@ class RoutedTeacher(Composite):
         unsaid = [name for name, t in self.teachers.items() if "full" not in t.provides and t.top_k is None]
         if kind == "topk" and unsaid:
             raise ValueError(f"teacher.teachers.{unsaid[0]} does not say how many tokens it gives; set top_k in its class.")
+        if kind != "sampled":  # ranks and tokens are no outcomes of one target
+            check_alike([part for part in self.parts if part.aligned], self.parts)
         self.by, self.default, self.kind = by, default, kind
+
+    def remade(self, teachers: dict[str, Any]) -> "RoutedTeacher":
+        """The same of other teachers."""
+        return RoutedTeacher(teachers, self.by, self.default)
 
     def route(self, example: Example) -> str:
         """The name of an example's teacher.
@@ -136,13 +161,23 @@ class RoutedTeacher(Composite):
                 index = packed_index(indices, counts).to(device)
                 part[index], row[index] = i, torch.arange(len(index), device=device)
                 cost += scores.cost
-        if self.kind != "full":
-            known = self.student.head.known
+        known = self.student.head.known
+        apart = known if self.apart and self.kind != "sampled" else None
+        if self.kind != "full" and apart is None:
             check_same_ids([known.intersection([valid_ids_of(scores)]) for scores in parts])
-        return RoutedScores(
-            parts, part, row, written_ids(samples, device), self.kind, self.top_k, cost, metrics, list(self.teachers)
-        )
+        ids, names = written_ids(samples, device), list(self.teachers)
+        return RoutedScores(parts, part, row, ids, self.kind, self.top_k, cost, metrics, names, apart)
 
     def logit_flops(self, positions: int) -> int:
         """FLOPs of one teacher's logits on each position, estimated as the teachers' mean."""
         return super().logit_flops(positions) // len(self.teachers)
+
+
+def check_alike(aligned: Sequence[Any], parts: Sequence[Any]) -> None:
+    """Raises ValueError if some parts are compared by rank, and others by token."""
+    ranked = [part for part in aligned if not getattr(part.alignment, "names_tokens", True)]
+    if ranked and len(ranked) < len(parts):
+        raise ValueError(
+            f"teacher=routed: {type(ranked[0].alignment).__name__} compares probabilities by rank and other teachers in it by "
+            "token, which is no one loss; choose the same teacher.alignment for all, or shared."
+        )

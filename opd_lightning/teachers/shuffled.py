@@ -34,6 +34,10 @@ class ShuffledTeacher(Composite):
         self.inner, self.seed = teacher, seed
         self.provides = teacher.provides if "full" in teacher.provides else frozenset({"topk"})
 
+    def remade(self, teachers: dict[str, Any]) -> "ShuffledTeacher":
+        """The same of another teacher."""
+        return ShuffledTeacher(teachers["teacher"], self.seed)
+
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> Any:
         """The other teacher's scores of the samples, permuted within each."""
         scores = self.inner.score(samples, max_tokens)

@@ -67,6 +67,8 @@ class TopKView:
 class TopKTeacher(Composite):
     """A teacher that provides only the k most probable tokens and the sampled one of another.
 
+    Of a teacher with another tokenizer these are tokens of its own, as a server's, of which the shared ones are compared.
+
     Args:
         teacher: a teacher that provides the full vocabulary.
         k: number of tokens.
@@ -81,7 +83,24 @@ class TopKTeacher(Composite):
             raise ValueError(f"teacher.k={k} must be at least 1.")
         if "full" not in teacher.provides:
             raise ValueError("teacher.teacher gives no whole vocabulary to take the top k of; use it as it is.")
-        self.inner, self.top_k, self.provides = teacher, k, frozenset({"topk", "sampled"})
+        if unnamed := next((part for part in self.parts if not getattr(part.alignment, "names_tokens", True)), None):
+            raise ValueError(
+                f"teacher.teacher with {type(unnamed.alignment).__name__} compares sorted probabilities, which are of no "
+                "tokens to take the top k of; choose teacher.alignment=shared."
+            )
+        if len(self.parts) == 1 and not self.apart:  # as a served one, it may be aligned as a whole
+            self.own_tokenizer, self.alignment, self.source = teacher.own_tokenizer, teacher.alignment, teacher.source
+            self.context, self.reads_context, self.shares_weights = (
+                teacher.context,
+                teacher.reads_context,
+                teacher.shares_weights,
+            )
+        # Of teachers with other tokenizers inside, the written token may be several.
+        self.inner, self.top_k, self.provides = teacher, k, teacher.provides & {"topk", "sampled"}
+
+    def remade(self, teachers: dict[str, Any]) -> "TopKTeacher":
+        """The same of another teacher."""
+        return TopKTeacher(teachers["teacher"], self.top_k or 1)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKView:
         """The top-k view of the other teacher's scores."""

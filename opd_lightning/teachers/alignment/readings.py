@@ -2,7 +2,8 @@
 
 Each is an object with `provides(kinds)`, what it can tell given what the teacher provides, `check_divergence(divergence)`, and
 `scores(inner, match)`, the teacher's scores of M tokens of its own as scores of the student's N tokens. `teacher.alignment`
-chooses one by its name in `ALIGNMENTS`, or gives another object.
+chooses one by its name in `ALIGNMENTS`, or gives another object. One may have `names_tokens` = False where its outcomes are no
+tokens, and `unkept`, why its scores cannot be kept in files.
 """
 
 from typing import Any
@@ -32,6 +33,8 @@ class Spans:
 
     with S' the log-probabilities with which the tokens were drawn. loss/vocab_support=sampled reads it.
     """
+
+    unkept = "spans are for tokens that the student has just drawn, and a recorded rollout has others"
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """Sampled log-probabilities."""
@@ -102,6 +105,9 @@ class SortedProbabilities:
     which is twice loss/divergence=total_variation. Which tokens they are of is not read. A divergence that is infinite for a
     probability of zero, such as a KL, does not fit vocabularies of two sizes.
     """
+
+    names_tokens = False
+    unkept = "sorted probabilities are of the whole vocabulary, of which k would be another distance"
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """The whole vocabulary."""

@@ -15,7 +15,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.data.token_bytes import TokenBytes
 from opd_lightning.teachers.alignment.match import Match, SharedIds, pack_spans
 from opd_lightning.teachers.alignment.readings import alignment_of
-from opd_lightning.teachers.base import BaseTeacher
+from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.teachers.weights.external import AnotherTokenizer
 from opd_lightning.types import Example, Rendered, Sample
@@ -27,9 +27,16 @@ log = logging.getLogger(__name__)
 def aligned(teacher: Any, renderer: ChatRenderer) -> Any:
     """The teacher for a student with this renderer: itself, or an `AlignedTeacher` where it has another tokenizer.
 
+    A teacher that is made of others is made again of aligned ones, unless it reads one tokenizer as a whole.
+
     Raises:
         ValueError: it fits in neither way.
     """
+    if isinstance(teacher, Composite) and teacher.own_tokenizer is None:
+        found = {name: aligned(part, renderer) for name, part in teacher.teachers.items()}
+        teacher = teacher if all(found[name] is part for name, part in teacher.teachers.items()) else teacher.remade(found)
+        teacher.check_tokenizer(renderer.tokenizer)
+        return teacher
     reading = alignment_of(teacher.alignment)
     if reading is None:
         try:
@@ -110,6 +117,7 @@ class AlignedTeacher(BaseTeacher):
             raise ValueError(f"teacher.alignment={name} needs more than {type(teacher).__name__} tells; choose spans.")
         self.self_teacher, self.frozen, self.scores_any_text = teacher.self_teacher, teacher.frozen, teacher.scores_any_text
         self.reads_context, self.source, self.warning = teacher.reads_context, teacher.source, teacher.warning
+        self.shares_weights = teacher.shares_weights
         self.own_tokenizer = teacher.own_tokenizer
         self.own = teacher.own_tokenizer.renderer(renderer.template.today)
         teacher.check_tokenizer(self.own.tokenizer)
