@@ -54,15 +54,15 @@ def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
     rows = -(-cfg.data.batch_size * parts.rollout.sampling.n // max(devices, 1))
     prompts = lengths(list(parts.examples[:PROMPTS]), parts.renderer, NoContext(parts.model.template_options))
     prompt, new = round(statistics.mean(prompts)), int(parts.rollout.sampling.max_new_tokens)
-    read, tokens = [prompt + new] * rows, rows * new
-    student_writes = parts.rollout.student_writes
+    student_writes, read = parts.rollout.student_writes, [prompt + new]
     flops = {
-        "rollout": sizes.write([(prompt, new)] * rows) if student_writes else 0,
-        "forward": sizes.read(read) + sizes.logits(tokens),
-        "backward": sizes.backward(read, tokens),
+        "rollout": sizes.write([(prompt, new)]) if student_writes else 0,
+        "forward": sizes.read(read) + sizes.logits(new),
+        "backward": sizes.backward(read, new),
         "teacher": sum(
             (sizes if part.source is None else shapes(part.source)[1]).read(read) for _, part in all_parts(parts.teachers)
         ),
     }
+    flops = {part: rows * n for part, n in flops.items()}
     copied = getattr(parts.generator, "holds_weights", False)
     return Work(flops, new if student_writes and not copied else 0, len(parts.teachers))
