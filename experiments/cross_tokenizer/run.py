@@ -7,7 +7,8 @@ python -m experiments.analyze cross_tokenizer
 
 Both models continue plain text, without a chat's turns: a question and the first sentence of its answer. Writes results.csv:
 nats per byte of the rest of held-out answers, before and after. Each reading is a process of its own; what results.csv has is
-not made again. `teacher` is Gemma's own number; `--readings shuffled` is a control, whose targets stand on the wrong tokens.
+not made again. `teacher` is Gemma's own number, `texts` learns
+by `shared` on the texts' own continuations; `--readings shuffled` is a control, whose targets stand on the wrong tokens.
 """
 
 import argparse
@@ -37,9 +38,12 @@ READINGS = {
     "shared": ["teacher.alignment=shared", "loss/divergence=forward_kl"],
     "spans": ["teacher.alignment=spans", "loss/vocab_support=sampled"],
     "uld": ["teacher.alignment=uld", "loss/divergence=total_variation"],
+    "texts": ["teacher.alignment=shared", "loss/divergence=forward_kl"],
     "shuffled": ["teacher=shuffled", "loss/divergence=forward_kl"],
 }
-MAIN = ("shared", "spans", "uld")
+MAIN = ("shared", "spans", "uld", "texts")
+ON_TEXTS = ("texts",)
+"""Readings on the texts' own continuations in place of the student's."""
 COLUMNS = ("reading", "seed", "step", "nats_per_byte", "aligned", "unshared_mass")
 
 
@@ -55,7 +59,7 @@ def train(reading: str, given: argparse.Namespace, folder: Path) -> list[dict[st
         return [{"reading": reading, "seed": given.seed, "step": 0, "nats_per_byte": number}]
     place = "teacher.teacher" if reading == "shuffled" else "teacher"
     overrides = [
-        *("method=opd", "model=smollm2", "task=table", "optim=adamw_smollm2", "evaluation=none", "logger=none"),
+        *(f"method={'kd' if reading in ON_TEXTS else 'opd'}", "model=smollm2", "task=table", "optim=adamw_smollm2", "evaluation=none", "logger=none"),
         *(f"name=cross_{reading}", f"seed={given.seed}", f"output_dir={given.out}", "study.name=cross_tokenizer"),
         *(f"task.path={folder / 'train.jsonl'}", f"task.heldout={{path: {folder / 'heldout.jsonl'}}}"),
         *("task.columns.prompt=prompt", "task.columns.completion=completion"),
