@@ -38,6 +38,8 @@ class Episode:
     policy_version: int | None = None
     tools: list[dict[str, Any]] | None = None
     failure: str | None = None
+    turn_verdicts: list[Verdict | None] = field(default_factory=list)
+    exchanges: list[Messages] = field(default_factory=list)
 
     def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
         """Add tokens of the student, with their log-probabilities, or of the environment."""
@@ -51,11 +53,19 @@ class Episode:
         gaps = [i for i, own in enumerate(self.trainable) if not own]
         return self.token_ids[gaps[-1] + 1 if gaps else 0 :]
 
+    def replies(self, length: int) -> int:
+        """The number of replies in so many tokens."""
+        own = self.trainable[:length]
+        return sum(now and not before for now, before in zip(own, [False, *own], strict=False))
+
     def metrics(self, length: int) -> dict[str, float]:
         """Numbers of the episode: turns, tokens of the environment, whether it failed, and the environment's own."""
         own = self.trainable[:length]
-        turns = sum(now and not before for now, before in zip(own, [False, *own], strict=False))
-        numbers = {"turns": turns, "environment_tokens": length - sum(own), "failed": float(self.failure is not None)}
+        numbers = {
+            "turns": self.replies(length),
+            "environment_tokens": length - sum(own),
+            "failed": float(self.failure is not None),
+        }
         return numbers | dict(getattr(self.environment, "metrics", {}))
 
 
@@ -158,14 +168,15 @@ class Episodes:
                 episode.verdict = Verdict(0.0, feedback=f"the environment failed: {result.text}")
                 log.warning(f"warning: an episode of example {episode.example.id} failed in its environment: {result.text}")
                 continue
-            answers, episode.verdict = result
+            answers, verdict = result
+            episode.turn_verdicts.append(verdict)
             if answers:
                 self.go_on(episode, text, answers)
             else:
                 episode.finish_reason = "stop"
                 judge = getattr(episode.environment, "verdict", None)
-                if episode.verdict is None and judge is not None:
-                    episode.verdict = judge(self.renderer.decode(episode.last_reply))
+                whole = None if judge is None else judge(self.renderer.decode(episode.last_reply))
+                episode.verdict = verdict if whole is None else whole
 
     def go_on(self, episode: Episode, text: str, answers: Messages) -> None:
         """Add the environment's messages, up to where the next reply begins."""
@@ -174,6 +185,7 @@ class Episodes:
         more = [episode.tools] if episode.tools else []
         episode.add(self.renderer.between(episode.messages, text if message is None else turn, answers, *more), False)
         episode.messages = [*episode.messages, turn, *answers]
+        episode.exchanges.append([turn, *answers])
         if self.limit(episode) < 1:
             episode.finish_reason = "length"
 
@@ -198,6 +210,8 @@ class Episodes:
             policy_version=episode.policy_version,
             include_in_loss=not self.mask_truncated or reason != "length",
             metrics=episode.metrics(last),
+            turns=[turn for exchange in episode.exchanges[: episode.replies(last) - 1] for turn in exchange],
+            turn_verdicts=tuple(episode.turn_verdicts) if any(episode.turn_verdicts) else (),
         )
 
 
