@@ -70,7 +70,7 @@ class Lookup:
     """
 
     def __init__(self, task: Task, style: str | None = None):
-        self.task, self.style, self.replies = task, style or getattr(task, "results", "listed"), 0
+        self.task, self.style, self.replies = task, style or str(getattr(task, "results", "listed")), 0
         self.metrics = {"tool_errors": 0.0}
 
     def reset(self, example: Example) -> Messages:
