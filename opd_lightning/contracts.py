@@ -61,6 +61,7 @@ class Environment(Protocol):
         tools               JSON schemas that the chat template describes; else those of the example are
         message(reply)      the reply as a turn of the chat, with its tool calls; else its text alone
         verdict(reply)      the verdict on the whole episode; without it, or with None, that of the last `step`
+        step_all(environments, replies, seed)  steps of several episodes at once, drawn from the seed, in place of `step`
         threaded            True: `reset` and `step` are called in threads, beside those of other episodes
         step_seconds        limit of each such call, after which the episode has failed
         keeps_special_tokens  True: replies have special tokens in their text

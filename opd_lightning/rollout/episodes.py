@@ -120,7 +120,7 @@ class Episodes:
                 for episode, limit, reply in zip(active, limits, done, strict=True)
                 if (pair := self.reply(episode, truncate(reply, limit))) is not None
             ]
-            self.answer(going)
+            self.answer(going, derive_seed(seed, "answers", turn))
 
     def limit(self, episode: Episode) -> int:
         """The tokens that the next reply may have."""
@@ -158,10 +158,9 @@ class Episodes:
         own = [token for token in completion.token_ids if token not in self.renderer.end_ids]
         return episode, str(self.renderer.tokenizer.decode(own, skip_special_tokens=False))
 
-    def answer(self, replies: Sequence[tuple[Episode, str]]) -> None:
-        """Add the environments' answers to replies."""
-        environments = [episode.environment for episode, _ in replies]
-        found = side_by_side(environments, [partial(episode.environment.step, text) for episode, text in replies])
+    def answer(self, replies: Sequence[tuple[Episode, str]], seed: int) -> None:
+        """Add the environments' answers to replies, where these are drawn from the seed."""
+        found = stepped([episode.environment for episode, _ in replies], [text for _, text in replies], seed)
         for (episode, text), result in zip(replies, found, strict=True):
             if isinstance(result, Failed):
                 episode.failure, episode.finish_reason = result.text, "environment"
@@ -213,6 +212,17 @@ class Episodes:
             turns=[turn for exchange in episode.exchanges[: episode.replies(last) - 1] for turn in exchange],
             turn_verdicts=tuple(episode.turn_verdicts) if any(episode.turn_verdicts) else (),
         )
+
+
+def stepped(environments: Sequence[Environment], replies: Sequence[str], seed: int) -> list[Any]:
+    """The results of one step for each environment, at once where they can step together; one may be a `Failed`."""
+    together = getattr(environments[0], "step_all", None) if environments else None
+    if together is None:
+        return side_by_side(environments, [partial(one.step, text) for one, text in zip(environments, replies, strict=True)])
+    try:
+        return list(together(environments, replies, seed))
+    except Exception as error:  # a program of the user's
+        return [Failed(failure(error))] * len(environments)
 
 
 def side_by_side(environments: Sequence[Environment], calls: Sequence[Callable[[], Any]]) -> list[Any]:
