@@ -46,7 +46,8 @@ class OwnModel:
         """A reply to each chat, all drawn at once from the seed; None to a chat that leaves no room in the model's window."""
         if self.lm is None:
             device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else torch.device("cpu")
-            self.lm = self.source.model().to(device).eval()
+            lm: Any = self.source.model()
+            self.lm = lm.to(device).eval()
         prompts = [self.renderer.render(chat) for chat in chats]
         fits = [i for i, p in enumerate(prompts) if len(p.token_ids) + self.sampling.max_new_tokens <= self.window]
         texts: list[str | None] = [None] * len(prompts)
