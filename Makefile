@@ -1,6 +1,8 @@
 # opd-lightning: `make` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+task ?= world
+STUDY := $(if $(filter world,$(task)),demo,$(task))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-slow test-vllm check wheels gpu smollm2 clean
@@ -19,9 +21,13 @@ help:  ## this list
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[reasoning]' || echo "reasoning-gym could not be installed (it needs a C compiler); its tests are skipped"
 	@touch $@
 
-demo: .venv/ok  ## SFT, OPD, SDFT and GRPO from one start model, one seed: a table and outputs/demo/report.html
-	$(BIN)/python -m opd_lightning -m study=demo method=sft,opd,sdft,grpo seed=0
-	$(BIN)/python -m opd_lightning.study outputs/demo
+demo: .venv/ok $(if $(filter lookup,$(task)),experiments/starts/lookup/config.json)  ## SFT, OPD, SDFT and GRPO from one start model, one seed: a table and a report; task=lookup: with a tool
+	$(BIN)/python -m opd_lightning -m study=$(STUDY) method=sft,opd,sdft,grpo seed=0
+	$(BIN)/python -m opd_lightning.study outputs/$(STUDY)
+
+experiments/starts/lookup/config.json: | .venv/ok
+	$(BIN)/python -m opd_lightning environment=lookup evaluation=episodes method=sft trainer.max_steps=40 seed=100 study.name=lookup_teacher logger=none
+	$(BIN)/python -m opd_lightning.export run="$$(ls -d outputs/lookup_teacher/sft-*/seed-100)" to=experiments/starts/lookup
 
 test: .venv/dev  ## the fast test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -60,7 +60,8 @@ class Environment(Protocol):
     It may also have
         tools               JSON schemas that the chat template describes; else those of the example are
         message(reply)      the reply as a turn of the chat, with its tool calls; else its text alone
-        verdict(reply)      the verdict where `step` has ended the episode without one
+        verdict(reply)      the verdict on the whole episode; without it, or with None, that of the last `step`
+        step_all(environments, replies, seed)  steps of several episodes at once, drawn from the seed, in place of `step`
         threaded            True: `reset` and `step` are called in threads, beside those of other episodes
         step_seconds        limit of each such call, after which the episode has failed
         keeps_special_tokens  True: replies have special tokens in their text
@@ -74,7 +75,10 @@ class Environment(Protocol):
         ...
 
     def step(self, reply: str) -> tuple[Messages, Verdict | None]:
-        """The messages that answer a reply, none where the episode ends; and a verdict at its end, or None."""
+        """The messages that answer a reply, none where the episode ends; and a verdict on the reply, or None.
+
+        Verdicts before the end are read where replies answer for their own rewards (`loss.policy_gradient.credit`).
+        """
         ...
 
 

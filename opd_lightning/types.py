@@ -46,11 +46,6 @@ class Example:
         own = None if self.completion is None else [{"role": "assistant", "content": self.completion}]
         return own if self.turns is None else self.turns
 
-    @property
-    def final_reply(self) -> str | None:
-        """The text of the reference's last reply; None without a reference."""
-        return None if self.reference is None else str(self.reference[-1]["content"])
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -186,6 +181,8 @@ class Sample:
         include_in_loss: False leaves the sample out of the loss.
         model_inputs: what else the model takes.
         metrics: numbers of its episode, such as "turns", whose means are logged; empty without an environment.
+        turns: its messages behind the prompt, without the last reply; empty where it has one reply.
+        turn_verdicts: the environment's verdict on each reply, or None; empty where it gives none.
     """
 
     example: Example
@@ -201,6 +198,8 @@ class Sample:
     include_in_loss: bool = True
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    turns: Messages = field(default_factory=list)
+    turn_verdicts: Sequence[Verdict | None] = ()
 
     @property
     def completion_ids(self) -> list[int]:

@@ -360,6 +360,7 @@ def test_the_generators_samples_stand_together(student, renderer):
 # Two devices
 
 
+PLAYED = ["rollout._target_=tests.gapped.PlayedRollout", "rollout.sampling.max_new_tokens=24"]
 TOP_K_PARTS = [f"teacher@teacher.teachers.{name}=topk" for name in ("new", "prior")] + ["teacher.teachers.new.k=20"]
 
 
@@ -373,8 +374,11 @@ TOP_K_PARTS = [f"teacher@teacher.teachers.{name}=topk" for name in ("new", "prio
         ["method=kd", "loss/vocab_support=topk", "teacher=topk"],
         ["method=kd", "loss/vocab_support=topk", "teacher=routed", "teacher.default=new", *TOP_K_PARTS],
         ["method=kd", "rollout._target_=tests.gapped.GappedRollout"],
+        [*PLAYED, "method=grpo", "rollout.num_generations=4", "loss.policy_gradient.credit=return_to_go"],
+        [*PLAYED, "method=sdft", "context=solution", "context.at=every"],
+        [*PLAYED, "method=sdpo", "context=feedback", "context.at=every"],
     ],
-    ids=["routed", "mixed", "topk", "routed topk", "gapped"],
+    ids=["routed", "mixed", "topk", "routed topk", "gapped", "credit", "every", "feedback"],
 )
 def test_two_devices_train_like_one_on_every_contract(tiny, tiny_run, tmp_path, trainer, case):  # noqa: F811
     """Over gloo, on given completions: the same weights, losses and gradient norms."""

@@ -202,7 +202,7 @@ def test_rows_in_the_fields_shapes_are_one_conversation(row, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     columns = {"completion": "completion"} if "completion" in row else {}
     found = TableTask(str(path), columns, train_on="all").examples("train")[0]
-    assert found.tools == TOOLS and found.completion is None and found.final_reply == "It is 5."
+    assert found.tools == TOOLS and found.completion is None and found.reference[-1]["content"] == "It is 5."
     renderer = ChatRenderer(tokenizer("chatml"))
     (sample,) = DatasetRollout(renderer, SamplingParams(999))(Prompts([found], [renderer.render(found.messages)])).samples
     expected = whole("chatml", [*found.messages[:1], USER, *ROWS["messages"]["messages"][1:]], tools=TOOLS)

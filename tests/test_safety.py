@@ -266,6 +266,7 @@ METHODS = {
     "opd": ["method=opd"],
     "ema": ["method=sdft", "teacher=ema"],
     "grpo": ["method=grpo", "model=world"],
+    "episodes": ["method=grpo", "model=world", "environment=lookup", "evaluation=episodes"],
     "lora": ["method=sdft", "teacher=ema", "adapter=lora", "trainer.precision=bf16-mixed"],
     "ddp": ["method=sdft", "teacher=ema", "trainer=ddp", "trainer.devices=2"],
     "ddp_lora": ["method=sdft", "adapter=lora", "trainer.precision=bf16-mixed", "trainer=ddp", "trainer.devices=2"],
@@ -280,7 +281,7 @@ def steps_in(study: Path) -> int:
 
 def killed_at_random(tiny, other, tmp_path, name: str, kills: int, seed: int) -> None:
     """SIGKILL at random moments, one of them while a checkpoint is written; what ends equals a run that was never stopped."""
-    base = [o for o in overrides(tiny, other, tmp_path) if name != "grpo" or not o.startswith("model.")]
+    base = [o for o in overrides(tiny, other, tmp_path) if name not in ("grpo", "episodes") or not o.startswith("model.")]
     draw, folder, hits = random.Random(f"{name} {seed}"), tmp_path / "killed", 0
     for kill in range(kills):
         process, deadline = start(*base, *METHODS[name], "study.name=killed"), time.time() + 120

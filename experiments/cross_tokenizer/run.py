@@ -59,7 +59,14 @@ def train(reading: str, given: argparse.Namespace, folder: Path) -> list[dict[st
         return [{"reading": reading, "seed": given.seed, "step": 0, "nats_per_byte": number}]
     place = "teacher.teacher" if reading == "shuffled" else "teacher"
     overrides = [
-        *(f"method={'kd' if reading in ON_TEXTS else 'opd'}", "model=smollm2", "task=table", "optim=adamw_smollm2", "evaluation=none", "logger=none"),
+        *(
+            f"method={'kd' if reading in ON_TEXTS else 'opd'}",
+            "model=smollm2",
+            "task=table",
+            "optim=adamw_smollm2",
+            "evaluation=none",
+            "logger=none",
+        ),
         *(f"name=cross_{reading}", f"seed={given.seed}", f"output_dir={given.out}", "study.name=cross_tokenizer"),
         *(f"task.path={folder / 'train.jsonl'}", f"task.heldout={{path: {folder / 'heldout.jsonl'}}}"),
         *("task.columns.prompt=prompt", "task.columns.completion=completion"),

@@ -229,11 +229,15 @@ def check_rollout(cfg: dict[str, Any], chosen: Choices) -> None:
     """Raises ValueError if the loss's terms cannot learn from the rollout's completions."""
     loss, rollout = cfg["loss"], chosen.rollout
     on_policy, name = rollout.on_policy, type(rollout).__name__
-    if cfg.get("environment") and "environment" not in parameters_of(cfg["rollout"]["_target_"]):
-        raise ValueError(
-            f"environment={cfg['environment']['_target_']} answers the student, and rollout={name} plays no episodes; choose "
-            "rollout=student, or environment=single_turn."
-        )
+    if environment := cfg.get("environment"):
+        takes = "environment" in parameters_of(cfg["rollout"]["_target_"])
+        suite = [node["_target_"] for node in cfg["evaluation"]["suite"].values() if node]
+        if not takes or not (rollout.student_writes or any("environment" in parameters_of(target) for target in suite)):
+            also = ", evaluation=episodes, which plays them" if takes else ""
+            raise ValueError(
+                f"environment={environment['_target_']} answers the student, and rollout={name} plays no episodes; choose "
+                f"rollout=student{also}, or environment=single_turn."
+            )
     if loss["policy_gradient"] and not on_policy:
         raise ValueError(
             f"rollout={name} has no samples of the student's own to reward; choose rollout=student_group with "

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,11 +44,16 @@ class Session:
         """The observation behind a reply; none at the end, with the rewards as the verdict."""
         answer = self.ask("step", {**self.options.action, self.options.reply: reply})
         self.rewards.append(float(answer.get("reward") or 0.0))
+        own = Verdict(bounded(self.rewards[-1]), feedback=self.text(answer) or None)
         if not answer.get("done") and len(self.rewards) < self.options.max_turns:
-            return [{"role": self.options.role, "content": self.text(answer)}], None
-        total = sum(self.rewards) if self.options.total else self.rewards[-1]
+            return [{"role": self.options.role, "content": self.text(answer)}], own
         self.close()
-        return [], Verdict(min(max(total, 0.0), 1.0), feedback=self.text(answer) or None)
+        self.whole = replace(own, content=bounded(sum(self.rewards))) if self.options.total else own
+        return [], own
+
+    def verdict(self, reply: str) -> Verdict:
+        """The verdict on the episode: the sum of the rewards, or the last."""
+        return self.whole
 
     def ask(self, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a message; raises RuntimeError with the server's words for an error."""
@@ -129,6 +135,11 @@ class OpenEnv:
     def __call__(self) -> Session:
         """A new session."""
         return Session(self.urls[next(self.made) % len(self.urls)], self)
+
+
+def bounded(reward: float) -> float:
+    """A reward as a score in [0, 1]."""
+    return min(max(reward, 0.0), 1.0)
 
 
 def connect(url: str, seconds: float) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.credit import CREDITS
 from opd_lightning.losses.importance import check_cap, sampler_ratio, update_ratio
 from opd_lightning.types import Tokens
 
@@ -53,6 +54,7 @@ class PolicyGradient:
         clip: how far the ratio may fall, and rise unless `clip_high` is given; None never clips.
         clip_high: how far the ratio may rise (DAPO's clip-higher, arXiv 2503.14476).
         importance_sampling_cap: multiply by min(policy / sampler, cap), see `importance.py`; None leaves it out.
+        credit: the rewards of an episode that each of its replies answers for, see `credit.py`; all alike with one reply.
     """
 
     def __init__(
@@ -61,7 +63,11 @@ class PolicyGradient:
         clip: float | None = 0.2,
         clip_high: float | None = None,
         importance_sampling_cap: float | None = None,
+        credit: str = "episode",
     ):
+        if credit not in CREDITS:
+            raise ValueError(f"loss.policy_gradient.credit={credit!r} is unknown; choose {', '.join(CREDITS)}.")
+        self.credit = CREDITS[credit]
         if clip is not None and not 0 < clip < 1:
             raise ValueError(f"loss.policy_gradient.clip={clip} must lie between 0 and 1; null never clips.")
         if clip_high is not None and (clip is None or not clip_high > 0):

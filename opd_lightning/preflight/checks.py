@@ -176,7 +176,7 @@ def verifier(parts: Components, n: int = 64) -> Iterator[CheckResult]:
     if not parts.task.verifies:
         yield CheckResult("verifier", "pass", "none; nothing is judged")
         return
-    references = [(e, e.final_reply) for e in parts.examples if e.final_reply is not None][:n]
+    references = [(e, str(e.reference[-1]["content"])) for e in parts.examples if e.reference is not None][:n]
     wrong = [e.id for e, text in references if parts.task.verify(e, text).content < 1]
     empty = [e.id for e in parts.examples[:n] if parts.task.verify(e, "").content > 0]
     if empty:

@@ -167,6 +167,11 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
         others = [part for part in teacher.parts if part.aligned]
         if not others:
             continue
+        if getattr(teacher.context, "at", "first") == "every":
+            raise ValueError(
+                f"context.at=every is rendered in the student's chat template, which the {name} with another tokenizer cannot "
+                "read; choose context.at=first, or a teacher of the student's family."
+            )
         if name in rollout.teachers:
             raise ValueError(
                 f"rollout lets the {name} write, and it has another tokenizer ({others[0].own_tokenizer.name}): its tokens are "

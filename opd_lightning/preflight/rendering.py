@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from opd_lightning.contracts import Environment, Renderer, Task
 from opd_lightning.data.chat_template import described
 from opd_lightning.preflight.results import CheckResult
+from opd_lightning.rollout.dataset import begun
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, Messages
 
@@ -30,11 +30,10 @@ def as_played(
     played = []
     for example in examples:
         try:
-            episode = environment()
-            messages = episode.reset(example)
-            if not (messages and all(isinstance(turn["role"] + turn["content"], str) for turn in messages)):
+            shown = begun(environment, example)
+            if not (shown.messages and all(isinstance(turn["role"] + turn["content"], str) for turn in shown.messages)):
                 raise ValueError("it gives no messages")
-            played.append(replace(example, messages=messages, tools=getattr(episode, "tools", None) or example.tools))
+            played.append(shown)
         except Exception as error:  # an environment is a program of the user's
             if errors is None:
                 played.append(example)

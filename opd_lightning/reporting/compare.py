@@ -164,7 +164,8 @@ def scores(run: Run, metric: str) -> dict[str, float]:
     path = run.folder / "outcomes.json"
     if number != "accuracy" or not path.is_file():
         return {}
-    outcomes = json.loads(path.read_text()).get("accuracy", {})
+    read = json.loads(path.read_text())
+    outcomes = read.get("accuracy") or read.get("episodes") or {}
     return {i: float(outcome["content"] >= 1) for i, outcome in outcomes.items() if outcome["skill"].split("/")[0] == group}
 
 

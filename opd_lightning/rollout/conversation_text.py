@@ -6,12 +6,16 @@ from typing import Any
 from opd_lightning.types import Sample
 
 
-def conversation_text(renderer: Any, sample: Sample) -> str:
-    """What stands behind the prompt: a completion as its text, of a conversation each writer's part behind its name."""
+def conversation_text(renderer: Any, sample: Sample, student: str | None = None) -> str:
+    """What stands behind the prompt: a completion as its text, of a conversation each writer's part behind its name.
+
+    Args:
+        student: a name for the writer of the replies; None takes the sample's source.
+    """
     behind = list(zip(sample.completion_ids, sample.loss_mask[sample.prompt_length :].tolist(), strict=True))
     parts = [(own, [token for token, _ in run]) for own, run in groupby(behind, key=lambda pair: pair[1])]
     texts = renderer.decode_all([ids for _, ids in parts])
     if len(parts) < 2:
         return "".join(texts)
-    names = [sample.source if own else "environment" for own, _ in parts]
+    names = [(student or sample.source) if own else "environment" for own, _ in parts]
     return "\n".join(f"{name}: {text.strip()}" for name, text in zip(names, texts, strict=True))

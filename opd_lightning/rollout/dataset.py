@@ -1,12 +1,12 @@
 """DatasetRollout: reference completions, for SFT and offline distillation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from opd_lightning.contracts import Generator, Renderer
+from opd_lightning.contracts import Environment, Generator, Renderer
 from opd_lightning.rollout.base import check_options, single_turn
 from opd_lightning.types import Completion, Example, Prompts, Rendered, Rollout, Sample, SamplingParams
 
@@ -19,6 +19,8 @@ class DatasetRollout:
         sampling: completions of more trainable tokens than its max_new_tokens are cut there and count as truncated.
         num_generations: must be 1; more would be copies.
         num_iterations, mask_truncated_completions: as for the student's rollouts.
+        environment: begins the episodes that evaluations play; the references stand behind its first messages and tools. None
+            takes the examples' own.
     """
 
     on_policy = False
@@ -33,13 +35,19 @@ class DatasetRollout:
         num_generations: int = 1,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
+        environment: Callable[[], Environment] | None = None,
     ):
+        if getattr(environment, "remote", False):
+            raise ValueError(
+                "rollout=dataset has references, which do not answer what a server shows when an episode begins; choose "
+                "rollout=student, or environment=single_turn."
+            )
         if num_generations != 1:
             raise ValueError(
                 f"rollout.num_generations={num_generations} repeats the same reference; use 1, or rollout=student."
             )
         check_options(num_generations, num_iterations)
-        self.renderer, self.sampling = renderer, sampling
+        self.renderer, self.sampling, self.environment = renderer, sampling, environment
         self.num_iterations, self.mask_truncated = num_iterations, mask_truncated_completions
 
     def __call__(
@@ -55,12 +63,22 @@ class DatasetRollout:
             if example.reference is None:
                 raise ValueError(f"example {example.id} has no completion to imitate; rollout=dataset needs one for each.")
             try:
-                sample = reference_sample(self.renderer, example, i, prompt)
+                if self.environment is None:
+                    sample = reference_sample(self.renderer, example, i, prompt)
+                else:
+                    sample = reference_sample(self.renderer, begun(self.environment, example), i)
             except ValueError as error:
                 raise ValueError(f"example {example.id}: {error}") from error
             cut = truncated(sample, self.sampling.max_new_tokens)
             samples.append(replace(cut, include_in_loss=not self.mask_truncated or cut.finish_reason != "length"))
         return Rollout(samples)
+
+
+def begun(environment: Callable[[], Environment], example: Example) -> Example:
+    """An example with the messages and tools with which an environment begins its episode."""
+    episode = environment()
+    messages = episode.reset(example)
+    return replace(example, messages=messages, tools=getattr(episode, "tools", None) or example.tools)
 
 
 def reference_sample(renderer: Renderer, example: Example, group: int = 0, prompt: Rendered | None = None) -> Sample:
@@ -85,6 +103,7 @@ def reference_sample(renderer: Renderer, example: Example, group: int = 0, promp
         prompt_length=found.prompt_length,
         source="dataset",
         finish_reason="stop",
+        turns=list(example.turns[:-1]),
     )
 
 

@@ -38,6 +38,8 @@ class Episode:
     policy_version: int | None = None
     tools: list[dict[str, Any]] | None = None
     failure: str | None = None
+    turn_verdicts: list[Verdict | None] = field(default_factory=list)
+    exchanges: list[Messages] = field(default_factory=list)
 
     def add(self, token_ids: Sequence[int], trainable: bool, logprobs: Sequence[float] | None = None) -> None:
         """Add tokens of the student, with their log-probabilities, or of the environment."""
@@ -51,11 +53,19 @@ class Episode:
         gaps = [i for i, own in enumerate(self.trainable) if not own]
         return self.token_ids[gaps[-1] + 1 if gaps else 0 :]
 
+    def replies(self, length: int) -> int:
+        """The number of replies in so many tokens."""
+        own = self.trainable[:length]
+        return sum(now and not before for now, before in zip(own, [False, *own], strict=False))
+
     def metrics(self, length: int) -> dict[str, float]:
         """Numbers of the episode: turns, tokens of the environment, whether it failed, and the environment's own."""
         own = self.trainable[:length]
-        turns = sum(now and not before for now, before in zip(own, [False, *own], strict=False))
-        numbers = {"turns": turns, "environment_tokens": length - sum(own), "failed": float(self.failure is not None)}
+        numbers = {
+            "turns": self.replies(length),
+            "environment_tokens": length - sum(own),
+            "failed": float(self.failure is not None),
+        }
         return numbers | dict(getattr(self.environment, "metrics", {}))
 
 
@@ -110,7 +120,7 @@ class Episodes:
                 for episode, limit, reply in zip(active, limits, done, strict=True)
                 if (pair := self.reply(episode, truncate(reply, limit))) is not None
             ]
-            self.answer(going)
+            self.answer(going, derive_seed(seed, "answers", turn))
 
     def limit(self, episode: Episode) -> int:
         """The tokens that the next reply may have."""
@@ -148,24 +158,24 @@ class Episodes:
         own = [token for token in completion.token_ids if token not in self.renderer.end_ids]
         return episode, str(self.renderer.tokenizer.decode(own, skip_special_tokens=False))
 
-    def answer(self, replies: Sequence[tuple[Episode, str]]) -> None:
-        """Add the environments' answers to replies."""
-        environments = [episode.environment for episode, _ in replies]
-        found = side_by_side(environments, [partial(episode.environment.step, text) for episode, text in replies])
+    def answer(self, replies: Sequence[tuple[Episode, str]], seed: int) -> None:
+        """Add the environments' answers to replies, where these are drawn from the seed."""
+        found = stepped([episode.environment for episode, _ in replies], [text for _, text in replies], seed)
         for (episode, text), result in zip(replies, found, strict=True):
             if isinstance(result, Failed):
                 episode.failure, episode.finish_reason = result.text, "environment"
                 episode.verdict = Verdict(0.0, feedback=f"the environment failed: {result.text}")
                 log.warning(f"warning: an episode of example {episode.example.id} failed in its environment: {result.text}")
                 continue
-            answers, episode.verdict = result
+            answers, verdict = result
+            episode.turn_verdicts.append(verdict)
             if answers:
                 self.go_on(episode, text, answers)
             else:
                 episode.finish_reason = "stop"
                 judge = getattr(episode.environment, "verdict", None)
-                if episode.verdict is None and judge is not None:
-                    episode.verdict = judge(self.renderer.decode(episode.last_reply))
+                whole = None if judge is None else judge(self.renderer.decode(episode.last_reply))
+                episode.verdict = verdict if whole is None else whole
 
     def go_on(self, episode: Episode, text: str, answers: Messages) -> None:
         """Add the environment's messages, up to where the next reply begins."""
@@ -174,6 +184,7 @@ class Episodes:
         more = [episode.tools] if episode.tools else []
         episode.add(self.renderer.between(episode.messages, text if message is None else turn, answers, *more), False)
         episode.messages = [*episode.messages, turn, *answers]
+        episode.exchanges.append([turn, *answers])
         if self.limit(episode) < 1:
             episode.finish_reason = "length"
 
@@ -198,7 +209,20 @@ class Episodes:
             policy_version=episode.policy_version,
             include_in_loss=not self.mask_truncated or reason != "length",
             metrics=episode.metrics(last),
+            turns=[turn for exchange in episode.exchanges[: episode.replies(last) - 1] for turn in exchange],
+            turn_verdicts=tuple(episode.turn_verdicts) if any(episode.turn_verdicts) else (),
         )
+
+
+def stepped(environments: Sequence[Environment], replies: Sequence[str], seed: int) -> list[Any]:
+    """The results of one step for each environment, at once where they can step together; one may be a `Failed`."""
+    together = getattr(environments[0], "step_all", None) if environments else None
+    if together is None:
+        return side_by_side(environments, [partial(one.step, text) for one, text in zip(environments, replies, strict=True)])
+    try:
+        return list(together(environments, replies, seed))
+    except Exception as error:  # a program of the user's
+        return [Failed(failure(error))] * len(environments)
 
 
 def side_by_side(environments: Sequence[Environment], calls: Sequence[Callable[[], Any]]) -> list[Any]:

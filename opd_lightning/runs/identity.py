@@ -35,11 +35,14 @@ TRANSPORT = ("servers",)
 LATER = {"max_rows": None, "train_on": "last", "columns.tools": None}
 """Options of tasks that were added later, with the values that change nothing."""
 
+LATER_ANYWHERE = {"policy_gradient": {"credit": "episode"}, "context": {"at": "first"}, "choices": {"at": "first"}}
+"""The same for nodes of these names, and those directly in them, wherever they stand."""
+
 
 def run_hash(cfg: DictConfig) -> str:
     """Eight hexadecimal digits of a configuration; they change with whatever changes the result, except the seed."""
     resolved = plain(cfg)
-    identity = {key: without(resolved[key], TRANSPORT) for key in HASHED if key in resolved}
+    identity = {key: without_later(key, without(resolved[key], TRANSPORT)) for key in HASHED if key in resolved}
     if isinstance(loss := identity["loss"], dict) and loss.get("returns", 0) is None:
         del loss["returns"]
     if isinstance(rollout := identity["rollout"], dict) and rollout.get("async_steps") == 0:
@@ -66,6 +69,14 @@ def run_hash(cfg: DictConfig) -> str:
 def without(value: Any, names: tuple[str, ...]) -> Any:
     """A copy without the keys of these names, at any depth of nested dictionaries."""
     return {k: without(v, names) for k, v in value.items() if k not in names} if isinstance(value, dict) else value
+
+
+def without_later(name: str, value: Any) -> Any:
+    """A node of this name without the options in `LATER_ANYWHERE` that change nothing, at any depth."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: without_later(name if name == "choices" else key, part) for key, part in value.items()}
+    return {key: part for key, part in kept.items() if part != LATER_ANYWHERE.get(name, {}).get(key, ...)}
 
 
 def run_folder(cfg: DictConfig) -> Path:

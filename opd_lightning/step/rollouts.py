@@ -154,8 +154,8 @@ class RolloutsAhead(Rollouts):
 
 def sample_of(row: dict[str, Any]) -> Sample:
     """The sample of `asdict`."""
-    verdict = None if row["verdict"] is None else Verdict(**row["verdict"])
-    return Sample(**row | {"example": Example(**row["example"]), "verdict": verdict})
+    verdict, *by_turn = [None if v is None else Verdict(**v) for v in (row["verdict"], *row.get("turn_verdicts", ()))]
+    return Sample(**row | {"example": Example(**row["example"]), "verdict": verdict, "turn_verdicts": by_turn})
 
 
 class InTurn:

@@ -79,7 +79,7 @@ class Scoring:
         metrics.mean("rollout/reward", rewards)
         tokens = replace(tokens, reward=rewards[tokens.sample], pass_rate=pass_rates(rewards, samples)[tokens.sample])
         if self.objective.rewarded:
-            tokens = replace(tokens, advantage=self.advantages(samples, rewards, metrics, module)[tokens.sample])
+            tokens = replace(tokens, advantage=self.advantages(samples, tokens, rewards, metrics, module))
         return samples, tokens
 
     def judge(self, samples: list[Sample]) -> list[Sample]:
@@ -93,17 +93,23 @@ class Scoring:
             for sample, text in zip(samples, texts, strict=True)
         ]
 
-    def advantages(self, samples: list[Sample], rewards: Tensor, metrics: StepMetrics, module: Any) -> Tensor:
-        """Advantages [B] of rewards [B]; samples of one prompt are adjacent."""
+    def advantages(self, samples: list[Sample], tokens: Tokens, rewards: Tensor, metrics: StepMetrics, module: Any) -> Tensor:
+        """Advantages [N] of rewards [B]; samples of one prompt are adjacent."""
         n, ids = self.group_size, [sample.group for sample in samples]
         if len(ids) % n or any(len(set(ids[i : i + n])) != 1 for i in range(0, len(ids), n)):
             raise ValueError(f"rollout: the {n} samples of a prompt must be adjacent, for advantages compare them.")
         groups = rewards.view(-1, n)
         metrics.mean("rollout/frac_reward_zero_std", (groups == groups[:, :1]).all(1).float())
-        gathered = module.all_gather(groups)  # a baseline may be over the batch of all devices
-        assert isinstance(gathered, Tensor)
+        turns = turn_of_tokens(samples).to(rewards.device)
+        most = int(module.all_gather(turns.max() + 1).max())  # devices exchange tensors of one shape
+        assert self.objective.policy_gradient is not None and tokens.sample is not None
+        returns = self.objective.policy_gradient.credit(rewards, turn_rewards(samples, rewards, most))
+        # A baseline may be over the batch of all devices.
+        gathered = module.all_gather(returns.view(-1, n, returns.shape[1])).reshape(-1, n, returns.shape[1])
+        found = torch.stack([self.objective.advantages(part) for part in gathered.unbind(-1)], -1)
         first = module.global_rank * len(groups)
-        return self.objective.advantages(gathered.reshape(-1, n))[first : first + len(groups)].flatten()
+        own = found[first : first + len(groups)].flatten(0, 1)
+        return own[tokens.sample, turns.clamp_max(own.shape[1] - 1)]
 
     def served_scores(self, samples: list[Sample]) -> dict[str, Any]:
         """The scores of teachers behind servers, for samples without verdicts; may be called in another thread."""
@@ -140,6 +146,26 @@ class Scoring:
                     f"{scores.vocabulary}); choose models of one family."
                 )
         return results
+
+
+def turn_of_tokens(samples: Sequence[Sample]) -> Tensor:
+    """The reply [N] to which each trainable token belongs, from 0 in each sample: a run of the loss mask."""
+    found = []
+    for sample in samples:
+        begins = sample.loss_mask & ~torch.cat([sample.loss_mask.new_zeros(1), sample.loss_mask[:-1]])
+        found.append((begins.cumsum(0) - 1)[sample.loss_mask])
+    return torch.cat(found)
+
+
+def turn_rewards(samples: Sequence[Sample], rewards: Tensor, turns: int) -> Tensor:
+    """The rewards [B, T] of replies: the environment's verdicts on them, and the sample's reward [B] on a last one without."""
+    found = rewards.new_zeros(len(samples), turns)
+    for b, sample in enumerate(samples):
+        last = int(turn_of_tokens([sample]).max())
+        own = [*sample.turn_verdicts, *[None] * turns][: last + 1]
+        for t, verdict in enumerate(own):
+            found[b, t] = verdict.content if verdict is not None else rewards[b] if t == last else 0.0
+    return found
 
 
 def pass_rates(rewards: Tensor, samples: Sequence[Sample]) -> Tensor:

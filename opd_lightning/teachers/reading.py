@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.rollout.conversation_text import conversation_text
 from opd_lightning.teachers.readable import readable
+from opd_lightning.teachers.turns import at_every_reply
 from opd_lightning.types import Attempt, Sample
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -58,6 +60,9 @@ def read(teacher: Any, samples: Sequence[Sample], window: int, valid_ids: ValidI
         valid_ids: the ids that it has, where the student has more; None where it has all.
     """
     prompts, valid, metrics = prompts_of(teacher, samples), None, {}
+    if every := getattr(teacher.context, "at", "first") == "every":
+        views = zip(samples, attempts_of(teacher, samples), strict=True)
+        samples = [at_every_reply(teacher, sample, *pair) for sample, pair in views]
     if valid_ids is not None:
         part = readable(samples, prompts, valid_ids)
         samples, prompts, valid = part.samples, part.prompts, part.valid.to(device)
@@ -65,15 +70,15 @@ def read(teacher: Any, samples: Sequence[Sample], window: int, valid_ids: ValidI
     completion_lengths = [len(sample.token_ids) - sample.prompt_length for sample in samples]
     limit = teacher.context.max_prompt_tokens or window
     # Prompts without attempts were checked before training; those from attempts may be too long for the teacher.
-    from_attempts = teacher.context.needs_rollouts
+    unchecked = teacher.context.needs_rollouts or every
     fits = [
-        p is not None and (not from_attempts or len(p) <= min(window - n, limit))
+        p is not None and (not unchecked or len(p) <= min(window - n, limit))
         for p, n in zip(prompts, completion_lengths, strict=True)
     ]
     # Without such samples one is read all the same: other devices may wait for this one's shard of the weights.
     rows = [b for b, fit in enumerate(fits) if fit] or [0]
     ids = {b: (prompts[b] if fits[b] else None) or samples[b].token_ids[: samples[b].prompt_length].tolist() for b in rows}
-    if not from_attempts:
+    if not unchecked:
         return Reading(samples, ids, valid, metrics)
     too_long = [p is not None and not fit for p, fit in zip(prompts, fits, strict=True)]
     if any(too_long) and not any(fits):
@@ -89,16 +94,9 @@ def read(teacher: Any, samples: Sequence[Sample], window: int, valid_ids: ValidI
 
 def prompts_of(teacher: Any, samples: Sequence[Sample]) -> list[list[int] | None]:
     """The teacher's prompt for each sample; None where the context returns None."""
-    attempts = attempts_of(teacher, samples) if teacher.context.needs_rollouts else [None] * len(samples)
     cache: dict[str, list[int]] = {}
     ids: list[list[int] | None] = []
-    for b, sample in enumerate(samples):
-        own = attempts[b]
-        others = (
-            []
-            if own is None
-            else [a for i, a in enumerate(attempts) if i != b and a is not None and samples[i].group == sample.group]
-        )
+    for sample, (own, others) in zip(samples, attempts_of(teacher, samples), strict=True):
         chat = teacher.context(sample.example, own, others)
         if chat is None:
             ids.append(None)
@@ -110,9 +108,18 @@ def prompts_of(teacher: Any, samples: Sequence[Sample]) -> list[list[int] | None
     return ids
 
 
-def attempts_of(teacher: Any, samples: Sequence[Sample]) -> list[Attempt | None]:
-    """The judged completions; None for samples without a verdict."""
-    texts = teacher.renderer.decode_all([sample.reply_ids for sample in samples])
+def attempts_of(teacher: Any, samples: Sequence[Sample]) -> list[tuple[Attempt | None, list[Attempt]]]:
+    """Each sample's judged completion, and the others of its prompt; None and none without verdicts or need of them.
+
+    Of conversations all turns are the attempt's text, for a right last reply alone does not show how it came.
+    """
+    if not teacher.context.needs_rollouts:
+        return [(None, [])] * len(samples)
+    attempts = [
+        None if s.verdict is None else Attempt(conversation_text(teacher.renderer, s, "assistant"), s.verdict) for s in samples
+    ]
+    groups = [sample.group for sample in samples]
     return [
-        None if sample.verdict is None else Attempt(text, sample.verdict) for sample, text in zip(samples, texts, strict=True)
+        (own, [a for i, a in enumerate(attempts) if i != b and a is not None and groups[i] == groups[b]] if own else [])
+        for b, own in enumerate(attempts)
     ]

@@ -6,6 +6,7 @@ needs_rollouts     whether it uses the rollout's verdicts
 needs_siblings     whether it uses other completions of the same prompt
 template_options   keyword arguments for the teacher's chat template, such as {"enable_thinking": True}
 max_prompt_tokens  limit of the teacher's prompt in tokens; None is the rest of its window
+at                 in conversations: "first", in the first prompt alone, or "every", also in the turn before each later reply
 """
 
 import re
@@ -45,12 +46,13 @@ class NoContext:
     """The context without additions: the student's own prompt.
 
     Args:
-        template_options, max_prompt_tokens: of the teacher's prompt, see above.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above.
     """
 
     privileged = False
     needs_rollouts = False
     needs_siblings = False
+    at = "first"
     informs = RenamedAttribute("privileged")
     reads_attempts = RenamedAttribute("needs_rollouts")
 
@@ -58,10 +60,12 @@ class NoContext:
         super().__init_subclass__(**arguments)
         rename_members(cls, RENAMED)
 
-    def __init__(self, template_options: dict | None = None, max_prompt_tokens: int | None = None):
+    def __init__(self, template_options: dict | None = None, max_prompt_tokens: int | None = None, at: str = "first"):
+        if at not in ("first", "every"):
+            raise ValueError(f"context.at={at!r} is unknown; choose first, or every: also before each later reply.")
         if max_prompt_tokens is not None and max_prompt_tokens < 1:
             raise ValueError(f"context.max_prompt_tokens={max_prompt_tokens} must be at least 1; null is the teacher's window.")
-        self.template_options, self.max_prompt_tokens = template_options or {}, max_prompt_tokens
+        self.template_options, self.max_prompt_tokens, self.at = template_options or {}, max_prompt_tokens, at
 
     def __call__(self, example: Example, own: Attempt | None = None, others: Sequence[Attempt] = ()) -> Messages | None:
         """The student's chat, unchanged."""
@@ -80,13 +84,20 @@ class PrivilegedContext(NoContext):
     Args:
         part: "demonstration" or "solution".
         template: the new last user turn, with the placeholders {prompt} and the part's name.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above.
     """
 
     privileged = True
 
-    def __init__(self, part: str, template: str, template_options: dict | None = None, max_prompt_tokens: int | None = None):
-        super().__init__(template_options, max_prompt_tokens)
+    def __init__(
+        self,
+        part: str,
+        template: str,
+        template_options: dict | None = None,
+        max_prompt_tokens: int | None = None,
+        at: str = "first",
+    ):
+        super().__init__(template_options, max_prompt_tokens, at)
         if part not in ("demonstration", "solution"):
             raise ValueError(f"context.part={part!r} is no part of an example; choose demonstration or solution.")
         check_template(template, {"prompt", part})
@@ -121,7 +132,7 @@ class Sibling(NoContext):
         solved: the smallest `content` of a verdict that counts as correct.
         wrong: take one that is not correct, for a second reading to contrast with the first (RLCSD, arXiv 2606.11709).
         strip: a regular expression; its matches in the sibling, such as a thinking part, are left out.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above.
     """
 
     privileged = True
@@ -136,8 +147,9 @@ class Sibling(NoContext):
         template_options: dict | None = None,
         max_prompt_tokens: int | None = None,
         wrong: bool = False,
+        at: str = "first",
     ):
-        super().__init__(template_options, max_prompt_tokens)
+        super().__init__(template_options, max_prompt_tokens, at)
         check_template(template, {"prompt", "sibling"})
         if not 0 < solved <= 1:
             raise ValueError(f"context.solved={solved} must lie in (0, 1]; 1 takes right answers only.")
@@ -167,14 +179,16 @@ class Feedback(NoContext):
 
     Args:
         template: the new last user turn, with the placeholders {prompt} and {feedback}.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above.
     """
 
     privileged = True
     needs_rollouts = True
 
-    def __init__(self, template: str, template_options: dict | None = None, max_prompt_tokens: int | None = None):
-        super().__init__(template_options, max_prompt_tokens)
+    def __init__(
+        self, template: str, template_options: dict | None = None, max_prompt_tokens: int | None = None, at: str = "first"
+    ):
+        super().__init__(template_options, max_prompt_tokens, at)
         check_template(template, {"prompt", "feedback"})
         self.template = template
 
@@ -193,7 +207,7 @@ class FirstOf(NoContext):
 
     Args:
         choices: builders by name, in order; None is skipped.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above; those of the choices are ignored.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above; those of the choices are ignored.
     """
 
     privileged = True
@@ -205,8 +219,9 @@ class FirstOf(NoContext):
         choices: Mapping[str, NoContext | None],
         template_options: dict | None = None,
         max_prompt_tokens: int | None = None,
+        at: str = "first",
     ):
-        super().__init__(template_options, max_prompt_tokens)
+        super().__init__(template_options, max_prompt_tokens, at)
         self.choices = [choice for choice in choices.values() if choice is not None]
         if not self.choices:
             raise ValueError("context.choices is empty; choose context=sibling or context=feedback.")
@@ -228,7 +243,7 @@ class Rule(NoContext):
     Args:
         system: the rule; it comes before the example's own system prompt.
         turns: worked examples, [{"user": ..., "assistant": ...}, ...]; small models hardly follow rules without.
-        template_options, max_prompt_tokens: of the teacher's prompt, see above.
+        template_options, max_prompt_tokens, at: of the teacher's prompt, see above.
     """
 
     privileged = True
@@ -239,8 +254,9 @@ class Rule(NoContext):
         turns: Sequence[Mapping[str, str]] = (),
         template_options: dict | None = None,
         max_prompt_tokens: int | None = None,
+        at: str = "first",
     ):
-        super().__init__(template_options, max_prompt_tokens)
+        super().__init__(template_options, max_prompt_tokens, at)
         if not system and not turns:
             raise ValueError("context=rule has neither a rule nor worked examples; set context.system or context.turns.")
         for turn in turns:
