@@ -42,6 +42,7 @@ def test_every_option_of_every_group_composes_and_binds(option, tmp_path):
         **{f"model={name}": ["teacher.path=another"] for name in ("smollm2", "qwen3_8b", "qwen2.5_7b")},
         "environment=tool_use": ["environment.tools=operator.add"],
         "environment=openenv": ["environment.urls=http://127.0.0.1:8000"],
+        "environment=user_model": ["environment.user.path=pkg://opd_lightning/toy/assets/world/start"],
         "rollout=dataset": ["method=sft"],
         "teacher=none": ["method=sft"],
         "teacher=frozen": ["context=demonstration"],
