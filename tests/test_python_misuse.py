@@ -2,10 +2,23 @@
 
 import json
 
+import lightning as L
 import pytest
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from opd_lightning import Distillation
+from opd_lightning.config.trainer_arguments import check_optimization
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.tasks.table import TableTask
+
+PROMPTS = [f"swap {' '.join(f'{i:05}')}" for i in range(40)]
+ROWS = [{"prompt": prompt, "completion": f"answer {prompt[5:]}"} for prompt in PROMPTS]
+SMALL = {"task.max_new_tokens": 6, "data.batch_size": 4, "task.n_eval": 4}
+
+
+def trainer(**arguments) -> L.Trainer:
+    quiet = {"enable_checkpointing": False, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(**{"accelerator": "cpu", "max_steps": 1, **quiet, **arguments})
 
 
 class Parts:
@@ -48,3 +61,42 @@ def test_rows_that_are_all_held_out(tmp_path):
     most = file_of(tmp_path, "most.jsonl", [f"question {i}" for i in range(9)])
     with pytest.raises(ValueError, match=r"1 distinct prompt beside those of task\.heldout\.path"):
         TableTask(path, {}, heldout={"path": most})
+
+
+def test_arguments_that_lightning_refuses_without_a_remedy():
+    check_optimization({"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None})
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=2 .* max_tokens_per_microbatch"):
+        check_optimization({"accumulate_grad_batches": 2})
+
+
+@pytest.mark.slow
+def test_a_trainer_that_accumulates_or_clips(tiny):
+    d = Distillation("sft", tiny, ROWS, overrides=SMALL)
+    remedies = {"accumulate_grad_batches": (2, "max_tokens_per_microbatch"), "gradient_clip_val": (1.0, r"optim\.clip_norm")}
+    for name, (value, remedy) in remedies.items():
+        with pytest.raises(ValueError, match=f"{name}={value} .* {remedy}"):
+            d.trainer(**{name: value})
+        with pytest.raises(ValueError, match=f"{name}={value} .* {remedy}"):
+            trainer(**{name: value}).fit(d.module, d.data)
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=.* max_tokens_per_microbatch"):
+        trainer(callbacks=[GradientAccumulationScheduler({1: 2})]).fit(d.module, d.data)
+
+
+@pytest.mark.slow
+def test_a_second_fit_keeps_the_results(tiny):
+    d, fitted = Distillation("sft", tiny, ROWS, overrides=SMALL), trainer()
+    fitted.fit(d.module, d.data)
+    end = d.results.end
+    for again in (fitted, trainer(accumulate_grad_batches=2)):
+        with pytest.raises(ValueError, match=r"max_steps=1: fit would train nothing; make a new one|max_tokens_per_micro"):
+            again.fit(d.module, d.data)
+        assert d.results.end == end
+    trainer(max_steps=2).fit(d.module, d.data)
+    assert d.results.end["step"] == 2
+
+
+@pytest.mark.slow
+def test_module_and_data_of_two_objects(tiny):
+    a, b = (Distillation("sft", tiny, ROWS, overrides=SMALL) for _ in range(2))
+    with pytest.raises(ValueError, match="the module and the data of two objects"):
+        trainer().fit(a.module, b.data)

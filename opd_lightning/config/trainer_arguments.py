@@ -56,6 +56,17 @@ def refusal(name: str, value: Any) -> str | None:
     return f"trainer.{name}={value} is not how a run is set here: {remedy}."
 
 
+BY_LIGHTNING = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Arguments that Lightning refuses for a module with manual optimization, without a remedy."""
+
+
+def check_optimization(arguments: dict[str, Any]) -> None:
+    """Raises ValueError if an argument of `BY_LIGHTNING` asks for what options set here."""
+    for name, value in arguments.items():
+        if sentence := refusal(name, value):
+            raise ValueError(sentence)
+
+
 def check_trainer(trainer: dict[str, Any]) -> None:
     """Check that no argument of Lightning's Trainer would be ignored.
 
