@@ -1,15 +1,19 @@
 """Misuse from Python: what would be left out, ignored or overwritten in silence is said, or refused with a remedy."""
 
 import json
+from pathlib import Path
 
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_lightning import Distillation
-from opd_lightning.config.trainer_arguments import check_optimization
+from opd_lightning.config.trainer_arguments import check_optimization, ignored
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.tasks.table import TableTask
+from opd_lightning.training.arguments import Models
 
 PROMPTS = [f"swap {' '.join(f'{i:05}')}" for i in range(40)]
 ROWS = [{"prompt": prompt, "completion": f"answer {prompt[5:]}"} for prompt in PROMPTS]
@@ -100,3 +104,49 @@ def test_module_and_data_of_two_objects(tiny):
     a, b = (Distillation("sft", tiny, ROWS, overrides=SMALL) for _ in range(2))
     with pytest.raises(ValueError, match="the module and the data of two objects"):
         trainer().fit(a.module, b.data)
+
+
+def test_overrides_that_say_what_an_argument_says(tiny):
+    cases = {
+        "model.path, and student": {"overrides": {"model.path": "x"}},
+        "task.path, and data": {"overrides": ["task.path=x"]},
+        "method, and method": {"overrides": ["method=sdft"]},
+        "teacher.path, and teacher": {"teacher": tiny, "overrides": {"teacher.path": "x"}},
+        "task.heldout.path, and heldout": {"heldout": ROWS, "overrides": {"task.heldout.path": "x"}},
+        "task/verifier, and verify": {"verify": bool, "overrides": ["task/verifier=exact"]},
+        "adapter.r, and adapter": {"adapter": LoraConfig(), "overrides": ["adapter=lora", "adapter.r=1"]},
+    }
+    for message, more in cases.items():
+        with pytest.raises(ValueError, match=message.replace("adapter.r,", "adapter,")):
+            Distillation("sft", tiny, ROWS, **more)
+
+
+def test_options_that_a_trainer_of_the_users_own_does_not_follow():
+    options = {"max_steps": 3, "precision": "32-true", "accelerator": "cpu"}
+    said = list(ignored(options, options, trainer()))
+    assert len(said) == 1 and said[0].startswith("overrides set trainer.max_steps=3, and this Trainer has max_steps=1, which")
+    assert not list(ignored(options, options, trainer(max_steps=3)))
+
+
+@pytest.mark.slow
+def test_a_trainer_of_the_users_own_is_warned_of(tiny, caplog):
+    d = Distillation("sft", tiny, ROWS, overrides=SMALL | {"trainer.max_steps": 3})
+    for made, warnings in ((d.trainer(max_steps=1, accelerator="cpu"), 0), (trainer(), 1)):
+        made.fit(d.module, d.data)
+        assert caplog.text.count("overrides set trainer.max_steps=3") == warnings
+
+
+def test_tokenizers(tiny):
+    student, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    assert Models(student, Path(tiny)).holders[0].value.tokenizer.get_vocab() == tokenizer.get_vocab()
+    holder = type("Processor", (), {"tokenizer": tokenizer})()
+    cases = {
+        "tokenizer=int is no tokenizer of transformers; give one of them, or a path": {"tokenizer": 5},
+        "tokenizer=Processor is no tokenizer of transformers; give its .tokenizer": {"tokenizer": holder},
+        "tokenizer=/no/where": {"tokenizer": "/no/where"},
+        "teacher_tokenizer=int is no tokenizer": {"teacher": student, "teacher_tokenizer": 5},
+        "teacher_tokenizer goes with a teacher": {"teacher_tokenizer": tokenizer},
+    }
+    for message, more in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Models(student, **more)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakSet
 
 import lightning as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -13,11 +14,11 @@ from opd_lightning.callbacks import Evaluation, Progress
 from opd_lightning.config import build, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
-from opd_lightning.config.trainer_arguments import BY_LIGHTNING, check_optimization, refusal
+from opd_lightning.config.trainer_arguments import BY_LIGHTNING, check_optimization, ignored, refusal
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.token_budget import chosen
 from opd_lightning.reporting.results import Results
-from opd_lightning.training.arguments import Arguments, Models
+from opd_lightning.training.arguments import Arguments, Models, words_of
 from opd_lightning.training.lightning_parts import Closes, TrainerData, TrainerModule
 from opd_lightning.training.parts import checked, data_arguments, log, module_arguments, warn_of_near_duplicates
 from opd_lightning.training.run import quiet
@@ -68,6 +69,9 @@ class Distillation:
         models = Models(student, tokenizer, teacher, teacher_tokenizer)
         self._arguments = Arguments(models, data, heldout, verify, adapter)  # holds what the configuration names
         self.cfg: DictConfig = self._arguments.configuration(method, overrides)
+        keys = [word.partition("=")[0].lstrip("+") for word in words_of(overrides)]
+        self._trainer_keys = [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
+        self._trainers: WeakSet[L.Trainer] = WeakSet()
         for warning in check(self.cfg):
             log.warning(f"warning: {warning}")
         self._parts: Components = assemble(self.cfg, None)
@@ -105,7 +109,9 @@ class Distillation:
             raise ValueError(f"trainer({min(unknown)}=...) is no argument of lightning.Trainer.")
         check_optimization({name: arguments.get(name) for name in BY_LIGHTNING})
         options = {key: value for key, value in plain(self.cfg)["trainer"].items() if key not in arguments}
-        return build(options, callbacks=[Progress(), *callbacks], logger=logger, **arguments)
+        made: L.Trainer = build(options, callbacks=[Progress(), *callbacks], logger=logger, **arguments)
+        self._trainers.add(made)
+        return made
 
     @property
     def model(self) -> Any:
@@ -175,6 +181,9 @@ class Distillation:
         for name, value in used.items():
             if message := refusal(name, value):
                 raise ValueError(message)
+        if trainer not in self._trainers:
+            for warning in ignored(self._trainer_keys, self.cfg.trainer, trainer):
+                log.warning(f"warning: {warning}")
         cfg = self.cfg.copy()
         cfg.trainer.max_steps, cfg.trainer.max_epochs = trainer.max_steps, trainer.max_epochs or -1
         cfg.trainer.precision, cfg.trainer.devices = str(trainer.precision), trainer.world_size
