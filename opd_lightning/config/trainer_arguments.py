@@ -5,7 +5,7 @@ checkpoints would be ignored in silence.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from opd_lightning.config.names import find
@@ -54,6 +54,35 @@ def refusal(name: str, value: Any) -> str | None:
     if allowed is None or any(value == other and type(value) is type(other) for other in allowed):
         return None
     return f"trainer.{name}={value} is not how a run is set here: {remedy}."
+
+
+BY_LIGHTNING = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Arguments that Lightning refuses for a module with manual optimization, without a remedy."""
+
+
+def check_optimization(arguments: dict[str, Any]) -> None:
+    """Raises ValueError if an argument of `BY_LIGHTNING` asks for what options set here."""
+    for name, value in arguments.items():
+        if sentence := refusal(name, value):
+            raise ValueError(sentence)
+
+
+def ignored(names: Iterable[str], options: Any, trainer: Any) -> Iterator[str]:
+    """Warnings of options under `trainer` that a user's own Trainer does not follow.
+
+    Args:
+        names: of the options that the user set.
+        options: the configuration's.
+        trainer: the Trainer of Lightning.
+    """
+    for name in names:
+        own = trainer.world_size if name == "devices" else getattr(trainer, name, None)
+        # A Trainer makes objects of other arguments, or does not keep them: what it was given is not known.
+        if isinstance(own, int | float | str) and str(own) != str(options.get(name)):
+            yield (
+                f"overrides set trainer.{name}={options.get(name)}, and this Trainer has {name}={own}, which holds; give it "
+                "there, or make the Trainer with d.trainer(), which follows overrides."
+            )
 
 
 def check_trainer(trainer: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -50,6 +51,21 @@ class LanguageModel:
 def is_peft(model: Any) -> bool:
     """Whether an object is a model wrapped by PEFT."""
     return hasattr(model, "get_base_model")
+
+
+def tokenizer_of(given: Any, option: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that an argument gives: one of transformers, a path as for models, or None.
+
+    Raises:
+        ValueError: it is something else, or there is none at the path.
+    """
+    if isinstance(given, str | Path):
+        source = Pretrained(str(given), field=option)
+        return source.tokenizer() if source._uses_base_tokenizer() else source._read_tokenizer()
+    if given is None or isinstance(given, PreTrainedTokenizerBase):
+        return given
+    remedy = "its .tokenizer" if isinstance(getattr(given, "tokenizer", None), PreTrainedTokenizerBase) else "one of them"
+    raise ValueError(f"{option}={type(given).__name__} is no tokenizer of transformers; give {remedy}, or a path.")
 
 
 class InMemory(Pretrained, scheme=SCHEME):

@@ -84,6 +84,26 @@ class FirstExamples:
         """The number of distinct prompts."""
         return len(first_of_each(self._numbers()))
 
+    def repeats(self, rows: str) -> list[str]:
+        """A warning where more than a hundredth of the rows, which are called so, are left out for their prompts."""
+        n = self.read - self.distinct
+        if n <= self.read / 100:
+            return []
+        kept = "one row of each prompt is kept" + (", and none of a held-out prompt" if self.without else "")
+        return [f"{n} of {self.read} {rows} repeat a prompt, up to case and blanks, and are left out: {kept}."]
+
+    def check_left(self, path: str, heldout: str) -> None:
+        """Raises ValueError if held-out rows leave too few for training and validation.
+
+        Args:
+            path, heldout: the options that name the rows and the held-out ones.
+        """
+        distinct = self.distinct
+        if distinct == 0:
+            raise ValueError(f"all {self.read} rows of {path} have prompts that {heldout} holds out; give it other rows.")
+        if distinct == 1:
+            raise ValueError(f"{path} has 1 distinct prompt beside those of {heldout}; training and validation need 2.")
+
     @property
     def keys(self) -> set[bytes]:
         """The digests of the distinct prompts."""

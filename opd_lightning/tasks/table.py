@@ -65,6 +65,9 @@ class TableTask:
     marked, train_on = 0, "last"
     """Rows with turns before the last reply that are marked for training."""
 
+    repeats: Sequence[str] = ()
+    """Warnings of rows that are left out for their prompts."""
+
     reads_example = False
     """Whether the verifier reads the example, not the answer alone."""
 
@@ -118,7 +121,8 @@ class TableTask:
         self.unused: Counter[str] = Counter()
         self.splits = self._split(path, name, split, heldout, n_train, n_eval, max_rows)
         self._count_bad()
-        warnings = [
+        warnings = [*self.repeats]
+        warnings += [
             f"the column {column!r} has something in {n} rows and plays no part, so no model reads it; {UNUSED[column]}."
             for column, n in self.unused.items()
         ]
@@ -167,9 +171,11 @@ class TableTask:
             self.bad.extend(bad)
         n_distinct = rows.distinct
         self.notes["repeated_prompts"] = rows.read - n_distinct
+        self.repeats = [*heldout_rows.repeats("held-out rows"), *rows.repeats("rows")]
         test = [replace(e, id=f"heldout/{e.id}") if e.id in shared_ids else e for e in test]
         n_heldout = min(n_eval, max(1, n_distinct // 10))
         if heldout is not None:
+            rows.check_left(f"task.path={path}", f"task.heldout.path={heldout['path']}")
             validation, train = (examples_of(part, self._example) for part in rows.parts([n_heldout, n_train]))
             return {"train": train, "validation": validation, "test": test}
         if n_distinct < 3:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd_lightning.config import plain
 from opd_lightning.config.grammar import quoted
 from opd_lightning.config.overrides import configured
-from opd_lightning.models.in_memory import LanguageModel
+from opd_lightning.models.in_memory import LanguageModel, tokenizer_of
 from opd_lightning.tasks.columns import PARTS, UNNAMED, all_columns
 from opd_lightning.tasks.in_memory import FunctionVerifier, rows_of
 from opd_lightning.tasks.rows import Row
@@ -36,6 +36,8 @@ class Models:
         self.holders: list[Held] = []
         if student is None:
             raise ValueError("student is missing; give a causal language model of transformers, or a path.")
+        if teacher_tokenizer is not None and (teacher is None or hasattr(teacher, "score")):
+            raise ValueError("teacher_tokenizer goes with a teacher that is a model of transformers; leave it out.")
         self.student = self.path_of("student", student, tokenizer, frozen=False)
         self.dtype = str(self.holders[0].value.model.dtype).removeprefix("torch.") if self.holders else None
         self.own_teacher = teacher if hasattr(teacher, "score") else None
@@ -48,7 +50,8 @@ class Models:
     def path_of(self, argument: str, model: Any, tokenizer: Any, frozen: bool) -> str:
         """The path of a model; one in memory is held."""
         if not isinstance(model, str | Path):
-            self.holders.append(Held(LanguageModel(model, tokenizer, frozen, argument), argument))
+            option = "tokenizer" if argument == "student" else f"{argument}_tokenizer"
+            self.holders.append(Held(LanguageModel(model, tokenizer_of(tokenizer, option), frozen, argument), argument))
             return self.holders[-1].path
         if tokenizer is not None:
             raise ValueError(f"{argument}={model} is a path with a tokenizer of its own; give no other beside it.")
@@ -84,6 +87,7 @@ class Arguments:
             ValueError: an override is wrong, or an argument is missing or read by nothing.
         """
         own = words_of(overrides)
+        self.check_overrides({word.partition("=")[0].lstrip("+~") for word in own})
         cfg = configured([f"method={method}", *LEFT_TO_THE_TRAINER, *self.models.words(), *self.data_words(own), *own])
         if self.verifier is not None:
             if "verifier" not in cfg.task:
@@ -103,6 +107,27 @@ class Arguments:
             cfg.adapter = adapter_node(self.adapter)
         self.check_teacher(cfg, method)
         return cfg
+
+    def check_overrides(self, chosen: set[str]) -> None:
+        """Raises ValueError if an override of these keys says again, or otherwise, what an argument says."""
+        models, rows = self.models, self.data is not None
+        taken = {
+            "method": ("method",),
+            "student": ("model.path",),
+            "teacher": ("teacher", "model.teacher") if models.own_teacher else ("model.teacher", "teacher.path"),
+            "data": ("task",) if self.task is not None else ("task.path",) if rows else (),
+            "heldout": () if self.heldout is None else ("task.heldout",),
+            "verify": () if self.verifier is None else ("task/verifier", "task.verifier"),
+            "adapter": () if self.adapter is None else ("adapter",),
+        }
+        if not models.own_teacher and not models.teacher:
+            del taken["teacher"]
+        for argument, keys in taken.items():
+            for key in sorted(chosen):
+                if any(key == k or key.startswith((f"{k}.", f"{k}/")) for k in keys):
+                    raise ValueError(
+                        f"overrides set {key}, and {argument} is given, which sets it already; give one of the two."
+                    )
 
     def data_words(self, own: list[str]) -> list[str]:
         """The overrides that name the rows; the user's `own` may choose another task of rows than `table`."""

@@ -4,19 +4,21 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakSet
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from omegaconf import DictConfig
 
 from opd_lightning.callbacks import Evaluation, Progress
 from opd_lightning.config import build, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
-from opd_lightning.config.trainer_arguments import refusal
+from opd_lightning.config.trainer_arguments import BY_LIGHTNING, check_optimization, ignored, refusal
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.token_budget import chosen
 from opd_lightning.reporting.results import Results
-from opd_lightning.training.arguments import Arguments, Models
+from opd_lightning.training.arguments import Arguments, Models, words_of
 from opd_lightning.training.lightning_parts import Closes, TrainerData, TrainerModule
 from opd_lightning.training.parts import checked, data_arguments, log, module_arguments, warn_of_near_duplicates
 from opd_lightning.training.run import quiet
@@ -67,6 +69,9 @@ class Distillation:
         models = Models(student, tokenizer, teacher, teacher_tokenizer)
         self._arguments = Arguments(models, data, heldout, verify, adapter)  # holds what the configuration names
         self.cfg: DictConfig = self._arguments.configuration(method, overrides)
+        keys = [word.partition("=")[0].lstrip("+") for word in words_of(overrides)]
+        self._trainer_keys = [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
+        self._trainers: WeakSet[L.Trainer] = WeakSet()
         for warning in check(self.cfg):
             log.warning(f"warning: {warning}")
         self._parts: Components = assemble(self.cfg, None)
@@ -82,9 +87,9 @@ class Distillation:
         warn_of_near_duplicates(checked(parts, self.cfg))
         if self.cfg.max_tokens_per_microbatch == "auto":
             self.cfg.max_tokens_per_microbatch = chosen(parts, self.cfg)
-        self._evaluation = self._new_evaluation()
-        hooks = {"prepare": self._prepare, "more_callbacks": self._more_callbacks, "suite": parts.suite}
-        self.module = TrainerModule(**hooks, **module_arguments(parts, self.cfg))  # type: ignore[arg-type]
+        self._evaluation = self._next_evaluation = self._new_evaluation()
+        hooks = {"prepare": self._prepare, "more_callbacks": self._more_callbacks, "begun": self._begun}
+        self.module = TrainerModule(suite=parts.suite, **hooks, **module_arguments(parts, self.cfg))  # type: ignore[arg-type]
         self.data = TrainerData(**data_arguments(parts, self.cfg))
 
     def close(self) -> None:
@@ -102,8 +107,11 @@ class Distillation:
         quiet()
         if unknown := set(arguments) - set(inspect.signature(L.Trainer).parameters):
             raise ValueError(f"trainer({min(unknown)}=...) is no argument of lightning.Trainer.")
+        check_optimization({name: arguments.get(name) for name in BY_LIGHTNING})
         options = {key: value for key, value in plain(self.cfg)["trainer"].items() if key not in arguments}
-        return build(options, callbacks=[Progress(), *callbacks], logger=logger, **arguments)
+        made: L.Trainer = build(options, callbacks=[Progress(), *callbacks], logger=logger, **arguments)
+        self._trainers.add(made)
+        return made
 
     @property
     def model(self) -> Any:
@@ -138,12 +146,27 @@ class Distillation:
         shared = {"task": parts.task, "tokenizer": parts.tokenizer, "renderer": parts.renderer, "folder": None}
         return Evaluation(parts.suite, self.cfg.evaluation.every, None, build(self.cfg.evaluation.get("answers"), **shared))
 
-    def _more_callbacks(self, existing: Sequence[Any]) -> list[L.Callback]:
-        """A new evaluation, the budget and the configuration's callbacks, but for those whose kind the Trainer has."""
-        self._evaluation = self._new_evaluation()
+    def _more_callbacks(self, trainer: L.Trainer) -> list[L.Callback]:
+        """A new evaluation, the budget and the configuration's callbacks, but for those whose kind the Trainer has.
+
+        Raises:
+            ValueError: Lightning would refuse the Trainer without a remedy, or the data are those of other models.
+        """
+        existing: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        given = {name: getattr(trainer, name) for name in BY_LIGHTNING}
+        schedules = [c.scheduling for c in existing if isinstance(c, GradientAccumulationScheduler)]
+        check_optimization(given | ({"accumulate_grad_batches": schedules[0]} if schedules else {}))
+        if isinstance(other := trainer.datamodule, TrainerData) and other is not self.data:  # type: ignore[attr-defined]
+            raise ValueError("trainer.fit has the module and the data of two objects; give both of one, fit(d.module, d.data).")
+        self._next_evaluation = self._new_evaluation()
         closes = Closes(self.module)
         chosen = [build(self.cfg.budget), *(build(node) for node in self.cfg.callbacks.values() if node is not None)]
-        return [closes, self._evaluation, *(c for c in chosen if not any(isinstance(other, type(c)) for other in existing))]
+        new = [c for c in chosen if not any(isinstance(other, type(c)) for other in existing)]
+        return [closes, self._next_evaluation, *new]
+
+    def _begun(self) -> None:
+        """The results are those of the training that begins; one that is refused before leaves the last ones."""
+        self._evaluation = self._next_evaluation
 
     def _prepare(self, trainer: L.Trainer) -> int:
         """Check a Trainer's arguments, and find the update that ends training; -1 where a budget does.
@@ -158,6 +181,9 @@ class Distillation:
         for name, value in used.items():
             if message := refusal(name, value):
                 raise ValueError(message)
+        if trainer not in self._trainers:
+            for warning in ignored(self._trainer_keys, self.cfg.trainer, trainer):
+                log.warning(f"warning: {warning}")
         cfg = self.cfg.copy()
         cfg.trainer.max_steps, cfg.trainer.max_epochs = trainer.max_steps, trainer.max_epochs or -1
         cfg.trainer.precision, cfg.trainer.devices = str(trainer.precision), trainer.world_size

@@ -17,7 +17,8 @@ class TrainerModule(DistillationModule):
 
     Args:
         prepare: called with the Trainer before training; checks its arguments and returns the update that ends it, or -1.
-        more_callbacks: called with the Trainer's callbacks; returns those to add.
+        more_callbacks: called with the Trainer before Lightning's own checks; returns the callbacks to add.
+        begun: called when training begins.
         suite: evaluations by name, which `trainer.test` runs.
         arguments: of `DistillationModule`.
     """
@@ -25,22 +26,36 @@ class TrainerModule(DistillationModule):
     def __init__(
         self,
         prepare: Callable[[L.Trainer], int],
-        more_callbacks: Callable[[list[Any]], list[L.Callback]],
+        more_callbacks: Callable[[L.Trainer], list[L.Callback]],
+        begun: Callable[[], None],
         suite: Mapping[str, Any],
         **arguments: Any,
     ):
         super().__init__(**arguments)
-        self.prepare, self.more_callbacks, self.suite = prepare, more_callbacks, suite
+        self.prepare, self.more_callbacks, self.begun, self.suite = prepare, more_callbacks, begun, suite
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Evaluation, budget and health checks, in training alone."""
         training = self.trainer.state.fn == TrainerFn.FITTING
-        return self.more_callbacks(list(self.trainer.callbacks)) if training else []  # type: ignore[attr-defined]
+        return self.more_callbacks(self.trainer) if training else []
 
     def setup(self, stage: str) -> None:
         """Check the Trainer; prompts come in one endless stream, so epochs end by a number of updates."""
         if stage == "fit":
             self.trainer.fit_loop.epoch_loop.max_steps = self.prepare(self.trainer)
+
+    def on_fit_start(self) -> None:
+        """Refuse a Trainer that has no update left, which Lightning would end in silence; a checkpoint sets its own step."""
+        step, last = self.trainer.global_step, self.trainer.max_steps
+        if not self.trainer.ckpt_path and 0 < last <= step:
+            raise ValueError(
+                f"this trainer is at update {step} and has reached max_steps={last}: fit would train nothing; make a new one."
+            )
+        self.student.train()  # a training before this one left it in eval mode
+
+    def on_train_start(self) -> None:
+        self.begun()
+        super().on_train_start()
 
     def on_fit_end(self) -> None:
         """The trained model is left in eval mode."""
