@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd_lightning.config import plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.limits import LEAST, limited
-from opd_lightning.config.names import nearest, not_made
+from opd_lightning.config.names import absent, nearest
 from opd_lightning.config.schema import check_binding, check_finite, check_names, check_shape, check_type, targets
 from opd_lightning.config.signatures import signature
 from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
@@ -45,10 +45,11 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_made(cfg: DictConfig) -> None:
-    """Raises ValueError if the start model is a folder that a command makes, and is not there yet."""
-    path = OmegaConf.select(cfg, "model.path")
-    if command := not_made(str(path)):
-        raise ValueError(f"model.path={path} is not there; `{command}` makes it.")
+    """Raises ValueError if the start model's path is no folder and can be no id of a hub."""
+    path = str(OmegaConf.select(cfg, "model.path"))
+    own = OmegaConf.select(cfg, "model._target_") == "opd_lightning.models.Pretrained"
+    if own and (problem := absent(path)):
+        raise ValueError(f"model.path={path}{problem}")
 
 
 def check_precision(cfg: dict[str, Any]) -> None:
