@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from functools import cache
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,11 +43,10 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} with -m: each process would "
                 "repeat the whole sweep; run one command per cell, or use one device per cell."
             )
-        check_values(cfg)
+        check_values(cfg, loading)
         check_made(cfg)
         check_logger(cfg)
-        if "torch" not in sys.modules:
-            say("loading torch, lightning and transformers ...")
+        loading()
         from opd_lightning.training.result import result  # takes seconds, so after what can be wrong without it
         from opd_lightning.training.run import run
 
@@ -63,6 +63,13 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
             except (ValueError, OmegaConfBaseException, OSError):
                 Overview.refused.append(f"{' '.join(HydraConfig.get().overrides.task)} is refused: {sentence}")
         raise RunFailed(sentence) from error
+
+
+@cache
+def loading() -> None:
+    """Say that what takes seconds is imported now; once."""
+    if "torch" not in sys.modules:
+        say("loading torch, lightning and transformers ...")
 
 
 def explained(error: Exception) -> str:

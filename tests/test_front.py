@@ -4,8 +4,12 @@ import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 
-from opd_lightning.config.names import absent
-from opd_lightning.config.values import check_made
+import opd_lightning
+from opd_lightning import evaluate
+from opd_lightning.config import compose
+from opd_lightning.config.names import absent, find
+from opd_lightning.config.overrides import explain
+from opd_lightning.config.values import check_made, check_values
 from opd_lightning.models import Pretrained, hub
 
 
@@ -51,3 +55,54 @@ def test_a_model_to_make_names_the_commands_of_its_place(tmp_path, monkeypatch):
     (tmp_path / "Makefile").write_text("")
     with pytest.raises(ValueError, match="`make smollm2` makes it"):
         check_made(made_of("models/smollm2-135m-instruct"))
+
+
+def test_composing_from_python_has_the_errors_of_the_command_line():
+    with pytest.raises(ValueError, match=r"lr=1 is no key.*optim\.lr"):
+        opd_lightning.compose(["lr=1"])
+    with pytest.raises(ValueError, match="method=sfd is no option of method; did you mean sft"):
+        opd_lightning.compose(["method=sfd"])
+    with pytest.raises(ValueError, match="takes a list of overrides"):
+        opd_lightning.compose("method=sft")
+
+
+def test_a_run_is_made_of_what_compose_makes():
+    for wrong in ({}, ["method=sft"]):
+        with pytest.raises(ValueError, match="run takes the configuration that compose makes"):
+            opd_lightning.run(wrong)
+
+
+def test_a_method_of_the_users_names_its_package(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine2.yaml").write_text("name: mine2\n")
+    sentence = explain([f"--config-dir={tmp_path}", "method=mine2"])
+    assert "mine2.yaml needs `# @package _global_` as its first line" in str(sentence)
+
+
+def test_a_missing_module_and_a_missing_name_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "partsofmine.py").write_text("def chi2(): ...\n")
+    for path, sentence in (
+        ("partsofmine.chi3", r"partsofmine has no chi3; did you mean partsofmine\.chi2\?"),
+        ("partzofmine.chi2", r"no module partzofmine is found; did you mean partsofmine\?"),
+        ("elsewhere_x.y", "no module elsewhere_x is found; start in the folder .*PYTHONPATH"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            find(path)
+
+
+def test_own_modules_are_imported_after_a_line_on_loading():
+    cfg, said = compose(["logger=none"]), []
+    check_values(cfg, lambda: said.append("loading"))
+    assert not said
+    cfg.callbacks.mine = {"_target_": "collections.Counter"}
+    check_values(cfg, lambda: said.append("loading"))
+    assert said == ["loading"]
+
+
+def test_evaluating_a_run_names_the_key_that_is_meant(monkeypatch):
+    monkeypatch.setattr(evaluate, "is_run", lambda path: True)
+    monkeypatch.setattr(evaluate, "read_run", lambda path: {"optim": {"lr": 1.0}, "model": {"path": "x"}})
+    with pytest.raises(ValueError, match=r"lr=1 is no key; here it is optim\.lr"):
+        evaluate.configuration(["run=x", "lr=1"])

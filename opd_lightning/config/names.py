@@ -38,8 +38,21 @@ def find(path: str) -> Any:
     except ErrorDuringImport as error:
         raise ValueError(" ".join(str(error).split())) from error
     if target is None:
-        raise ValueError(f"there is no {path}")
+        raise ValueError(f"there is no {path}{why_not_found(moved(path))}")
     return target
+
+
+def why_not_found(path: str) -> str:
+    """The end of a sentence on a dotted path: the module that is not found, or the name that it lacks, with the nearest one."""
+    parts = path.split(".")
+    found = next((".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1) if locate(".".join(parts[:i])) is not None), "")
+    name = parts[found.count(".") + 1 if found else 0]
+    if found:
+        close = get_close_matches(name, dir(locate(found)), n=1)
+        return f": {found} has no {name}" + (f"; did you mean {found}.{close[0]}?" if close else "")
+    close = get_close_matches(name, [place.stem for place in Path.cwd().glob("*.py")], n=1)
+    remedy = f"did you mean {close[0]}?" if close else "start in the folder that holds it, or add that folder to PYTHONPATH"
+    return f": no module {name} is found; {remedy}"
 
 
 MADE = {

@@ -1,5 +1,6 @@
 """Values of a configuration: nodes bind to their targets, and numbers are possible. Usual ones are checked without torch."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +23,11 @@ SCHEDULES = (
 """Schedules of transformers, which is asked for others."""
 
 
-def check_values(cfg: DictConfig) -> dict[str, Any]:
+def check_values(cfg: DictConfig, loading: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Check all values, those first that need no import of torch.
+
+    Args:
+        loading: called before users' modules are imported, which may import torch.
 
     Returns:
         The resolved configuration.
@@ -37,7 +41,11 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
     check_finite(resolved)
     nodes = list(targets(resolved))
     imported = [(place, node) for place, node in nodes if signature(str(node["_target_"])) is None]
-    for place, node in [*(n for n in nodes if n not in imported), *imported]:
+    for place, node in (n for n in nodes if n not in imported):
+        check_binding(place, node)
+    if imported:
+        loading()
+    for place, node in imported:
         check_binding(place, node)
     check_numbers(resolved)
     check_precision(resolved)
