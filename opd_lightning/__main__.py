@@ -1,6 +1,7 @@
 """python -m opd_lightning [group=option] [key=value] ...: one run, or with -m a sweep of them."""
 
 import logging
+import os
 import re
 import sys
 from functools import cache
@@ -12,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from opd_lightning import __version__
 from opd_lightning.config import CONF_DIR
 from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
@@ -82,9 +84,14 @@ def explained(error: Exception) -> str:
 
 def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"opd-lightning {__version__}")
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):
         try:
-            print(page(sys.argv[1:]))
+            print(page(sys.argv[1:]), flush=True)
+        except BrokenPipeError:  # of a reader such as head, which has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         except ValueError as error:
             sys.exit(f"error: {error}")
         return

@@ -1,11 +1,14 @@
 """The front of the package: sentences for what is wrong before long work starts."""
 
+import sys
+
 import pytest
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 
 import opd_lightning
-from opd_lightning import evaluate
+from opd_lightning import evaluate, export, study
+from opd_lightning.__main__ import entry
 from opd_lightning.config import compose
 from opd_lightning.config.names import absent, find
 from opd_lightning.config.overrides import explain
@@ -66,6 +69,7 @@ def test_composing_from_python_has_the_errors_of_the_command_line():
         opd_lightning.compose("method=sft")
 
 
+@pytest.mark.slow  # where nothing has imported torch and Lightning yet
 def test_a_run_is_made_of_what_compose_makes():
     for wrong in ({}, ["method=sft"]):
         with pytest.raises(ValueError, match="run takes the configuration that compose makes"):
@@ -96,8 +100,7 @@ def test_own_modules_are_imported_after_a_line_on_loading():
     cfg, said = compose(["logger=none"]), []
     check_values(cfg, lambda: said.append("loading"))
     assert not said
-    cfg.callbacks.mine = {"_target_": "collections.Counter"}
-    check_values(cfg, lambda: said.append("loading"))
+    check_values(compose(["logger=none", "+callbacks.mine._target_=collections.Counter"]), lambda: said.append("loading"))
     assert said == ["loading"]
 
 
@@ -106,3 +109,35 @@ def test_evaluating_a_run_names_the_key_that_is_meant(monkeypatch):
     monkeypatch.setattr(evaluate, "read_run", lambda path: {"optim": {"lr": 1.0}, "model": {"path": "x"}})
     with pytest.raises(ValueError, match=r"lr=1 is no key; here it is optim\.lr"):
         evaluate.configuration(["run=x", "lr=1"])
+
+
+def failing(main, monkeypatch, *arguments):
+    """The sentence that a command ends with."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return str(stop.value)
+
+
+def test_an_export_names_what_is_wrong_before_weights_are_loaded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(export, "is_run", lambda path: True)
+    for words, sentence in (
+        ([tmp_path], f"write run={tmp_path}"),
+        (["run=x", "adaptr=true"], "adaptr is no option of the export; did you mean adapter?"),
+        (["run="], "run= has no value"),
+        (["to=x"], "run= is missing"),
+        (["run=x", f"to={tmp_path / 'file'}"], "is a file); choose another folder"),
+        (["run=x", f"to={tmp_path / 'file' / 'in'}"], "cannot be written"),
+    ):
+        assert sentence in failing(export.main, monkeypatch, *words)
+
+
+def test_a_study_without_a_folder_is_refused(tmp_path, monkeypatch):
+    assert "there is no folder" in failing(study.main, monkeypatch, tmp_path / "nosuch")
+
+
+def test_the_version_is_this_packages(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["opd-lightning", "--version"])
+    entry()
+    assert capsys.readouterr().out == f"opd-lightning {opd_lightning.__version__}\n"
