@@ -11,7 +11,7 @@ PLACES = {
     "Example": "opd_lightning.types",
     "Results": "opd_lightning.reporting.results",
     "Verdict": "opd_lightning.types",
-    "compose": "opd_lightning.config",
+    "compose": "opd_lightning.config.python",
     "run": "opd_lightning.training.run",
 }
 """The names for programs in Python, and their modules, which are imported when a name is first used."""

@@ -1,8 +1,10 @@
 """python -m opd_lightning [group=option] [key=value] ...: one run, or with -m a sweep of them."""
 
 import logging
+import os
 import re
 import sys
+from functools import cache
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from opd_lightning import __version__
 from opd_lightning.config import CONF_DIR
 from opd_lightning.config.aliases import updated
 from opd_lightning.config.grammar import quote_arguments
@@ -42,11 +45,10 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes} with -m: each process would "
                 "repeat the whole sweep; run one command per cell, or use one device per cell."
             )
-        check_values(cfg)
+        check_values(cfg, loading)
         check_made(cfg)
         check_logger(cfg)
-        if "torch" not in sys.modules:
-            say("loading torch, lightning and transformers ...")
+        loading()
         from opd_lightning.training.result import result  # takes seconds, so after what can be wrong without it
         from opd_lightning.training.run import run
 
@@ -65,6 +67,13 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
         raise RunFailed(sentence) from error
 
 
+@cache
+def loading() -> None:
+    """Say that what takes seconds is imported now; once."""
+    if "torch" not in sys.modules:
+        say("loading torch, lightning and transformers ...")
+
+
 def explained(error: Exception) -> str:
     """The error's message; a clearer one if a study has no learning rate for a method."""
     match = re.search(r"Interpolation key 'study\.lr\.([\w.-]+)' not found", str(error))
@@ -75,9 +84,14 @@ def explained(error: Exception) -> str:
 
 def entry() -> None:
     """Run `main` after checking the names on the command line; its text is quoted for Hydra."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"opd-lightning {__version__}")
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):
         try:
-            print(page(sys.argv[1:]))
+            print(page(sys.argv[1:]), flush=True)
+        except BrokenPipeError:  # of a reader such as head, which has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         except ValueError as error:
             sys.exit(f"error: {error}")
         return

@@ -31,9 +31,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from opd_lightning.config import build
+from opd_lightning.config import CONF_DIR, build
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.grammar import grammar_error, parse, quote_override
+from opd_lightning.config.hints import hint
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import configured
 from opd_lightning.config.values import check_made, check_values
@@ -114,6 +115,10 @@ def configuration(arguments: list[str]) -> DictConfig:
         if problem := grammar_error([word], sweep=False):
             raise ValueError(problem)
         override = parse(word)
+        key = override.key_or_group
+        if "." not in key and key not in cfg and not word.startswith("-"):
+            tree: Any = OmegaConf.to_container(cfg)
+            raise ValueError(f"{word} is no key{hint(key, '', tree, tree, [Path(CONF_DIR)])}")
         if word.startswith("-") or override.is_delete() or "." not in override.key_or_group:
             raise ValueError(f"{word}: with run= only single keys such as task.n_eval=512 can be changed, not whole groups.")
         OmegaConf.update(cfg, override.key_or_group, override.value())

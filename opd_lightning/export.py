@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from opd_lightning.config.aliases import read_run
+from opd_lightning.config.names import nearest
+from opd_lightning.config.overrides import unwritable
 from opd_lightning.runs.identity import is_run
 from opd_lightning.utils.secrets import redact_secrets
 
@@ -38,6 +40,8 @@ def export(run: Path, to: Path, adapter: bool = False, base: str | None = None, 
     """
     if not is_run(str(run)):
         raise ValueError(f"run={run} is no run folder with config.yaml and checkpoints/last.ckpt.")
+    if problem := unwritable(str(to)):
+        raise ValueError(problem.replace("output_dir=", "to=", 1))
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"to={to} is not empty; choose another folder or remove it.")
     if base is not None and not adapter:
@@ -155,6 +159,18 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     return str(address)
 
 
+def check_options(given: dict[str, str]) -> None:
+    """Raises ValueError for an unknown option, one without a value, or a missing run."""
+    if unknown := [key for key in given if key not in OPTIONS]:
+        folder = Path(unknown[0]).is_dir() and not given[unknown[0]]
+        hint = f"; write run={unknown[0]}" if folder else nearest(unknown[0], OPTIONS)
+        raise ValueError(f"{unknown[0]} is no option of the export{hint}")
+    if empty := [key for key, value in given.items() if not value]:
+        raise ValueError(f"{empty[0]}= has no value; write {empty[0]}=...")
+    if "run" not in given:
+        raise ValueError("run= is missing; give the folder of a run (run=<folder>).")
+
+
 def switch(given: dict[str, str], name: str, default: bool) -> bool:
     """The value of a true or false option."""
     value = given.get(name, str(default).lower())
@@ -169,9 +185,10 @@ def main() -> None:
         print(__doc__)
         return
     given = {key: value for key, _, value in (word.partition("=") for word in sys.argv[1:])}  # paths, whatever is in them
-    if not given.get("run") or set(given) - OPTIONS or "" in given.values():
+    if not given:
         sys.exit(__doc__)
     try:
+        check_options(given)
         adapter, private = switch(given, "adapter", False), switch(given, "private", True)
         run, repository = Path(given["run"]), given.get("push")
         if repository is not None:

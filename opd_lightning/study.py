@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--rates", action="store_true", help="print each method's best learning rate by validation accuracy")
     given = parser.parse_args()
     try:
+        if not given.folder.is_dir():
+            raise ValueError(f"there is no folder {given.folder}; give that of a study, such as outputs/demo.")
         print(rates(given.folder) if given.rates else f"report: {report(given.folder, given.against)}")
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -39,7 +39,8 @@ def explain(arguments: list[str]) -> str | None:
     folders = [Path(CONF_DIR), *more_folders(arguments, overrides)]
     chosen = [o for o in overrides if any((folder / o.key_or_group).is_dir() for folder in folders)]
     places = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
-    problems = [*map(open_secret, overrides), *places, *(no_option(o, folders) for o in chosen)]
+    options = [problem for o in chosen for problem in (no_option(o, folders), no_package(o, folders))]
+    problems = [*map(open_secret, overrides), *places, *options]
     return next((p for p in problems if p), None) or no_key(overrides, chosen, folders)
 
 
@@ -99,6 +100,21 @@ def no_option(override: Override, folders: list[Path]) -> str | None:
     options = sorted(p.stem for folder in folders for p in (folder / group).glob("*.yaml"))
     wrong = [value for value in values(override) if value not in options]
     return f"{group}={wrong[0]} is no option of {group}{nearest(wrong[0], options)}" if wrong else None
+
+
+def no_package(override: Override, folders: list[Path]) -> str | None:
+    """The error if a user's option sets keys of the whole configuration, as its group does, and does not say so."""
+    group, line = override.key_or_group, "# @package _global_"
+    if override.package or not all(starts_with(path, line) for path in (folders[0] / group).glob("*.yaml")):
+        return None
+    files = [folder / group / f"{value}.yaml" for folder in folders[1:] for value in values(override)]
+    wrong = next((path for path in files if path.is_file() and not starts_with(path, line)), None)
+    return wrong and f"{wrong} needs `{line}` as its first line, or its keys would be those of {group}."
+
+
+def starts_with(path: Path, line: str) -> bool:
+    """Whether a file starts with this text."""
+    return path.read_text().startswith(line)
 
 
 def no_key(overrides: list[Override], chosen: list[Override], folders: list[Path]) -> str | None:

@@ -1,5 +1,6 @@
 """Values of a configuration: nodes bind to their targets, and numbers are possible. Usual ones are checked without torch."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -7,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd_lightning.config import plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
 from opd_lightning.config.limits import LEAST, limited
-from opd_lightning.config.names import nearest, not_made
+from opd_lightning.config.names import absent, nearest
 from opd_lightning.config.schema import check_binding, check_finite, check_names, check_shape, check_type, targets
 from opd_lightning.config.signatures import signature
 from opd_lightning.config.trainer_arguments import check_trainer, epochs_of
@@ -22,8 +23,11 @@ SCHEDULES = (
 """Schedules of transformers, which is asked for others."""
 
 
-def check_values(cfg: DictConfig) -> dict[str, Any]:
+def check_values(cfg: DictConfig, loading: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Check all values, those first that need no import of torch.
+
+    Args:
+        loading: called before users' modules are imported, which may import torch.
 
     Returns:
         The resolved configuration.
@@ -37,7 +41,11 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
     check_finite(resolved)
     nodes = list(targets(resolved))
     imported = [(place, node) for place, node in nodes if signature(str(node["_target_"])) is None]
-    for place, node in [*(n for n in nodes if n not in imported), *imported]:
+    for place, node in (n for n in nodes if n not in imported):
+        check_binding(place, node)
+    if imported:
+        loading()
+    for place, node in imported:
         check_binding(place, node)
     check_numbers(resolved)
     check_precision(resolved)
@@ -45,10 +53,11 @@ def check_values(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_made(cfg: DictConfig) -> None:
-    """Raises ValueError if the start model is a folder that a command makes, and is not there yet."""
-    path = OmegaConf.select(cfg, "model.path")
-    if command := not_made(str(path)):
-        raise ValueError(f"model.path={path} is not there; `{command}` makes it.")
+    """Raises ValueError if the start model's path is no folder and can be no id of a hub."""
+    path = str(OmegaConf.select(cfg, "model.path"))
+    own = OmegaConf.select(cfg, "model._target_") == "opd_lightning.models.Pretrained"
+    if own and (problem := absent(path)):
+        raise ValueError(f"model.path={path}{problem}")
 
 
 def check_precision(cfg: dict[str, Any]) -> None:

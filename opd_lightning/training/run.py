@@ -56,6 +56,8 @@ def run(cfg: DictConfig) -> Path:
         ValueError: something is wrong with the configuration, the data or the models; status.json has the reason.
         KeyboardInterrupt: the run was stopped; the same command resumes it.
     """
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"run takes the configuration that compose makes, not a {type(cfg).__name__}: run(compose([...])).")
     for warning in check(cfg):
         log.warning(f"warning: {warning}")
     check_logger(cfg)
@@ -199,7 +201,8 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
     if not is_worker():
         replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_secrets(plain(cfg)))))
     say(f"{run_label(cfg)} -> {folder}" + (" (going on)" if checkpoint.exists() else ""))
-    say("loading the weights" + ("; an evaluation comes before the first update ..." if parts.suite else " ..."))
+    first = bool(parts.suite) and not checkpoint.exists()
+    say("loading the weights" + ("; an evaluation comes before the first update ..." if first else " ..."))
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
     except pickle.UnpicklingError as error:
