@@ -12,13 +12,20 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from opd_lightning.models import shards
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """Signals at which a run saves and stops."""
 
 
 def older_checkpoints(folder: Path) -> list[Path]:
     """Older checkpoints, the newest first."""
-    return sorted(folder.glob("step-*.ckpt"), key=lambda path: -int(path.stem.removeprefix("step-")))
+    return sorted(folder.glob("step-*.ckpt"), key=lambda path: -step_of(path))
+
+
+def step_of(path: Path) -> int:
+    """The number of updates of an older checkpoint."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def damage(path: Path) -> str | None:
@@ -30,6 +37,8 @@ def damage(path: Path) -> str | None:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:  # a flipped bit can make any of them
         return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    if (broken := shards.damage(content, path.parent)) is not None:
+        return broken
     missing = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(content)
     return f"without {', '.join(sorted(missing))}, so of another program" if missing else None
 
@@ -53,6 +62,10 @@ class DirectCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """The checkpoint, with the tensors of its shards."""
+        return shards.whole(super().load_checkpoint(path, *args, **options), Path(path).parent)
 
 
 class Checkpoint(L.Callback):
@@ -134,6 +147,7 @@ class Checkpoint(L.Callback):
         except Exception:
             with suppress(OSError):  # a partial file would keep the disk full
                 (folder / "next.ckpt").unlink(missing_ok=True)
+                shards.remove_others(folder, [self.saved, *map(step_of, older_checkpoints(folder))])
             raise
         if trainer.is_global_zero:
             with (folder / "next.ckpt").open("rb") as file:
@@ -145,5 +159,6 @@ class Checkpoint(L.Callback):
             os.replace(folder / "next.ckpt", folder / "last.ckpt")
             for path in older_checkpoints(folder)[self.keep - 1 :]:
                 path.unlink()
+            shards.remove_others(folder, [trainer.global_step, *map(step_of, older_checkpoints(folder))])
         trainer.strategy.barrier()
         self.saved = trainer.global_step

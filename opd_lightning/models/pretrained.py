@@ -20,7 +20,7 @@ from transformers import (
 from opd_lightning.config.aliases import read_run
 from opd_lightning.config.names import absent, find, packaged
 from opd_lightning.data.renderer import ChatRenderer
-from opd_lightning.models import adapter_folder, adapters, hub, loading, stand_in
+from opd_lightning.models import adapter_folder, adapters, hub, loading, shards, stand_in
 from opd_lightning.models.architecture import UnsupportedModel, attention_errors, attention_for, class_of
 from opd_lightning.models.files import FolderError, check_texts, check_tokenizer, has_tokenizer
 from opd_lightning.models.student import Student
@@ -269,8 +269,8 @@ class Pretrained:
         if adapter is not None:
             options = {key: value for key, value in adapter.items() if key != "_target_"}
             adapters.add(student.lm, find(adapter["_target_"])(**options))
-        checkpoint = torch.load(Path(self.path) / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-        state = {k.removeprefix("student."): v for k, v in checkpoint["state_dict"].items()}
+        saved = shards.weights(Path(self.path) / "checkpoints" / "last.ckpt")
+        state = {k.removeprefix("student."): v for k, v in saved.items()}
         missing, unexpected = student.load_state_dict(state, strict=False)
         trained = {name for name, p in student.named_parameters() if p.requires_grad}
         assert not unexpected and not trained & set(missing), "the checkpoint is of another model than its configuration"

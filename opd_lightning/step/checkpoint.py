@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from opd_lightning.data.batching import Batch
+from opd_lightning.models.shards import check_shapes
 
 
 def save(module: Any, checkpoint: dict[str, Any]) -> None:
@@ -27,13 +28,9 @@ def restore(module: Any, checkpoint: dict[str, Any]) -> None:
     """
     if "ledger" not in checkpoint or set(checkpoint.get("teachers", {})) != set(module.teachers):
         raise ValueError("checkpoints/last.ckpt is of another program or method; remove it, or choose another study.name.")
-    shapes = {name: value.shape for name, value in module.state_dict().items()}
-    for name, value in checkpoint.get("state_dict", {}).items():  # FSDP2 reads it separately
-        if shapes.get(name) != value.shape:
-            raise ValueError(
-                f"checkpoints/last.ckpt is of another model: its {name} is {tuple(value.shape)}; remove it, or choose "
-                "another study.name."
-            )
+    saved = checkpoint.get("state_dict", {})  # FSDP2 reads it separately
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    check_shapes({name: value.shape for name, value in saved.items()}, own)
     module.ledger.load_state_dict(checkpoint["ledger"])
     module.rollouts.load_state_dict(checkpoint)
     for name, teacher in module.teachers.items():
