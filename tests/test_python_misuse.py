@@ -14,6 +14,7 @@ from opd_lightning.config.trainer_arguments import check_optimization, ignored
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.tasks.table import TableTask
 from opd_lightning.training.arguments import Models
+from opd_lightning.utils.in_memory import in_python
 
 PROMPTS = [f"swap {' '.join(f'{i:05}')}" for i in range(40)]
 ROWS = [{"prompt": prompt, "completion": f"answer {prompt[5:]}"} for prompt in PROMPTS]
@@ -150,3 +151,24 @@ def test_tokenizers(tiny):
     for message, more in cases.items():
         with pytest.raises(ValueError, match=message):
             Models(student, **more)
+
+
+def test_sentences_name_arguments(tiny):
+    said = in_python("task.path=memory://data/5: teacher.path=memory://student/38 and memory://heldout/2 on the command line")
+    assert said == "data: teacher and heldout in overrides"
+    with pytest.raises(ValueError, match=r"WANDB_API_KEY.* in overrides would end in files") as secret:
+        Distillation("sft", tiny, ROWS, overrides=["+WANDB_API_KEY=x"])
+    assert "command line" not in str(secret.value)
+
+
+@pytest.mark.slow
+def test_errors_of_the_data_and_the_models_name_arguments(tiny):
+    same = AutoModelForCausalLM.from_pretrained(tiny)
+    cases = {
+        "^all 40 rows of data have prompts that heldout holds out": ("sft", tiny, ROWS, {"heldout": ROWS}),
+        "^data has 2 distinct prompts": ("sft", tiny, ROWS[:2], {}),
+        "^teacher is the student's own start model": ("opd", same, PROMPTS, {"teacher": same}),
+    }
+    for message, (method, student, data, more) in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Distillation(method, student, data, overrides=SMALL, **more)

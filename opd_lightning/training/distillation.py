@@ -22,6 +22,7 @@ from opd_lightning.training.arguments import Arguments, Models, words_of
 from opd_lightning.training.lightning_parts import Closes, TrainerData, TrainerModule
 from opd_lightning.training.parts import checked, data_arguments, log, module_arguments, warn_of_near_duplicates
 from opd_lightning.training.run import quiet
+from opd_lightning.utils.in_memory import in_python, naming_arguments
 
 
 class Distillation:
@@ -66,19 +67,21 @@ class Distillation:
         adapter: Any = None,
         overrides: Iterable[str] | Mapping[str, Any] = (),
     ):
-        models = Models(student, tokenizer, teacher, teacher_tokenizer)
-        self._arguments = Arguments(models, data, heldout, verify, adapter)  # holds what the configuration names
-        self.cfg: DictConfig = self._arguments.configuration(method, overrides)
-        keys = [word.partition("=")[0].lstrip("+") for word in words_of(overrides)]
-        self._trainer_keys = [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
-        self._trainers: WeakSet[L.Trainer] = WeakSet()
-        for warning in check(self.cfg):
-            log.warning(f"warning: {warning}")
-        self._parts: Components = assemble(self.cfg, None)
-        with ExitStack() as stack:
-            stack.callback(self.close)
-            self._build()
-            stack.pop_all()
+        with naming_arguments():
+            words = words_of(overrides)
+            models = Models(student, tokenizer, teacher, teacher_tokenizer)
+            self._arguments = Arguments(models, data, heldout, verify, adapter)  # holds what the configuration names
+            self.cfg: DictConfig = self._arguments.configuration(method, words)
+            keys = [word.partition("=")[0].lstrip("+") for word in words]
+            self._trainer_keys = [key.removeprefix("trainer.") for key in keys if key.startswith("trainer.")]
+            self._trainers: WeakSet[L.Trainer] = WeakSet()
+            for warning in check(self.cfg):
+                log.warning(f"warning: {in_python(warning)}")
+            self._parts: Components = assemble(self.cfg, None)
+            with ExitStack() as stack:
+                stack.callback(self.close)
+                self._build()
+                stack.pop_all()
 
     def _build(self) -> None:
         """Check the parts, and make module and data."""
@@ -187,5 +190,6 @@ class Distillation:
         cfg = self.cfg.copy()
         cfg.trainer.max_steps, cfg.trainer.max_epochs = trainer.max_steps, trainer.max_epochs or -1
         cfg.trainer.precision, cfg.trainer.devices = str(trainer.precision), trainer.world_size
-        check(cfg)
+        with naming_arguments():
+            check(cfg)
         return int(self._parts.bounded(cfg).trainer.max_steps)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from opd_lightning.data.prompts import PromptData
 from opd_lightning.module import DistillationModule
+from opd_lightning.utils.in_memory import naming_arguments
 
 
 class TrainerModule(DistillationModule):
@@ -43,6 +44,11 @@ class TrainerModule(DistillationModule):
         """Check the Trainer; prompts come in one endless stream, so epochs end by a number of updates."""
         if stage == "fit":
             self.trainer.fit_loop.epoch_loop.max_steps = self.prepare(self.trainer)
+
+    def configure_model(self) -> None:
+        """Load the models; errors name the arguments that gave them."""
+        with naming_arguments():
+            super().configure_model()
 
     def on_fit_start(self) -> None:
         """Refuse a Trainer that has no update left, which Lightning would end in silence; a checkpoint sets its own step."""

@@ -18,6 +18,7 @@ from opd_lightning.preflight.replies import replies
 from opd_lightning.preflight.resources import memory
 from opd_lightning.preflight.results import raise_on_failures
 from opd_lightning.preflight.weights import weights
+from opd_lightning.utils.in_memory import SCHEME, in_python
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def checked(parts: Components, cfg: DictConfig) -> dict[str, Any]:
         log.info(notes["columns"])
     texts = chain(left_rows(parts), models(parts), replies(parts), references(parts))
     for warning in raise_on_failures(chain(texts, verifier(parts, 16), memory(parts, cfg), updates(parts, cfg))):
-        log.warning(f"warning: {warning}")
+        log.warning(f"warning: {in_python(warning) if SCHEME in warning else warning}")
     raise_on_failures(weights(parts))  # what it warns of is said where they are loaded
     return notes
 

@@ -1,5 +1,8 @@
 """Objects in memory, which a configuration names by a path such as `memory://student/1`."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -46,3 +49,24 @@ def held(path: str, **_: Any) -> Any:
 def label_of(path: str) -> str:
     """The label in a path."""
     return path.removeprefix(SCHEME).partition("/")[0]
+
+
+NAMED = re.compile(rf"([\w.]+=)?{SCHEME}(\w+)/\d+")
+"""A path in memory in a sentence, with the key that has it."""
+
+
+def in_python(sentence: str) -> str:
+    """A sentence on the configuration in the words of who wrote Python: arguments in the place of paths in memory."""
+    named = NAMED.sub(lambda found: "teacher" if (found[1] or "").startswith("teacher.") else found[2], sentence)
+    return named.replace("on the command line", "in overrides")
+
+
+@contextmanager
+def naming_arguments() -> Iterator[None]:
+    """Errors within name arguments, see `in_python`."""
+    try:
+        yield
+    except ValueError as error:
+        if (sentence := in_python(str(error))) != str(error):
+            raise ValueError(sentence) from error
+        raise
