@@ -109,7 +109,7 @@ def no_package(override: Override, folders: list[Path]) -> str | None:
         return None
     files = [folder / group / f"{value}.yaml" for folder in folders[1:] for value in values(override)]
     wrong = next((path for path in files if path.is_file() and not starts_with(path, line)), None)
-    return wrong and f"{wrong} needs `{line}` as its first line, or its keys would be those of {group}."
+    return f"{wrong} needs `{line}` as its first line, or its keys would be those of {group}." if wrong else None
 
 
 def starts_with(path: Path, line: str) -> bool:
