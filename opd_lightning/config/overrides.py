@@ -39,9 +39,8 @@ def explain(arguments: list[str]) -> str | None:
     folders = [Path(CONF_DIR), *more_folders(arguments, overrides)]
     chosen = [o for o in overrides if any((folder / o.key_or_group).is_dir() for folder in folders)]
     places = [unwritable(str(o.value())) for o in overrides if o.key_or_group == "output_dir"]
-    options = [problem for o in chosen for problem in (no_option(o, folders), no_package(o, folders))]
-    problems = [*map(open_secret, overrides), *places, *options]
-    return next((p for p in problems if p), None) or no_key(overrides, chosen, folders)
+    problems = [*map(open_secret, overrides), *places, *(no_option(o, folders) for o in chosen)]
+    return next((p for p in problems if p), None) or no_key(overrides, chosen, folders) or packages(chosen, folders)
 
 
 def configured(arguments: list[str]) -> DictConfig:
@@ -100,6 +99,11 @@ def no_option(override: Override, folders: list[Path]) -> str | None:
     options = sorted(p.stem for folder in folders for p in (folder / group).glob("*.yaml"))
     wrong = [value for value in values(override) if value not in options]
     return f"{group}={wrong[0]} is no option of {group}{nearest(wrong[0], options)}" if wrong else None
+
+
+def packages(chosen: list[Override], folders: list[Path]) -> str | None:
+    """The first error of `no_package`."""
+    return next((problem for o in chosen if (problem := no_package(o, folders))), None)
 
 
 def no_package(override: Override, folders: list[Path]) -> str | None:
