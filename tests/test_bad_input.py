@@ -163,9 +163,9 @@ INPUTS = {
         0,
     ),
     "tokenizers_differ": (
-        lambda t: ["teacher=topk", "method=opd_topk", f"teacher.teacher.path={stranger(t)}"],
-        r"teacher.path=.*stranger has another tokenizer than the student.*choose a teacher.*teacher.alignment=",
-        1,
+        lambda t: ["teacher=topk", "method=opd_topk", f"teacher.teacher.path={stranger(t)}", "teacher.teacher.alignment=uld"],
+        r"compares sorted probabilities, which are of no tokens to take the top k of; choose teacher.alignment=shared",
+        0,
     ),
     "empty_data": (lambda t: table(t, ""), r"task.path=.*rows.jsonl has no rows", 1),
     "malformed_line": (

