@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_lightning import Distillation
 from opd_lightning.config.trainer_arguments import check_optimization, ignored
+from opd_lightning.preflight.checks import rows
 from opd_lightning.preflight.rendering import left_rows
 from opd_lightning.tasks.table import TableTask
 from opd_lightning.training.arguments import Models
 from opd_lightning.utils.in_memory import in_python
+from opd_lightning.utils.vocabulary import ValidIds
 
 PROMPTS = [f"swap {' '.join(f'{i:05}')}" for i in range(40)]
 ROWS = [{"prompt": prompt, "completion": f"answer {prompt[5:]}"} for prompt in PROMPTS]
@@ -172,3 +174,9 @@ def test_errors_of_the_data_and_the_models_name_arguments(tiny):
     for message, (method, student, data, more) in cases.items():
         with pytest.raises(ValueError, match=message):
             Distillation(method, student, data, overrides=SMALL, **more)
+
+
+def test_a_tokenizer_with_far_fewer_tokens_than_the_model():
+    state, text = rows(ValidIds(30, ()), 50257)
+    assert state == "warn" and "do not fit the model: give the model's own tokenizer" in text
+    assert rows(ValidIds(151_669, ()), 151_936)[0] == "pass"

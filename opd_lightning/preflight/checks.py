@@ -69,6 +69,10 @@ def models(parts: Components) -> Iterator[CheckResult]:
             yield from missing_tokens(name, teacher.context, comparison, parts)
 
 
+PADDING = (1024, 0.1)
+"""Rows of an output layer without a token, and their share, of which the padding of published models does not exceed both."""
+
+
 def rows(valid_ids: ValidIds, size: int) -> tuple[str, str]:
     """The state and text of a result on the rows of an output layer against the tokens of a tokenizer."""
     text = f"{valid_ids.count} tokens"
@@ -78,8 +82,12 @@ def rows(valid_ids: ValidIds, size: int) -> tuple[str, str]:
         return "fail", text
     if size > valid_ids.size:
         text += f", padded to {size}: rows from {valid_ids.size} on are neither sampled nor compared"
+    state = "pass"
+    if size - valid_ids.size > max(PADDING[0], PADDING[1] * size):
+        state = "warn"
+        text += "; so few tokens do not fit the model: give the model's own tokenizer, unless it is padded so far"
     if not valid_ids.absent:
-        return "pass", text
+        return state, text
     first = ", ".join(map(str, valid_ids.absent[:3]))
     return "warn", f"{text}; {len(valid_ids.absent)} ids in between have no token ({first} first) and are left out as well"
 
