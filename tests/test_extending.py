@@ -1,5 +1,6 @@
 """What users add from outside, in docs/examples: each runs through --config-dir."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,26 @@ CASES = {
     "environment": ["method=grpo", "environment=ask_again", "rollout.sampling.max_new_tokens=12"],
     "task": ["method=sft", "task=last_digit", "evaluation=shortest"],
     "evaluation": ["evaluation=shortest"],
+    "weight": ["loss/weight=later"],
+    "rollout": ["rollout=warmer"],
+    "context": ["method=sdft", "context=hint"],
+    "callback": ["callbacks=longest"],
+    "method": ["method=hinted"],
+    "verifier": ["method=grpo", "task=table", "task.path=rows.jsonl", "task/verifier=same_digits", "task.max_new_tokens=8"],
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("weight", "rollout", "context", "callback", "method", "verifier")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
 def test_an_example_runs(case, command, tmp_path, monkeypatch):
     """Two updates with the examples' folder as --config-dir, in an empty folder."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(tmp_path)
-    small = [] if case == "task" else ["task.n_eval=8", "task.n_train=16"]
+    rows = [{"prompt": f"rotate {' '.join(f'{i:05}')}", "answer": f"{i:05}"} for i in range(1000, 1100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = [] if case in ("task", "verifier") else ["task.n_eval=8", "task.n_train=16"]
     scheduled = ["evaluation.every=1"]
     code, output, files = command(f"--config-dir={EXAMPLES / 'conf'}", "trainer.max_steps=2", *scheduled, *small, *CASES[case])
     assert code == 0 and "evaluation.json" in files, output

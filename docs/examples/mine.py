@@ -4,15 +4,19 @@ python -m opd_lightning --config-dir conf loss/divergence=hellinger trainer.max_
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import torch
 
 from opd_lightning.environments import SingleTurn
 from opd_lightning.evaluation import Estimate
 from opd_lightning.generation import TransformersGenerator
 from opd_lightning.losses.targets import HiddenScores
+from opd_lightning.rollout import StudentRollout
 from opd_lightning.teachers import BaseTeacher
+from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.types import Example, SamplingParams, Verdict
 
 
@@ -118,3 +122,49 @@ class Shortest:
     def __call__(self, student, teachers, generator):
         done = generator.generate(self.prompts, self.sampling, seed=0)
         return {"shortest": Estimate(float(min(len(completion.token_ids) for completion in done)))}
+
+
+def later(tokens, share=0.5):
+    """A token weight [N]: the first token of a completion counts less than the others."""
+    return tokens.weight * torch.where(tokens.position == 0, share, 1.0)
+
+
+class Hint(NoContext):
+    """A context: the first character of the reference, in front of the question."""
+
+    privileged = True
+
+    def __call__(self, example, own=None, others=()):
+        question = example.messages[-1]["content"]
+        return [*example.messages[:-1], {"role": "user", "content": f"{example.completion.split()[1]} {question}"}]
+
+
+class Warmer(StudentRollout):
+    """A rollout: the student's own, at a temperature that rises with the seed's last digit."""
+
+    def __call__(self, prompts, seed, generator, teachers=None):
+        generator_at = Hotter(generator, 1.0 + seed % 10 / 100)
+        return super().__call__(prompts, seed, generator_at, teachers)
+
+
+class Hotter:
+    """An engine that draws at another temperature."""
+
+    def __init__(self, generator, temperature):
+        self.generator, self.temperature = generator, temperature
+
+    def generate(self, prompts, sampling, seed, model=None):
+        return self.generator.generate(prompts, replace(sampling, temperature=self.temperature), seed, model)
+
+
+def same_digits(completion, answer):
+    """A verifier of rows: the digits are those of the answer, whatever stands between."""
+    digits = ["".join(filter(str.isdigit, text)) for text in (completion, answer)]
+    return Verdict(float(digits[0] == digits[1]))
+
+
+class Longest(L.Callback):
+    """A callback: prints the length of the longest completion of each update."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        print("longest", max(sample.trainable for sample in outputs["samples"]))
