@@ -14,6 +14,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.*?)```", re.DOTALL)
 BLOCKS = {f"{page.stem}-{i}": block for page in PAGES for i, block in enumerate(RUNNABLE.findall(page.read_text()))}
+ANY = re.compile(r"(<!-- runnable -->\n)?```python\n(.*?)```", re.DOTALL)
+FRAGMENTS = {page.stem: code for page in PAGES for marked, code in ANY.findall(page.read_text()) if not marked}
+"""Examples that need what stands around them in their page, by page."""
+SURROUNDINGS = {
+    "conversations": "",
+    "loggers_and_exports": """
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from opd_lightning.models import locate
+start = str(locate("pkg://opd_lightning/toy/assets/world/start"))
+get_peft_model(AutoModelForCausalLM.from_pretrained(start), LoraConfig(target_modules="all-linear")).save_pretrained("adapter")
+""",
+    "run_folder": """
+import torch
+torch.save({"texts": ["one"]}, "nonfinite-step-12-rank-0.pt")
+""",
+}
 NOTEBOOKS = sorted((ROOT / "experiments").glob("*.ipynb"))
 
 
@@ -49,6 +66,17 @@ def test_front_page_and_page_have_runnable_python():
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_runs(name, tmp_path):
     execute(BLOCKS[name], tmp_path)
+
+
+def test_every_example_without_a_mark_is_run_in_its_surroundings():
+    assert set(FRAGMENTS) == set(SURROUNDINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SURROUNDINGS)
+def test_a_fragment_runs(page, tmp_path):
+    code = FRAGMENTS[page].replace('"Qwen/Qwen3-1.7B"', "start").replace("outputs/.../adapter", "adapter")
+    execute(SURROUNDINGS[page] + code, tmp_path)
 
 
 def test_notebooks_are_without_outputs():
