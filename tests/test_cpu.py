@@ -46,7 +46,7 @@ def learned(lm, context, checkpointing: bool = False):
         logits = lm(input_ids=IDS, attention_mask=MASK, use_cache=False).logits
         loss = logits[MASK.bool()].double().logsumexp(-1).square().mean()
         loss.backward()
-    return float(loss), {name: p.grad.double() for name, p in lm.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {name: p.grad.double() for name, p in lm.named_parameters() if p.grad is not None}
 
 
 def error(found, exact) -> tuple[float, float]:
