@@ -8,17 +8,17 @@ import torch
 from opd_lightning.callbacks import predictions
 from opd_lightning.check import examine
 from opd_lightning.config import compose
-from opd_lightning.models.cost_model import CALLS, NUMBERS, Model, Rates, Work, off, predicted
+from opd_lightning.models.cost_model import NUMBERS, Model, Rates, Work, off, predicted
 from opd_lightning.models.flops import Sizes
 from opd_lightning.training.run import run
 
 MODEL = Model(Sizes(1000, 10, 200, 1000, 200), layers=3, trained=1200, width=4)
-RATES = Rates(products=1e3, reading=1e2, call=1e-2)
+RATES = Rates(products=1e3, reading=1e2, layer=0.4)
 
 
 def test_seconds_follow_from_the_rates():
     work = Work({"rollout": 9e3, "teacher": 2e3, "forward": 3e3, "backward": 6e3}, decoded=5, readings=2, passes=4)
-    calls = 3 * CALLS * 1e-2
+    calls = 3 * 0.4
     found = predicted(work, RATES, MODEL)
     assert found["rollout"] == pytest.approx(5 * 1200 * 4 / 1e2 + 6 * calls)
     assert found["score"] == pytest.approx(2 + 2 * calls)
@@ -41,7 +41,7 @@ def test_parts_that_are_off_are_named():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rates_are_measured(dtype):
     rates = Rates.measure(torch.device("cpu"), dtype)
-    assert rates.products > 1e8 and rates.reading > 1e6 and 0 < rates.call < 0.1
+    assert rates.products > 1e8 and rates.reading > 1e6 and 0 < rates.layer < 0.5
 
 
 def test_a_run_writes_predictions_where_it_lasts_long_enough(monkeypatch, small, tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
 from opd_lightning.models.flops import Sizes
 from opd_lightning.models.packed import packed_product
@@ -26,8 +26,8 @@ ROWS, WIDTH = 512, 1024
 """Rows, and width of a square weight, of the product that is measured for readings."""
 FEW, LARGE = 8, 4096
 """Those of the product that is measured for decoding; its weight is larger than a processor's caches."""
-CALLS = 40
-"""Small operations of a layer's forward pass."""
+LAYERS = 4
+"""Layers of the tiny model whose forward pass is timed."""
 NUMBERS = 7
 """Numbers that AdamW reads and writes for each trained weight."""
 
@@ -39,12 +39,12 @@ class Rates:
     Attributes:
         products: FLOPs in products of many rows.
         reading: bytes of weights in products of few rows.
-        call: seconds of a small operation.
+        layer: seconds of a small layer's forward pass on one token, which is the time of its calls.
     """
 
     products: float
     reading: float
-    call: float
+    layer: float
 
     @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> "Rates":
@@ -56,13 +56,21 @@ class Rates:
         layer = nn.Linear(LARGE, LARGE, bias=False, device="meta").to_empty(device=device).to(dtype).requires_grad_(False)
         layer.weight.fill_(1.0)
         few, many = (torch.ones(rows, width, device=device, dtype=dtype) for rows, width in ((FEW, LARGE), (ROWS, WIDTH)))
-        weight, small = layer.weight[:WIDTH, :WIDTH].contiguous(), torch.ones(FEW, 64, device=device)
+        weight, tiny = layer.weight[:WIDTH, :WIDTH].contiguous(), small_model(device, dtype)
+        ids = torch.zeros(FEW, 1, dtype=torch.long, device=device)
         multiply = product if suits(weight) else nn.functional.linear
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             decode = packed_product(layer) or layer.forward
-            steps = (lambda: multiply(many, weight), lambda: decode(few), lambda: small + small)
+            steps = (lambda: multiply(many, weight), lambda: decode(few), lambda: tiny(ids, use_cache=False))
             seconds = [usual(step, device) for step in steps]
-        return cls(2 * ROWS * WIDTH**2 / seconds[0], LARGE**2 * dtype.itemsize / seconds[1], seconds[2])
+        return cls(2 * ROWS * WIDTH**2 / seconds[0], LARGE**2 * dtype.itemsize / seconds[1], seconds[2] / LAYERS)
+
+
+def small_model(device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A Llama of a few layers, whose products take no time."""
+    sizes = {"vocab_size": 8, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        return LlamaModel(LlamaConfig(**sizes)).to(device, dtype).eval()
 
 
 def usual(step: Callable[[], Any], device: torch.device, rounds: int = 5) -> float:
@@ -119,7 +127,7 @@ class Model:
 
 def predicted(work: Work, rates: Rates, model: Model) -> dict[str, float]:
     """Seconds of "rollout", "score" and "update"; none for a rollout that the student does not write."""
-    calls, flops = model.layers * CALLS * rates.call, work.flops
+    calls, flops = model.layers * rates.layer, work.flops
     weights = (model.sizes.layers + model.sizes.head) * model.width / rates.reading
     decoding = max(work.decoded * weights, flops.get("rollout", 0.0) / rates.products)
     updates = flops.get("forward", 0.0) + flops.get("backward", 0.0)
