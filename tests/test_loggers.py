@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_in_its_run_of_mlflow(small, tmp_path, monkeypatch
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'out' / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("mine")
     (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_name == "sft-seed-0" and found.info.status == "FINISHED"
+    assert found.info.run_name == "sft, seed 0" and found.info.status == "FINISHED"
     assert {"study": "mine", "method": "sft"}.items() <= found.data.tags.items()
     assert found.data.tags["run"] == "-".join(folder.parts[-3:])
     assert found.data.params["optim.lr"] == "0.0002" and found.data.params["trainer.max_steps"] == "2"
@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_in_its_run_of_mlflow(small, tmp_path, monkeypatch
     with pytest.raises(ValueError, match="nothing would ever be learned"):
         run(small(*SHORT, "logger=mlflow", "study.name=mine", "loss.weight._target_=tests.test_loggers.nothing", "seed=1"))
     states = {r.info.run_name: r.info.status for r in client.search_runs([experiment.experiment_id])}
-    assert states == {"sft-seed-0": "FINISHED", "sft-seed-1": "FAILED"}
+    assert states == {"sft, seed 0": "FINISHED", "sft, seed 1": "FAILED"}
 
 
 def nothing(tokens):
