@@ -149,9 +149,8 @@ USES = {
 HEADER = ["architecture", *USES, "export", "reload", "note"]
 
 
-def row(name: str, folder: Path) -> list[str]:
-    """One architecture's row of the table: every use tried in two updates, and what they left exported and loaded again."""
-    path, other = save(name, folder / "student"), save(name, folder / "teacher", seed=1)
+def two_updates(path: str, other: str, folder: Path, batch: int) -> list[str]:
+    """The overrides of a run of two small updates, with another model as the teacher."""
     common = {
         "model.path": path,
         "model.teacher": other,
@@ -160,12 +159,18 @@ def row(name: str, folder: Path) -> list[str]:
         "evaluation": "none",
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
-        "data.batch_size": 3,
-        "task.n_train": 6,
+        "data.batch_size": batch,
+        "task.n_train": 2 * batch,
         "task.n_eval": 4,
     }
+    return [f"{key}={value}" for key, value in common.items()]
+
+
+def row(name: str, folder: Path) -> list[str]:
+    """One architecture's row of the table: every use tried in two updates, and what they left exported and loaded again."""
+    path, other = save(name, folder / "student"), save(name, folder / "teacher", seed=1)
     made: list[Path] = []
-    given = [f"{key}={value}" for key, value in common.items()]
+    given = two_updates(path, other, folder, batch=3)
     cells = [tried(lambda use=use: made.append(run(compose([*given, *use])))) for use in USES.values()]
     exported = [folder / f"exported_{i}" for i in range(len(made))]
     cells.append(tried(lambda: [export(*pair) for pair in zip(made, exported, strict=True)]) if made else "-")

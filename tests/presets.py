@@ -42,20 +42,7 @@ def overrides(preset: str, variant: str) -> list[str] | None:
 
 def train(path: str, other: str, folder: Path, given: list[str]) -> Path:
     """Two updates of a few short completions."""
-    common = {
-        "model.path": path,
-        "model.teacher": other,
-        "output_dir": str(folder / "out"),
-        "logger": "none",
-        "evaluation": "none",
-        "trainer.accelerator": "cpu",
-        "trainer.max_steps": 2,
-        "data.batch_size": 2,
-        "task.n_train": 4,
-        "task.n_eval": 4,
-        "task.max_new_tokens": 12,
-    }
-    return run(compose([*(f"{key}={value}" for key, value in common.items()), *given]))
+    return run(compose([*architectures.two_updates(path, other, folder, batch=2), "task.max_new_tokens=12", *given]))
 
 
 def tried(name: str, variant: str, folder: Path, presets: list[str] = PRESETS) -> dict[str, str]:

@@ -66,6 +66,17 @@ class Shapes:
             self.token = per_token(lm, autocast)
 
 
+def without_weights(model: Pretrained) -> Any:
+    """A model of transformers that has shapes alone."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model.config())
+
+
+def product_dtype(model: Pretrained, precision: Any) -> torch.dtype:
+    """The dtype of a model's products under the Trainer's precision."""
+    return torch.bfloat16 if str(precision).startswith("bf16") else model.dtype
+
+
 def without_data(lm: nn.Module) -> None:
     """Tensors of a CPU in place of those of the meta device, for which operators keep other tensors."""
     made: dict[int, Tensor] = {}

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from opd_lightning.config import build
 from opd_lightning.losses.head import BLOCK
 from opd_lightning.models.packed import onednn
-from opd_lightning.preflight.activations import Shapes, cache_bytes, state_bytes
+from opd_lightning.preflight.activations import Shapes, cache_bytes, product_dtype, state_bytes
 from opd_lightning.preflight.components import Components
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.weights import Parameters
@@ -167,7 +167,7 @@ def packed(parts: Components, cfg: DictConfig, shapes: Shapes, width: int) -> fl
     """The bytes of the copies of weights that decoding uses; see `models.packed`."""
     if not getattr(parts.generator, "pack_weights", False):
         return 0.0
-    narrow = torch.bfloat16 if "bf16" in str(cfg.trainer.precision) else parts.model.dtype
+    narrow = product_dtype(parts.model, cfg.trainer.precision)
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     if not (narrow != parts.model.dtype or (not gpu and onednn(narrow))):
         return 0.0

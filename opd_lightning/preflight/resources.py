@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 from omegaconf import DictConfig, ListConfig
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models import Pretrained
 from opd_lightning.models.flops import matrices
-from opd_lightning.preflight.activations import usual_bytes
+from opd_lightning.preflight.activations import product_dtype, usual_bytes, without_weights
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of
@@ -33,10 +33,8 @@ ENOUGH = 6e10
 
 def sizes_of(model: Pretrained) -> tuple[int, int, PretrainedConfig]:
     """The weights in the layers' matrices, all parameters, and the configuration of a model, without loading it."""
-    config = model.config()
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in matrices(lm)), sum(p.numel() for p in lm.parameters()), config
+    lm = without_weights(model)
+    return sum(p.numel() for p in matrices(lm)), sum(p.numel() for p in lm.parameters()), model.config()
 
 
 def student(parts: Components, cfg: DictConfig) -> tuple[Parameters, PretrainedConfig]:
@@ -177,7 +175,7 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
     name, free = free_memory(cfg)
     fixed = sum(resident_bytes(parts, cfg, weights).values()) + logit_bytes(cfg, config)
     room = SHARES[name] * max(free - fixed, free / 10) / activation_bytes(parts, config)
-    narrow = str(cfg.trainer.precision).startswith("bf16") or parts.model.dtype.itemsize == 2
+    narrow = product_dtype(parts.model, cfg.trainer.precision).itemsize == 2
     enough = (1 + narrow) * ENOUGH / max(2 * weights.layers, 1) if name == "machine" else MOST
     if room > enough:
         return 2 ** int(log2(min(max(enough, LEAST), MOST))), "more would not be faster on a CPU"

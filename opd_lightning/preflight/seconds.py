@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from opd_lightning.models import Pretrained
+from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models.cost_model import Model, Rates, Work, predicted
 from opd_lightning.models.flops import Sizes
+from opd_lightning.preflight.activations import product_dtype, without_weights
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.resources import estimated
@@ -29,8 +29,9 @@ def seconds(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 def seconds_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     """The predicted seconds of a step in which every completion is as long as it may be."""
     kind = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
-    dtype = torch.bfloat16 if str(cfg.trainer.precision).startswith("bf16") else parts.model.dtype
-    lm, sizes = shapes(parts.model)
+    dtype = product_dtype(parts.model, cfg.trainer.precision)
+    lm = without_weights(parts.model)
+    sizes = Sizes.of(lm)
     if cfg.adapter is not None:
         lm.requires_grad_(False)
         sizes = replace(sizes, trained=0, trained_head=0)
@@ -41,17 +42,9 @@ def seconds_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     yield CheckResult("seconds", "pass", f"{total} ({text}), by this machine's rates")
 
 
-def shapes(model: Pretrained) -> tuple[PreTrainedModel, Sizes]:
-    """A model without weights, and its sizes."""
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(model.config())
-    return lm, Sizes.of(lm)
-
-
 def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
     """The work of a step on one device."""
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
-    rows = -(-cfg.data.batch_size * parts.rollout.sampling.n // max(devices, 1))
+    rows = -(-cfg.data.batch_size * parts.rollout.sampling.n // (processes_of(cfg.trainer) or 1))
     prompts = lengths(list(parts.examples[:PROMPTS]), parts.renderer, NoContext(parts.model.template_options))
     prompt, new = round(statistics.mean(prompts)), int(parts.rollout.sampling.max_new_tokens)
     student_writes, read = parts.rollout.student_writes, [prompt + new]
@@ -60,7 +53,8 @@ def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
         "forward": sizes.read(read) + sizes.logits(new),
         "backward": sizes.backward(read, new),
         "teacher": sum(
-            (sizes if part.source is None else shapes(part.source)[1]).read(read) for _, part in all_parts(parts.teachers)
+            (sizes if part.source is None else Sizes.of(without_weights(part.source))).read(read)
+            for _, part in all_parts(parts.teachers)
         ),
     }
     flops = {part: rows * n for part, n in flops.items()}
