@@ -26,6 +26,7 @@ from opd_lightning.step.log import log_flops, log_rollout, log_tokens
 from opd_lightning.step.prepass import observed, with_old_logprobs
 from opd_lightning.step.rollouts import rollouts_of
 from opd_lightning.step.scoring import Scoring
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.types import Example, Prompts, Sample, Verdict
 from opd_lightning.utils.metrics import Ledger, StepMetrics
 from opd_lightning.utils.seeds import derive_seed, seeded
@@ -67,6 +68,7 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.renderer, self.rollout, self.objective = model, renderer, rollout, objective
+        self.engine = type(generator).__name__
         self.rollouts = rollouts_of(rollout, generator)
         self.generator = self.rollouts.generator
         self.teachers: dict[str, Any] = {name: teachers[name] for name in sorted(objective.teachers | rollout.teachers)}
@@ -75,6 +77,7 @@ class DistillationModule(L.LightningModule):
         self.optim, self.seed = optim, seed
         self.max_tokens_per_microbatch, self.chunk, self.adapter = max_tokens_per_microbatch, logits_chunk_size, adapter
         self.strict_loading = adapter is None  # a checkpoint holds what is trained
+        self.base: Fingerprint | None = None  # of the weights that a checkpoint with an adapter lacks
         self.ledger = Ledger()
         self.student: Student = None  # type: ignore[assignment]
         self.sizes: Sizes = None  # type: ignore[assignment]
@@ -88,6 +91,8 @@ class DistillationModule(L.LightningModule):
                     adapters.add(lm, self.adapter)
             self.student = Student(lm, self.chunk, self.renderer.valid_ids).to(self.trainer.strategy.root_device).train()
             self.student.verify_head(f"model.path={self.model.path}")
+            if self.adapter is not None:
+                self.base = Fingerprint.of(f"model.path={self.model.path}", self.student)
             self.sizes = Sizes.of(lm)
             self.generator.update_weights(self.student, 0)
             for teacher in self.teachers.values():

@@ -46,6 +46,13 @@ class Probe:
         ids = torch.tensor([i for i in range(valid_ids.size) if i not in set(valid_ids.absent)])
         self.rows = ids[torch.randint(0, len(ids), (rows, length), generator=draw)].tolist()
 
+    @torch.no_grad()
+    def of(self, student: Any) -> Tensor:
+        """The log-probabilities [rows, length - 1] of a model in this process, on the CPU."""
+        with student.eval_mode() as lm:
+            rows = torch.tensor(self.rows, device=lm.device)
+            return written_logprobs(lm(input_ids=rows).logits.float()[:, :-1], rows).cpu()
+
     def compare(self, student: Any, logprobs: Callable[[Sequence[Sequence[int]]], list[list[float]]], bound: float) -> float:
         """The mean absolute difference, in nats per token.
 
@@ -58,11 +65,7 @@ class Probe:
             ValueError: the difference exceeds the bound.
         """
         engine_logprobs = torch.tensor(logprobs(self.rows))
-        with student.eval_mode() as lm:
-            rows = torch.tensor(self.rows, device=lm.device)
-            logits = lm(input_ids=rows).logits.float()[:, :-1]
-        student_logprobs = written_logprobs(logits, rows).cpu()
-        difference = float((engine_logprobs - student_logprobs).abs().mean())
+        difference = float((engine_logprobs - self.of(student)).abs().mean())
         if not difference <= bound:
             raise ValueError(
                 f"the engine's log-probabilities differ by {difference:.2g} nats per token from the student's "

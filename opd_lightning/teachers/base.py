@@ -9,6 +9,7 @@ from opd_lightning.contracts import Generator, Provides, Renderer
 from opd_lightning.models import Pretrained
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.contexts.builders import check_members
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.types import Completion, Cost, Example, Rendered, SamplingParams
 from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
@@ -34,11 +35,13 @@ class BaseTeacher:
         aligned: whether it reads text in tokens of its own.
         served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
         takes_end: whether its end token is counted for the one that `model.end_token` chooses.
+        fingerprint: by which a resumed run knows a model again that its checkpoint does not hold, after `setup`; or None.
         warning: a sentence for the user, or None.
     """
 
     provides: frozenset[Provides] = frozenset({"full", "topk", "sampled"})
     top_k: int | None = None
+    fingerprint: Fingerprint | None = None
     context: Any
     self_teacher = False
     frozen = True

@@ -63,6 +63,7 @@ class LocalTeacher(BaseTeacher):
             self.weights.take_end(renderer)  # type: ignore[attr-defined]
         if not self.shares_weights:
             self.weights.setup(student)
+            self.fingerprint = self.weights.fingerprint
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> HiddenScores:
         """The distributions on the samples' trainable tokens; see `reading.read` for those without a target."""

@@ -1,6 +1,7 @@
 """A teacher behind a server: its k most probable tokens and the written token, by HTTP."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from opd_lightning.models import Pretrained
 from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.teachers.reading import Reading, read
-from opd_lightning.teachers.self_test import check_local, check_repeats, check_vocabulary, served_model
+from opd_lightning.teachers.self_test import check_local, check_repeats, check_vocabulary, each, served_models
 from opd_lightning.teachers.weights.external import External
 from opd_lightning.teachers.wire import VLLM
 from opd_lightning.types import Cost, Sample
@@ -83,16 +85,17 @@ class RemoteTeacher(BaseTeacher):
         """
         if self.tested:
             return
-        self.model, self.window = served_model(self.servers, self.model)
+        self.model, self.window = served_models(self.servers, self.model)
         ids = ValidIds.of(tokenizer.get_vocab())
         if self.tokenizer_path is None:
-            check_vocabulary(self.servers, self.model, tokenizer)
+            each(self.servers, partial(check_vocabulary, model=self.model, tokenizer=tokenizer))
         else:
             External(self.tokenizer_path, field="teacher.tokenizer").check_tokenizer(tokenizer)
         logprobs = check_repeats(self, ids)
         if self.local is not None:
             check_local(self, Pretrained(self.local, field="teacher.local"), ids, logprobs)
-        self.tested = True
+        where = f"{self.servers.field}.urls={self.servers.urls[0]} (model {self.model})"
+        self.fingerprint, self.tested = Fingerprint(where, logprobs, self.tolerance), True
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKScores | HiddenScores:
         """The log-probabilities of the samples' trainable tokens; see `reading.read` for those without a target."""

@@ -1,6 +1,9 @@
 """Tests of a served teacher before training: which model, which tokenizer, and whether its answers hold."""
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from copy import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +14,48 @@ from opd_lightning.models import Pretrained
 from opd_lightning.utils.http import Lost, ServerError, Servers
 from opd_lightning.utils.vocabulary import ValidIds
 
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
 BLOCK = 2048
 """Token ids per request for their text."""
+
+
+def each(servers: Servers, question: Callable[[Servers], Answer]) -> list[Answer]:
+    """Each server's own answer; one that stays away is left out with a warning, as long as another answers.
+
+    Raises:
+        Lost: none answers.
+    """
+    answers, lost = [], {}
+    for server in servers.present:
+        alone = copy(servers)
+        alone.present, alone.failing = [server], {}
+        try:
+            answers.append(question(alone))
+        except Lost as error:
+            lost[server] = error
+    if not answers:
+        raise Lost(" ".join(map(str, lost.values())), next(iter(lost.values())).status)
+    for server, error in lost.items():
+        log.warning(f"warning: {server.url} is left out, and the run goes on without it: {error}")
+    servers.present = [server for server in servers.present if server not in lost]
+    return answers
+
+
+def served_models(servers: Servers, name: str | None) -> tuple[str, int | None]:
+    """The name of the model that every server has, and the most tokens that all of them read, if one tells.
+
+    Raises:
+        ValueError: a server has no such model, several of which none is chosen, or one by another name.
+    """
+    found = each(servers, lambda one: served_model(one, name))
+    if len(names := sorted({model for model, _ in found})) > 1:
+        raise ValueError(
+            f"{servers.field}.urls={', '.join(servers.urls)} serve {' and '.join(names)}; serve one model, by one name, on each."
+        )
+    return names[0], min((window for _, window in found if window is not None), default=None)
 
 
 def served_model(servers: Servers, name: str | None) -> tuple[str, int | None]:

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.teachers.base import Composite
 from opd_lightning.teachers.reduced import reduced, written_ids
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.vocabulary import valid_ids_of
+from opd_lightning.utils.vocabulary import ValidIds, valid_ids_of
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,14 @@ class TopKTeacher(Composite):
     def remade(self, teachers: dict[str, Any]) -> "TopKTeacher":
         """The same of another teacher."""
         return TopKTeacher(teachers["teacher"], self.top_k or 1)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check the tokenizer for the other teacher, and k; raises ValueError if there are fewer tokens."""
+        super().check_tokenizer(tokenizer)
+        ids = ValidIds.of(tokenizer.get_vocab())
+        count = (ids if self.valid_ids is None else ids.intersection([self.valid_ids])).count
+        if (self.top_k or 1) > count and not self.apart:
+            raise ValueError(f"teacher.k={self.top_k} exceeds the {count} tokens that student and teacher share; lower it.")
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> TopKView:
         """The top-k view of the other teacher's scores."""

@@ -142,6 +142,7 @@ class AlignedTeacher(BaseTeacher):
         served = getattr(self.inner, "window", None) or student.window
         self.window = served if self.source is None else self.source.window()
         self.inner.setup(OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids), self.own)
+        self.fingerprint = self.inner.parts[0].fingerprint
         student_ids, teacher_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in self.ids)
         self.shared = SharedIds(student_ids, teacher_ids, known)
 

@@ -8,6 +8,7 @@ from typing import Any
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.flops import Sizes
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.types import Sequences
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -39,12 +40,14 @@ class Weights:
         source: the `Pretrained` of the weights; None for the student's.
         warning: a sentence for the user, or None.
         valid_ids: the ids that the weights have, where the student has more; None where they have all of the student's.
+        fingerprint: by which a resumed run knows weights again that its checkpoint does not hold; None where there are none.
     """
 
     self_teacher = True
     frozen = False
     writes = True
     source: Pretrained | None = None
+    fingerprint: Fingerprint | None = None
     warning: str | None = None
     valid_ids: ValidIds | None = None
     student: Student

@@ -10,6 +10,7 @@ from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.ends import exchange_rows, usual_ends
 from opd_lightning.models.flops import Sizes
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.teachers.weights.base import Weights
 from opd_lightning.types import Sequences
 from opd_lightning.utils.vocabulary import Overlap, ValidIds, differences, overlap
@@ -97,6 +98,7 @@ class External(Weights):
             exchange_rows(lm, *self.exchanged)
         self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
         self.model.verify_head(f"{self.field}={self.source.path}")
+        self.fingerprint = Fingerprint.of(f"{self.field}={self.source.path}", self.model)
 
     def sizes(self) -> Sizes:
         """The other model's sizes."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Student, adapters
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.teachers.weights.base import Parameters, Weights
 from opd_lightning.types import Sequences
 
@@ -25,6 +26,7 @@ class FrozenStart(Weights):
         super().setup(student)
         has_fresh_adapter = adapters.is_fresh(student.lm)
         self.model = None if has_fresh_adapter else copy.deepcopy(student).requires_grad_(False).eval()
+        self.fingerprint = Fingerprint.of("model.path", student)
 
     def footprint(self, start: Parameters) -> int:
         """Bytes of the copy; 0 where the student has an adapter."""

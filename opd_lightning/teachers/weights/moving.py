@@ -47,6 +47,7 @@ class TrustRegion(Weights):
         """Keep the start model."""
         super().setup(student)
         self.start.setup(student)
+        self.fingerprint = self.start.fingerprint
 
     def footprint(self, start: Parameters) -> int:
         """Bytes of the start model."""
