@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from opd_lightning.types import Sample
+from opd_lightning.config.schema import leaves
+from opd_lightning.types import Example, Sample
 from opd_lightning.utils.atomic_files import replace_text
 
 FORMAT = 1
 PER_TOKEN = ("token_ids", "loss_mask", "logprobs")
-PER_SAMPLE = ("key", "length", "trainable", "prompt_length", "truncated")
+PER_SAMPLE = ("key", "chat", "length", "trainable", "prompt_length", "truncated")
+
+PLAIN = ("kind", "k", "num_generations", "source")
+OPAQUE = {
+    "tokenizer": "the tokens of the student's tokenizer",
+    "vocabulary": "the tokens of the models",
+    "absent": "the tokens of the models",
+    "template": "the chat templates",
+    "data": "the training examples",
+    "output_layer": "the weights of the teacher's output layer",
+}
+"""What an index holds beside settings: to name with its values, and with words."""
 
 
 @dataclass
@@ -38,6 +51,8 @@ class Index:
         settings: the configuration that the samples and scores are made of.
         num_generations: samples per prompt and pass.
         source: "student", "teacher" or "dataset".
+        data, template: digests of the training examples, and of the chat templates.
+        models: numbers of the models that score and write, by which they are known again; see `teachers.fingerprint`.
         shards: the number of samples and trainable tokens of each.
         complete: whether all shards are there.
     """
@@ -51,6 +66,9 @@ class Index:
     settings: dict[str, Any]
     num_generations: int
     source: str
+    data: str = ""
+    template: str = ""
+    models: dict[str, Any] = field(default_factory=dict)
     shards: list[dict[str, int]] = field(default_factory=list)
     complete: bool = False
     format: int = FORMAT
@@ -64,7 +82,7 @@ class Index:
         """
         try:
             index = json.loads((folder / "index.json").read_text())
-            read = cls(**{f.name: index[f.name] for f in fields(cls)})
+            read = cls(**{f.name: index[f.name] for f in fields(cls) if f.name in index})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{name}={folder} holds no scores (index.json); make them with python -m opd_lightning.score."
@@ -77,10 +95,17 @@ class Index:
         """Write the index."""
         replace_text(folder / "index.json", json.dumps(asdict(self), indent=1) + "\n")
 
-    def same_content(self, other: "Index") -> bool:
-        """Do both describe the same samples and scores?"""
-        ours, theirs = (asdict(index) | {"shards": None, "complete": None} for index in (self, other))
-        return ours == theirs
+    def difference(self, now: "Index") -> str | None:
+        """What decides the scores and is another in the index of now, as text; None where nothing is."""
+        if not self.data:
+            return "an earlier version of this package began it"
+        for name, text in OPAQUE.items():
+            if getattr(self, name) != getattr(now, name):
+                return f"{text} differ from those it was begun with"
+        ours, theirs = (dict(leaves({name: getattr(i, name) for name in PLAIN} | i.settings)) for i in (self, now))
+        changed = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        return f"{changed[0]}={theirs.get(changed[0])}, and {ours.get(changed[0])} when it was begun{more}" if changed else None
 
 
 def fingerprint_of_vocabulary(vocabulary: Mapping[str, int]) -> str:
@@ -99,7 +124,16 @@ def fingerprint_of_weights(*tensors: Tensor | None) -> str:
 
 def key_of(token_ids: Tensor, prompt_length: int) -> int:
     """The key under which a sample's scores are found: a 63-bit hash of its tokens and the length of its prompt."""
-    data = token_ids.to(torch.int64).cpu().numpy().tobytes() + prompt_length.to_bytes(8, "little")
+    return hash_of(token_ids.to(torch.int64).cpu().numpy().tobytes() + prompt_length.to_bytes(8, "little"))
+
+
+def chat_of(example: Example) -> int:
+    """A 63-bit hash of an example's prompt as the task gives it."""
+    return hash_of(json.dumps([example.messages, example.tools], default=str).encode())
+
+
+def hash_of(data: bytes) -> int:
+    """A 63-bit hash."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
@@ -113,6 +147,7 @@ def pack_samples(samples: Sequence[Sample]) -> dict[str, Tensor]:
     logprobs = [s.logprobs for s in samples if s.logprobs is not None]
     tensors = {
         "key": torch.tensor([key_of(s.token_ids, s.prompt_length) for s in samples]),
+        "chat": torch.tensor([chat_of(s.example) for s in samples]),
         "length": torch.tensor([len(s.token_ids) for s in samples], dtype=torch.int32),
         "trainable": torch.tensor([s.trainable for s in samples], dtype=torch.int32),
         "prompt_length": torch.tensor([s.prompt_length for s in samples], dtype=torch.int32),
@@ -132,8 +167,9 @@ def save_shard(path: Path, tensors: Mapping[str, Tensor], example_ids: Sequence[
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample stands: its shard, its row there, and the slices of its tokens and of its trainable tokens."""
+    """Where a sample stands: its key, its shard, its row there, and the slices of its tokens and of its trainable tokens."""
 
+    key: int
     shard: int
     row: int
     tokens: slice
@@ -155,11 +191,15 @@ class ScoreFiles:
         self.index = Index.read(self.folder, name)
         if not self.index.complete:
             raise ValueError(f"{name}={folder} is not complete; the same python -m opd_lightning.score goes on with it.")
-        self.by_key: dict[int, Place] = {}
+        self.by_key: dict[int, list[Place]] = {}
         self.by_example: dict[str, list[Place]] = {}
         self.open = lru_cache(maxsize=16)(self._open)
         for number in range(len(self.index.shards)):
             self._read_places(number)
+        self.by_group: dict[tuple[str, tuple[int, ...]], list[Place]] = {}
+        for example, places in self.by_example.items():
+            for i in range(0, len(places), n := self.index.num_generations):
+                self.by_group[example, tuple(place.key for place in places[i : i + n])] = places[i : i + n]
 
     def _open(self, number: int) -> Any:
         try:
@@ -172,9 +212,9 @@ class ScoreFiles:
         keys, lengths, counts = (shard.get_tensor(name).tolist() for name in ("key", "length", "trainable"))
         token = trainable = 0
         for row, example in enumerate(json.loads(shard.metadata()["examples"])):
-            place = Place(number, row, slice(token, token + lengths[row]), slice(trainable, trainable + counts[row]))
+            place = Place(keys[row], number, row, slice(token, token + lengths[row]), slice(trainable, trainable + counts[row]))
             token, trainable = token + lengths[row], trainable + counts[row]
-            self.by_key[keys[row]] = place
+            self.by_key.setdefault(place.key, []).append(place)
             self.by_example.setdefault(example, []).append(place)
 
     def rows(self, name: str, place: Place) -> Tensor | None:
@@ -185,3 +225,59 @@ class ScoreFiles:
         if name in PER_SAMPLE:
             return shard.get_slice(name)[place.row : place.row + 1][0]
         return shard.get_slice(name)[place.tokens if name in PER_TOKEN else place.trainable]
+
+    def find(self, samples: Sequence[Sample]) -> list[Place | None]:
+        """Where the scores of each sample are; None where there are none.
+
+        The samples of a prompt are looked up together: the teacher may have read one behind the others (siblings), and
+        equal groups were read alike.
+
+        Raises:
+            ValueError: the scores of a sample are several, and no group says which.
+        """
+        places: list[Place | None] = []
+        for _, part in groupby(samples, key=lambda sample: (sample.example.id, sample.group)):
+            group = list(part)
+            keys = tuple(key_of(sample.token_ids, sample.prompt_length) for sample in group)
+            whole = self.by_group.get((group[0].example.id, keys))
+            places += whole or [self.find_one(sample, key) for sample, key in zip(group, keys, strict=True)]
+        return places
+
+    def find_one(self, sample: Sample, key: int) -> Place | None:
+        """Where the scores of a sample are, by itself: those of its own example first, then of any with these tokens."""
+        name = sample.example.id
+        own = [place for place in self.by_example.get(name, []) if place.key == key] or self.by_key.get(key, [])
+        if any(not self.alike(own[0], place) for place in own[1:]):
+            raise ValueError(
+                f"{self.name}={self.folder} has several scores of a completion of example {name}, which the teacher read behind "
+                f"different contexts; take rollout=recorded rollout.path={self.folder}, which tells them apart."
+            )
+        return own[0] if own else None
+
+    def alike(self, a: Place, b: Place) -> bool:
+        """Whether two places have the same scores, up to rounding."""
+        pairs = [(self.rows(name, a), self.rows(name, b)) for name in ("sampled", "hidden")]
+        return all(torch.allclose(x.float(), y.float(), 0.02, 0.02) for x, y in pairs if x is not None and y is not None)
+
+    def first_numbers(self) -> Tensor:
+        """The scores of the first sample, by which the folder is known again."""
+        place = next(iter(self.by_example.values()))[0]
+        numbers = [part for name in ("sampled", "hidden") if (part := self.rows(name, place)) is not None]
+        return torch.cat([part.float().flatten()[:256] for part in numbers])
+
+    def why_other(self, example: Example, prompt: Sequence[int]) -> str:
+        """Why there is nothing here for an example, of which the student now reads this prompt."""
+        if not (places := self.by_example.get(example.id)):
+            return f"example {example.id} is not in it; it was made from other data (task, split, seed)"
+        chat, length, ids = (self.rows(name, places[0]) for name in ("chat", "prompt_length", "token_ids"))
+        assert length is not None and ids is not None
+        if chat is not None and int(chat) != chat_of(example):
+            return f"the data have changed: the task has another prompt for example {example.id} than the recorded one"
+        if ids[: int(length)].tolist() != list(prompt):
+            return (
+                f"the chat template, its options or the date in it now render another prompt for example {example.id} "
+                "(model.chat_template)"
+            )
+        return (
+            f"the completion of example {example.id} is another than the recorded one (another reference, or another rollout)"
+        )

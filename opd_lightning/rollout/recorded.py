@@ -50,7 +50,8 @@ class RecordedRollout:
         for group, (example, prompt) in enumerate(zip(prompts.examples, prompts.rendered, strict=True)):
             places, n = self.files.by_example.get(example.id, []), self.sampling.n
             if not places:
-                raise ValueError(f"rollout.path={self.path} has no completion of example {example.id}; record it again.")
+                why = self.files.why_other(example, prompt.token_ids)
+                raise ValueError(f"rollout.path={self.path} has no completion of example {example.id}: {why}. Record it again.")
             first = derive_seed(seed, example.id) % (len(places) // n) * n
             samples += [self.sample(place, example, group, prompt) for place in places[first : first + n]]
         return Rollout(samples)
@@ -66,10 +67,8 @@ class RecordedRollout:
         ids, mask, length = read["token_ids"], read["loss_mask"], read["prompt_length"]
         assert ids is not None and mask is not None and length is not None
         if ids[: int(length)].tolist() != prompt.token_ids:
-            raise ValueError(
-                f"rollout.path={self.path} has another prompt for example {example.id} than the chat template renders now; "
-                "use the same model.chat_template and options, or record it again."
-            )
+            why = self.files.why_other(example, prompt.token_ids)
+            raise ValueError(f"rollout.path={self.path} does not fit: {why}. Bring back what was recorded, or record it again.")
         cut = bool(read["truncated"])
         reason: Literal["stop", "length"] = "length" if cut else "stop"
         source: Any = self.files.index.source

@@ -66,6 +66,9 @@ def main() -> None:
         score(cfg, out, **options)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {redact_secrets(str(error))}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,14 @@ from opd_lightning.models.output_layers import without_blocks
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.resources import automatic_tokens
 from opd_lightning.runs.identity import TRANSPORT, without
-from opd_lightning.score.write import ScoreWriter, resumed
+from opd_lightning.score.folder import begun, check_writable, digest_of_data, digest_of_templates, resumed
+from opd_lightning.score.write import ScoreWriter
 from opd_lightning.step.scoring import Scoring
+from opd_lightning.teachers.base import all_parts
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.utils.atomic_files import locked
 from opd_lightning.utils.secrets import redact_secrets
+from opd_lightning.utils.vocabulary import ValidIds
 
 
 def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: int = 1, shard_size: int = 256) -> None:
@@ -36,24 +40,34 @@ def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: i
     """
     check_options(kind, k, passes, shard_size)
     check(cfg)
-    parts = assemble(cfg, None)
-    with closing(parts.generator):
-        write(parts, cfg, out, kind, k, passes, shard_size)
+    check_writable(out)
+    with locked(out, "choose another out"):
+        before = begun(out)
+        parts = assemble(cfg, None)
+        with closing(parts.generator):
+            write(parts, cfg, out, before, kind, k, passes, shard_size)
 
 
-def write(parts: Components, cfg: DictConfig, out: Path, kind: str, k: int, passes: int, shard_size: int) -> None:
-    """Check the components, and write the scores; see `score`."""
+def write(
+    parts: Components, cfg: DictConfig, out: Path, before: Index | None, kind: str, k: int, passes: int, shard_size: int
+) -> None:
+    """Check the components, and write the scores, going on with those of the index `before`; see `score`."""
+    teacher = parts.teachers.get("teacher")
+    check_teacher(teacher, kind, k, parts)
     parts.preflight()
     if cfg.max_tokens_per_microbatch == "auto":
-        cfg.max_tokens_per_microbatch = automatic_tokens(parts, cfg)[0]
-    teacher = parts.teachers.get("teacher")
-    check_teacher(teacher, kind, k)
+        cfg.max_tokens_per_microbatch = (
+            automatic_tokens(parts, cfg)[0] if before is None else before.settings.get("max_tokens_per_microbatch")
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = Student(parts.model.model(), cfg.logits_chunk_size, parts.renderer.valid_ids).to(device).eval()
     parts.generator.update_weights(student, 0)
     for each in parts.teachers.values():
         each.setup(student, parts.renderer)
-    index = resumed(describe(cfg, parts, student, kind, k, passes, shard_size), out)
+    models = {role: part.fingerprint for role, part in all_parts(parts.teachers) if part.fingerprint is not None}
+    if parts.rollout.student_writes:
+        models["student"] = Fingerprint.of(f"model.path={parts.model.path}", student)
+    index = resumed(describe(cfg, parts, student, kind, k, passes, shard_size), before, models, out)
     writer = ScoreWriter(
         rollout=parts.rollout,
         generator=parts.generator,
@@ -66,9 +80,7 @@ def write(parts: Components, cfg: DictConfig, out: Path, kind: str, k: int, pass
         batch_size=cfg.data.batch_size,
         max_tokens=cfg.max_tokens_per_microbatch,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        writer.write(out, list(parts.examples), passes, shard_size)
+    writer.write(out, list(parts.examples), passes, shard_size)
 
 
 def check_options(kind: str, k: int, passes: int, shard_size: int) -> None:
@@ -80,7 +92,7 @@ def check_options(kind: str, k: int, passes: int, shard_size: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def check_teacher(teacher: Any, kind: str, k: int) -> None:
+def check_teacher(teacher: Any, kind: str, k: int, parts: Components) -> None:
     """Raises ValueError if a teacher's scores cannot be kept."""
     if teacher is None:
         raise ValueError("the method reads no teacher's scores; choose one such as method=kd or method=opd.")
@@ -97,15 +109,22 @@ def check_teacher(teacher: Any, kind: str, k: int) -> None:
                 f"scores of {part.own_tokenizer.name}, which has another tokenizer, cannot be kept: {reason}; choose "
                 "teacher.alignment=shared with teacher=external or remote_hidden."
             )
-    if "topk" not in teacher.provides or (teacher.top_k is not None and k > teacher.top_k):
-        raise ValueError(f"k={k} exceeds the {teacher.top_k or 0} tokens that the teacher gives; lower it.")
+    ids = [part.valid_ids for part in (teacher,) if part.valid_ids is not None and not any(p.aligned for p in part.parts)]
+    known = ValidIds(parts.model.vocab_size()).intersection([parts.renderer.valid_ids, *ids]).count
+    most = 0 if "topk" not in teacher.provides else known if teacher.top_k is None else min(known, teacher.top_k)
+    if kind == "topk" and k > most:
+        raise ValueError(f"k={k} exceeds the {most} tokens that the teacher gives; lower it.")
 
 
 def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k: int, passes: int, shard_size: int) -> Index:
     """The index of the scores."""
     resolved = redact_secrets(plain(cfg))
-    names = ("model", "adapter", "task", "environment", "rollout", "teacher", "context", "seed")
+    names = ("model", "adapter", "task", "environment", "rollout", "teacher", "context", "data", "seed")
     settings = {name: without(resolved[name], TRANSPORT) for name in names if name in resolved}
+    settings |= {"trainer.precision": resolved["trainer"]["precision"], "passes": passes, "shard_size": shard_size}
+    settings["max_tokens_per_microbatch"] = cfg.max_tokens_per_microbatch
+    if parts.rollout.student_writes or parts.rollout.teachers:  # an engine draws
+        settings["generator"] = resolved["generator"]["_target_"]
     teacher, ids, layer = parts.teachers["teacher"], student.head.known, None
     if kind == "hidden":
         source: Pretrained = teacher.output_layer or parts.model
@@ -121,9 +140,11 @@ def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k:
         absent=list(ids.absent),
         tokenizer=fingerprint_of_vocabulary(parts.tokenizer.get_vocab()),
         output_layer=layer,
-        settings=settings | {"passes": passes, "shard_size": shard_size},
+        settings=settings,
         num_generations=parts.rollout.sampling.n,
         source="student" if parts.rollout.student_writes else "teacher" if parts.rollout.teachers else "dataset",
+        data=digest_of_data(parts),
+        template=digest_of_templates(parts),
     )
 
 

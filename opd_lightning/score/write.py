@@ -4,11 +4,12 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from opd_lightning.contracts import RolloutPolicy
@@ -74,9 +75,15 @@ class ScoreWriter:
                     f"{seconds / 60:.1f} minutes"
                 )
                 check_room(folder, expected)
-            save_shard(shard_path(folder, number), tensors, [sample.example.id for sample in samples])
             self.index.shards.append({"samples": len(samples), "tokens": sum(sample.trainable for sample in samples)})
-            self.index.write(folder)
+            try:
+                save_shard(shard_path(folder, number), tensors, [sample.example.id for sample in samples])
+                self.index.write(folder)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"out={folder} could not be written ({error}); make room, or look at its permissions. Then the same command "
+                    "goes on."
+                ) from error
             written += size
         self.index.complete = True
         self.index.write(folder)
@@ -141,19 +148,3 @@ def check_room(folder: Path, size: float) -> None:
             f"out={folder} has room for {megabytes(free)}, and the scores need about {megabytes(size)}; make room, lower k, or "
             "choose another folder."
         )
-
-
-def resumed(index: Index, folder: Path) -> Index:
-    """The index of a folder that was begun with the same settings, else the given one.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
-    if not (folder / "index.json").is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"out={folder} is not empty; choose another folder.")
-        return index
-    before = Index.read(folder, "out")
-    if not before.same_content(index):
-        raise ValueError(f"out={folder} holds scores of other settings; choose another folder.")
-    return replace(index, shards=before.shards, complete=before.complete)

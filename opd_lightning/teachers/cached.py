@@ -8,12 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
-from opd_lightning.data.score_files import ScoreFiles, fingerprint_of_vocabulary, fingerprint_of_weights, key_of
+from opd_lightning.data.score_files import ScoreFiles, fingerprint_of_vocabulary, fingerprint_of_weights
 from opd_lightning.losses.targets import HiddenScores, TopKLogProbs, TopKScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.output_layers import without_blocks
 from opd_lightning.teachers.base import BaseTeacher
 from opd_lightning.teachers.contexts import NoContext
+from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.types import Cost, Sample
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -54,6 +55,7 @@ class CachedTeacher(BaseTeacher):
             ValueError: it is another than that of the scored hidden states.
         """
         super().setup(student, renderer)
+        self.fingerprint = Fingerprint(f"teacher.path={self.path}", self.files.first_numbers(), 0.0)
         if self.index.output_layer is None:
             return
         layer = self.index.output_layer
@@ -72,13 +74,12 @@ class CachedTeacher(BaseTeacher):
             ValueError: one was not scored.
         """
         places = []
-        for sample in samples:
-            place = self.files.by_key.get(key_of(sample.token_ids, sample.prompt_length))
+        for sample, place in zip(samples, self.files.find(samples), strict=True):
             if place is None or place.trainable.stop - place.trainable.start != sample.trainable:
+                why = self.files.why_other(sample.example, sample.token_ids[: sample.prompt_length].tolist())
                 raise ValueError(
-                    f"teacher.path={self.path} has no scores of a completion of example {sample.example.id}: it was written "
-                    "by another rollout, task or chat template than the scored ones; take rollout=recorded "
-                    f"rollout.path={self.path}, or score again."
+                    f"teacher.path={self.path} has no scores of a completion of example {sample.example.id}: {why}. Take "
+                    f"rollout=recorded rollout.path={self.path}, bring back what has changed, or score again."
                 )
             places.append(place)
 

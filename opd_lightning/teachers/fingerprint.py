@@ -54,7 +54,7 @@ def another_model(before: Mapping[str, Any], now: Mapping[str, Fingerprint]) -> 
         difference = fingerprint.difference(before[role]) if role in before else 0.0
         if not difference <= fingerprint.tolerance:
             return (
-                f"{fingerprint.name}: the {role} is not what it was (its numbers for the same tokens differ by {difference:.2g} nats "
-                f"on average, and {fingerprint.tolerance:g} is accepted)"
+                f"{fingerprint.name}: the {role} is not what it was (its numbers for the same tokens differ by "
+                f"{difference:.2g} nats on average, and {fingerprint.tolerance:g} is accepted)"
             )
     return None

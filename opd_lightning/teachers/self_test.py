@@ -53,7 +53,7 @@ def served_models(servers: Servers, name: str | None) -> tuple[str, int | None]:
     found = each(servers, lambda one: served_model(one, name))
     if len(names := sorted({model for model, _ in found})) > 1:
         raise ValueError(
-            f"{servers.field}.urls={', '.join(servers.urls)} serve {' and '.join(names)}; serve one model, by one name, on each."
+            f"{servers.field}.urls={', '.join(servers.urls)} serve {' and '.join(names)}; serve one model by one name."
         )
     return names[0], min((window for _, window in found if window is not None), default=None)
 

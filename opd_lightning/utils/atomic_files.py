@@ -48,8 +48,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, remedy: str = "choose another study.name or seed") -> Iterator[None]:
     """Lock a run's folder for this process.
+
+    Args:
+        remedy: what else a user can do where another process holds it.
 
     Raises:
         ValueError: another process holds it.
@@ -58,9 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
-            f"{folder} is being made by another process; wait for it, stop it, or choose another study.name or seed."
-        ) from error
+        raise ValueError(f"{folder} is being made by another process; wait for it, stop it, or {remedy}.") from error
     except (OSError, NotImplementedError):  # a file system without locks
         pass
     try:
