@@ -21,6 +21,7 @@ class Served:
         headers: of the last request.
         max_logprobs: most tokens per position; more are refused.
         states: a folder for the hidden states before the final norm, which vLLM's connector writes; None writes none.
+        name: the model's.
         noise: nats added to the log-probabilities, times the number of the request.
     """
 
@@ -31,11 +32,12 @@ class Served:
         self.fail: Callable[[int], int | None] = lambda n: None
         self.headers: dict[str, str] = {}
         self.states: Path | None = None
+        self.name = "teacher"
         served = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.reply(200, {"data": [{"id": "teacher", "max_model_len": 128}]})
+                self.reply(200, {"data": [{"id": served.name, "max_model_len": 128}]})
 
             def do_POST(self) -> None:
                 payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,5 +1,7 @@
 """A teacher behind a server equals the same teacher in this process, and is tested before training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from served import Served
@@ -121,6 +123,23 @@ def test_requests_are_sent_again_and_to_the_next_server(served, tokenizer, monke
     teacher = RemoteTeacher(servers("http://127.0.0.1:9", served.url, retries=6, key_env="TEACHER_KEY"), model="teacher")
     teacher.check_tokenizer(tokenizer)
     assert served.headers["Authorization"] == "Bearer a-secret-of-the-server"
+
+
+def test_every_server_is_tested(served, tokenizer, other):
+    """The second serves another tokenizer, or a model by another name; the first is right."""
+    second, names = Served(other), ["teacher", "student"]
+    try:
+        right = tokenizer.decode
+        second.tokenizer = SimpleNamespace(decode=lambda ids: right(ids) + "x" * (5 in ids))
+        with pytest.raises(ValueError, match=rf"urls={second.url} serves a model with another tokenizer: the token 5 is"):
+            RemoteTeacher(servers(served.url, second.url)).check_tokenizer(tokenizer)
+        second.name = names[1]
+        with pytest.raises(ValueError, match=r"serve student and teacher; serve one model by one name"):
+            RemoteTeacher(servers(served.url, second.url)).check_tokenizer(tokenizer)
+        with pytest.raises(ValueError, match=rf"urls={second.url} has no model 'teacher'"):
+            RemoteTeacher(servers(served.url, second.url), model=names[0]).check_tokenizer(tokenizer)
+    finally:
+        second.close()
 
 
 def test_a_server_that_is_gone_is_a_sentence(small):

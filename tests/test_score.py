@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
+from conftest import save_tiny
 
 from opd_lightning.data.score_files import ScoreFiles, key_of
 from opd_lightning.runs.metrics_file import read_csv
-from opd_lightning.score import write
+from opd_lightning.score import make, write
 from opd_lightning.score.__main__ import main
 from opd_lightning.score.make import score
 from opd_lightning.training.run import run
@@ -117,8 +118,6 @@ def scored(small, tmp_path):
 
 @pytest.mark.slow
 def test_another_output_layer_is_refused(small, tmp_path, other):
-    from conftest import save_tiny
-
     teacher = save_tiny(tmp_path / "teacher", seed=8)
     score(small("method=kd", f"model.teacher={teacher}"), tmp_path / "scores", kind="hidden")
     save_tiny(tmp_path / "teacher", seed=9)
@@ -135,11 +134,44 @@ def test_another_output_layer_is_refused(small, tmp_path, other):
         (("method=kd", *TOPK, "teacher=topk", "teacher.k=10"), {"kind": "hidden"}, "gives no hidden states"),
         (("method=kd",), {"kind": "all"}, "kind=all is unknown"),
         (("method=kd",), {"passes": 0}, "passes=0 must be at least 1"),
+        (("method=kd",), {"k": 99}, r"k=99 exceeds the \d+ tokens that the teacher gives"),
+        (("method=kd", *TOPK, "teacher=topk", "teacher.k=99"), {"k": 5}, r"teacher.k=99 exceeds the \d+ tokens"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(small, tmp_path, overrides, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         score(small(*overrides), tmp_path / "scores", **options)
+
+
+@pytest.mark.parametrize("out", ["/proc/zz", "file/out"])
+def test_a_folder_that_cannot_be_written_is_refused_at_once(small, tmp_path, monkeypatch, out):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(make, "assemble", None)
+    with pytest.raises(ValueError, match=r"out=.* cannot be written \(.*choose another folder"):
+        score(small("method=kd"), tmp_path / out)
+
+
+def test_scoring_that_goes_on_refuses_what_is_another(small, tmp_path):
+    """Rows, weights, a template, an engine's numbers: each is named."""
+    rows, teacher, out = tmp_path / "rows.jsonl", tmp_path / "teacher", tmp_path / "scores"
+    given = ["method=kd", "task=table", f"task.path={rows}", "task.max_new_tokens=8", f"model.teacher={teacher}"]
+    given += ["~task.n_train", "~task.n_eval", "evaluation=none"]
+
+    def begin(*more, words="w w", seed=1):
+        rows.write_text("".join(json.dumps({"prompt": f"{words} {i}", "completion": "w"}) + "\n" for i in range(12)))
+        save_tiny(teacher, seed)
+        score(small(*given, *more), out, k=3)
+
+    begin()
+    begin()
+    for sentence, more, options in [
+        ("the training examples differ", (), {"words": "w"}),
+        ("teacher: the teacher is not what it was", (), {"seed": 2}),
+        ("max_tokens_per_microbatch=64, and ", ("max_tokens_per_microbatch=64",), {}),
+        ("and 1 more|teacher.dtype=bfloat16, and float32", ("teacher.dtype=bfloat16",), {}),
+    ]:
+        with pytest.raises(ValueError, match=f"holds scores of other settings: .*({sentence}).*choose another out"):
+            begin(*more, **options)
 
 
 @pytest.mark.slow

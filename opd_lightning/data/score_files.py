@@ -249,8 +249,8 @@ class ScoreFiles:
         own = [place for place in self.by_example.get(name, []) if place.key == key] or self.by_key.get(key, [])
         if any(not self.alike(own[0], place) for place in own[1:]):
             raise ValueError(
-                f"{self.name}={self.folder} has several scores of a completion of example {name}, which the teacher read behind "
-                f"different contexts; take rollout=recorded rollout.path={self.folder}, which tells them apart."
+                f"{self.name}={self.folder} has several scores of a completion of example {name}, which the teacher read "
+                f"behind different contexts; take rollout=recorded rollout.path={self.folder}, which tells them apart."
             )
         return own[0] if own else None
 

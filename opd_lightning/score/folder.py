@@ -13,7 +13,6 @@ from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.data import digest
 from opd_lightning.teachers.fingerprint import Fingerprint, another_model
 
-
 LEFT = (".tmp", ".safetensors")
 """Files that an interruption before the first index leaves."""
 

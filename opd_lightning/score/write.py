@@ -81,8 +81,8 @@ class ScoreWriter:
                 self.index.write(folder)
             except (OSError, SafetensorError) as error:
                 raise ValueError(
-                    f"out={folder} could not be written ({error}); make room, or look at its permissions. Then the same command "
-                    "goes on."
+                    f"out={folder} could not be written ({error}); make room, or look at its permissions. Then the same "
+                    "command goes on."
                 ) from error
             written += size
         self.index.complete = True

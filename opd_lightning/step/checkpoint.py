@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def save(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Add the ledger, the teachers, fingerprints and pending rollouts; of a student with an adapter only trained weights stay."""
+    """Add the ledger, teachers, fingerprints and pending rollouts; of a student with an adapter only trained weights stay."""
     checkpoint |= module.rollouts.state_dict()
     checkpoint["ledger"] = module.ledger.state_dict()
     checkpoint["teachers"] = {name: teacher.state_dict() for name, teacher in module.teachers.items()}
@@ -62,8 +62,8 @@ def check_unchanged(module: Any, checkpoint: dict[str, Any]) -> None:
     before, writes = checkpoint.get("engine", module.engine), module.rollout.student_writes or module.rollout.teachers
     if writes and before != module.engine and module.global_rank == 0:
         log.warning(
-            f"warning: {before} wrote this run's completions before, and {module.engine} goes on: from here they are other draws "
-            "than those of the run without a break."
+            f"warning: {before} wrote this run's completions before, and {module.engine} goes on: from here they are other "
+            "draws than those of the run without a break."
         )
 
 

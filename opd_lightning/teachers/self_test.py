@@ -38,8 +38,8 @@ def each(servers: Servers, question: Callable[[Servers], Answer]) -> list[Answer
             lost[server] = error
     if not answers:
         raise Lost(" ".join(map(str, lost.values())), next(iter(lost.values())).status)
-    for server, error in lost.items():
-        log.warning(f"warning: {server.url} is left out, and the run goes on without it: {error}")
+    for server, reason in lost.items():
+        log.warning(f"warning: {server.url} is left out, and the run goes on without it: {reason}")
     servers.present = [server for server in servers.present if server not in lost]
     return answers
 
