@@ -21,9 +21,7 @@ def test_another_served_model_is_refused(small, tiny, other):
     try:
         run(small(*common, "evaluation=none", "trainer.max_steps=1"))
         server.lm = AutoModelForCausalLM.from_pretrained(tiny).eval()
-        with pytest.raises(
-            ValueError, match=f"{server.url} .*the teacher is not what it was .* choose another study.name"
-        ):
+        with pytest.raises(ValueError, match=f"{server.url} .*the teacher is not what it was .* choose another study.name"):
             run(small(*common, "evaluation=none", "trainer.max_steps=2"))
     finally:
         server.close()

@@ -109,11 +109,18 @@ def check_teacher(teacher: Any, kind: str, k: int, parts: Components) -> None:
                 f"scores of {part.own_tokenizer.name}, which has another tokenizer, cannot be kept: {reason}; choose "
                 "teacher.alignment=shared with teacher=external or remote_hidden."
             )
-    ids = [part.valid_ids for part in (teacher,) if part.valid_ids is not None and not any(p.aligned for p in part.parts)]
-    known = ValidIds(parts.model.vocab_size()).intersection([parts.renderer.valid_ids, *ids]).count
-    most = 0 if "topk" not in teacher.provides else known if teacher.top_k is None else min(known, teacher.top_k)
-    if kind == "topk" and k > most:
+    if kind == "topk" and k > (most := most_tokens(teacher, parts)):
         raise ValueError(f"k={k} exceeds the {most} tokens that the teacher gives; lower it.")
+
+
+def most_tokens(teacher: Any, parts: Components) -> int:
+    """How many of a position's most probable tokens a teacher can give."""
+    if "topk" not in teacher.provides:
+        return 0
+    own = teacher.valid_ids if not any(part.aligned for part in teacher.parts) else None
+    ids = [parts.renderer.valid_ids, *([] if own is None else [own])]
+    known = ValidIds(parts.model.vocab_size()).intersection(ids).count
+    return known if teacher.top_k is None else min(known, teacher.top_k)
 
 
 def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k: int, passes: int, shard_size: int) -> Index:
