@@ -53,7 +53,9 @@ def write(
 ) -> None:
     """Check the components, and write the scores, going on with those of the index `before`; see `score`."""
     teacher = parts.teachers.get("teacher")
-    check_teacher(teacher, kind, k, parts)
+    check_teacher(teacher, kind, k)
+    if kind == "topk":
+        check_k(teacher, k, parts)
     parts.preflight()
     if cfg.max_tokens_per_microbatch == "auto":
         cfg.max_tokens_per_microbatch = (
@@ -92,7 +94,7 @@ def check_options(kind: str, k: int, passes: int, shard_size: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def check_teacher(teacher: Any, kind: str, k: int, parts: Components) -> None:
+def check_teacher(teacher: Any, kind: str, k: int) -> None:
     """Raises ValueError if a teacher's scores cannot be kept."""
     if teacher is None:
         raise ValueError("the method reads no teacher's scores; choose one such as method=kd or method=opd.")
@@ -109,18 +111,17 @@ def check_teacher(teacher: Any, kind: str, k: int, parts: Components) -> None:
                 f"scores of {part.own_tokenizer.name}, which has another tokenizer, cannot be kept: {reason}; choose "
                 "teacher.alignment=shared with teacher=external or remote_hidden."
             )
-    if kind == "topk" and k > (most := most_tokens(teacher, parts)):
-        raise ValueError(f"k={k} exceeds the {most} tokens that the teacher gives; lower it.")
+    if "topk" not in teacher.provides or (teacher.top_k is not None and k > teacher.top_k):
+        raise ValueError(f"k={k} exceeds the {teacher.top_k or 0} tokens that the teacher gives; lower it.")
 
 
-def most_tokens(teacher: Any, parts: Components) -> int:
-    """How many of a position's most probable tokens a teacher can give."""
-    if "topk" not in teacher.provides:
-        return 0
+def check_k(teacher: Any, k: int, parts: Components) -> None:
+    """Raises ValueError if student and teacher have fewer than k tokens."""
     own = teacher.valid_ids if not any(part.aligned for part in teacher.parts) else None
     ids = [parts.renderer.valid_ids, *([] if own is None else [own])]
     known = ValidIds(parts.model.vocab_size()).intersection(ids).count
-    return known if teacher.top_k is None else min(known, teacher.top_k)
+    if k > known:
+        raise ValueError(f"k={k} exceeds the {known} tokens that the teacher gives; lower it.")
 
 
 def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k: int, passes: int, shard_size: int) -> Index:
