@@ -1,5 +1,7 @@
 """Scores on disk: each sample finds the reading that is its own, and what does not fit is said to be what it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,3 +63,21 @@ def test_equal_scores_of_one_completion_are_no_question(tmp_path):
 )
 def test_what_has_changed_is_named(tmp_path, asked, prompt, sentence):
     assert sentence in files(tmp_path, [sample("a", 1)], [-1.0]).why_other(asked.example, prompt)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"k": 2}, "k=2, and 1 when it was begun"),
+        ({"settings": {"trainer": {"precision": "bf16-true"}}, "k": 3}, "k=3, and 1 when it was begun, and 1 more"),
+        ({"data": "y"}, "the training examples differ"),
+        ({"template": "y"}, "the chat templates differ"),
+        ({"complete": True, "shards": [{}]}, None),
+    ],
+)
+def test_the_difference_of_two_indices_is_named(change, sentence):
+    settings = {"trainer": {"precision": "32-true"}}
+    begun = Index("topk", 1, 9, [], "", None, settings, 1, "student", data="x", template="x")
+    found = begun.difference(replace(begun, **change))
+    assert found is None if sentence is None else sentence in found
+    assert "an earlier version" in replace(begun, data="").difference(begun)
