@@ -4,28 +4,27 @@ import json
 
 import pytest
 import torch
+from transformers import GPT2Config, LlamaConfig, MambaConfig
 
 from opd_lightning.callbacks import predictions
 from opd_lightning.check import examine
 from opd_lightning.config import compose
-from opd_lightning.models.cost_model import NUMBERS, Model, Rates, Work, off, predicted
+from opd_lightning.models.cost_model import NUMBERS, Model, Rates, Work, layers_of, off, predicted
 from opd_lightning.models.flops import Sizes
 from opd_lightning.training.run import run
 
-MODEL = Model(Sizes(1000, 10, 200, 1000, 200), layers=3, trained=1200, width=4)
-RATES = Rates(products=1e3, reading=1e2, layer=0.4)
+MODEL = Model(Sizes(1000, 10, 200, 1000, 200), trained=1200, width=4)
+RATES = Rates(forward=1e3, backward=5e2, logits=2e3, decode=2e2, reading=1e2)
 
 
 def test_seconds_follow_from_the_rates():
-    work = Work({"rollout": 9e3, "teacher": 2e3, "forward": 3e3, "backward": 6e3}, decoded=5, readings=2, passes=4)
-    calls = 3 * 0.4
-    found = predicted(work, RATES, MODEL)
-    assert found["rollout"] == pytest.approx(5 * 1200 * 4 / 1e2 + 6 * calls)
-    assert found["score"] == pytest.approx(2 + 2 * calls)
-    assert found["update"] == pytest.approx(9 + 12 * calls + NUMBERS * 4 * 1200 / 1e2)
-    many_rows = Work({"rollout": 9e6}, decoded=5)
-    assert predicted(many_rows, RATES, MODEL)["rollout"] == pytest.approx(9e3 + 6 * calls)
-    assert predicted(Work({}), RATES, MODEL)["rollout"] == 0
+    flops = {"rollout": 9e3, "teacher": 2e3, "forward": 3e3, "backward": 6e3}
+    found = predicted(Work(flops, decoded=5, positions=2, teacher_logits=800), RATES, MODEL)
+    assert found["rollout"] == pytest.approx(5 * 4 * (1000 / 2e2 + 200 / 1e2))
+    assert found["score"] == pytest.approx(1.2)
+    assert found["update"] == pytest.approx(2.2 + (6e3 - 1600) / 5e2 + (3 * 800 + 800) / 2e3 + NUMBERS * 4 * 1200 / 1e2)
+    assert predicted(Work({"rollout": 9e6}, decoded=5), RATES, MODEL)["rollout"] == pytest.approx(9e3)
+    assert set(predicted(Work({}), RATES, MODEL).values()) == {0}
 
 
 def test_parts_that_are_off_are_named():
@@ -39,9 +38,24 @@ def test_parts_that_are_off_are_named():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rates_are_measured(dtype):
-    rates = Rates.measure(torch.device("cpu"), dtype)
-    assert rates.products > 1e8 and rates.reading > 1e6 and 0 < rates.layer < 0.5
+@pytest.mark.parametrize("kind", [LlamaConfig, GPT2Config, MambaConfig])
+def test_rates_are_measured(dtype, kind):
+    sizes = (
+        {"num_attention_heads": 6, "intermediate_size": 96}
+        if kind is LlamaConfig
+        else {"n_head": 6}
+        if kind is GPT2Config
+        else {}
+    )
+    rates = Rates.measure(torch.device("cpu"), dtype, kind(hidden_size=48, vocab_size=64, **sizes))
+    assert min(rates.forward, rates.backward, rates.logits, rates.decode) > 1e6
+
+
+def test_a_wide_model_is_measured_by_a_smaller_one_of_its_proportions():
+    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8)
+    small = layers_of(config, torch.device("meta"), torch.bfloat16).config
+    assert (small.hidden_size, small.intermediate_size, small.num_hidden_layers) == (2048, 7168, 2)
+    assert (small.num_attention_heads, small.num_key_value_heads, small.head_dim) == (16, 2, 128)
 
 
 def test_a_run_writes_predictions_where_it_lasts_long_enough(monkeypatch, small, tmp_path):

@@ -31,10 +31,14 @@ class Predictions:
             # An engine with a copy of the weights has rates of its own.
             copied = getattr(module.generator, "holds_weights", False)
             own = [len(s.completion_ids) for s in samples if s.source == "student" and not copied]
-            budget = module.max_tokens_per_microbatch
-            passes = -(-sum(len(s.token_ids) for s in samples) // budget) if budget else 1
-            work = Work(spent, max(own, default=0), passes * len(module.teachers), passes * module.rollout.num_iterations)
-            self.steps.append((work, {part: ledger.seconds[part] - seconds[part] for part in PARTS}))
+            learned = sum(s.trainable for s in samples) * module.rollout.num_iterations
+            logits = sum(teacher.logit_flops(learned) for teacher in module.teachers.values())
+            self.steps.append(
+                (
+                    Work(spent, max(own, default=0), learned, logits),
+                    {part: ledger.seconds[part] - seconds[part] for part in PARTS},
+                )
+            )
         self.before = Counter(ledger.flops), defaultdict(float, ledger.seconds)
 
     def compare(self, module: Any) -> tuple[dict[str, Any], str | None]:
@@ -49,7 +53,7 @@ class Predictions:
         with module.trainer.precision_plugin.train_step_context():
             kind = lm.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else lm.dtype
-        rates, model = Rates.measure(lm.device, dtype), Model.of(lm, module.sizes, dtype)
+        rates, model = Rates.measure(lm.device, dtype, lm.config), Model.of(lm, module.sizes, dtype)
         total: Counter[str] = Counter()
         for work, _ in self.steps:
             total.update(predicted(work, rates, model))

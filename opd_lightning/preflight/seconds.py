@@ -36,7 +36,7 @@ def seconds_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
         lm.requires_grad_(False)
         sizes = replace(sizes, trained=0, trained_head=0)
     work = work_of(parts, cfg, sizes)
-    found = predicted(work, Rates.measure(torch.device(kind), dtype), Model.of(lm, sizes, dtype))
+    found = predicted(work, Rates.measure(torch.device(kind), dtype, lm.config), Model.of(lm, sizes, dtype))
     text = ", ".join(f"{part} {s:.2g}" for part, s in found.items() if s)
     total = f"a step takes about {sum(found.values()):.2g} s at full length"
     yield CheckResult("seconds", "pass", f"{total} ({text}), by this machine's rates")
@@ -48,15 +48,14 @@ def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
     prompts = lengths(list(parts.examples[:PROMPTS]), parts.renderer, NoContext(parts.model.template_options))
     prompt, new = round(statistics.mean(prompts)), int(parts.rollout.sampling.max_new_tokens)
     student_writes, read = parts.rollout.student_writes, [prompt + new]
+    taught = [sizes if part.source is None else Sizes.of(without_weights(part.source)) for _, part in all_parts(parts.teachers)]
+    logits = sum(teacher.logits(new) for teacher in taught)
     flops = {
         "rollout": sizes.write([(prompt, new)]) if student_writes else 0,
         "forward": sizes.read(read) + sizes.logits(new),
         "backward": sizes.backward(read, new),
-        "teacher": sum(
-            (sizes if part.source is None else Sizes.of(without_weights(part.source))).read(read)
-            for _, part in all_parts(parts.teachers)
-        ),
+        "teacher": sum(teacher.read(read) for teacher in taught) + logits,
     }
     flops = {part: rows * n for part, n in flops.items()}
     copied = getattr(parts.generator, "holds_weights", False)
-    return Work(flops, new if student_writes and not copied else 0, len(parts.teachers))
+    return Work(flops, new if student_writes and not copied else 0, rows * new, rows * logits)
