@@ -8,7 +8,8 @@ Each way is a process of its own that keeps its models; the ways of one dtype ta
 `--new` tokens, or ends at each token with the probability `--ends`. Without --trl-python only ours are measured. Writes
 step.csv beside itself and prints it as a table: seconds as medians of the steps, also by part; `cpu`, the seconds that
 processors worked, which is what to compare on a machine with other programs; ratios of tokens per second, and per processor
-second, to TRL's; peak memory of the process, or what was allocated on the GPU; the machine's load.
+second, to TRL's; `unavoidable`, the seconds over those that step_floor.py finds for the work of OPD at full length; peak
+memory of the process, or what was allocated on the GPU; the machine's load.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ROOT = HERE.parents[1]
 WAYS = {"float32": ("ours 32-true", "trl float32"), "bfloat16": ("ours bf16-mixed", "ours bf16-true", "trl bfloat16")}
 PARTS = ("rollout", "score", "update")
 COLUMNS = ("dtype", "way", "steps", "seconds", "least", "greatest", "cpu", *PARTS)
-COLUMNS += ("tokens", "padded", "tokens_per_second", "ratio", "cpu_ratio", "peak_mib", "load")
+COLUMNS += ("tokens", "padded", "tokens_per_second", "ratio", "cpu_ratio", "unavoidable", "peak_mib", "load")
 COLUMNS += ("device", "processor", "threads", "torch", "commit", "work")
 
 
@@ -39,18 +40,14 @@ class Process:
         self.way, self.rows = way, []
         whose, kind = way.split()
         script, python = ("step_trl.py", a.trl_python) if whose == "trl" else ("step_ours.py", sys.executable)
-        work = {
-            name: getattr(a, name)
-            for name in ("method", "model", "teacher", "prompts", "samples", "new", "ends", "device", "threads")
-        }
-        variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(a.threads)}
+        work = work_of(a)
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(work | {"kind": kind, "steps": a.steps + a.warmup})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if a.verbose else subprocess.DEVNULL,
             text=True,
-            env=variables,
+            env=variables(a),
         )
 
     def step(self) -> dict[str, Any]:
@@ -70,6 +67,26 @@ class Process:
         self.process.wait()
 
 
+def work_of(a: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say what is done."""
+    names = ("method", "model", "teacher", "prompts", "samples", "new", "ends", "device", "threads")
+    return {name: getattr(a, name) for name in names}
+
+
+def variables(a: argparse.Namespace) -> dict[str, str]:
+    """The environment of a way's process."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(a.threads)}
+
+
+def floor(dtype: str, a: argparse.Namespace) -> dict[str, float]:
+    """The unavoidable seconds of an OPD step by part; none for other methods and for random lengths."""
+    if a.method != "opd" or a.ends:
+        return {}
+    command = [sys.executable, str(HERE / "step_floor.py"), json.dumps(work_of(a) | {"kind": dtype})]
+    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=variables(a), check=True)
+    return json.loads(out.stdout.splitlines()[-1])["seconds"]
+
+
 def measured(dtype: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of each way of a dtype."""
     ways = [Process(way, a) for way in WAYS[dtype] if a.trl_python or not way.startswith("trl")]
@@ -87,6 +104,11 @@ def measured(dtype: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     for row in rows:
         row["ratio"] = round(row["tokens_per_second"] / base["tokens_per_second"], 3)
         row["cpu_ratio"] = round(row["tokens"] / row["cpu"] / (base["tokens"] / base["cpu"]), 3)
+    if parts := floor(dtype, a):
+        least = sum(parts.values())
+        rows = [row | {"unavoidable": round(row["seconds"] / least, 2)} for row in rows]
+        seconds = {name: round(s, 3) for name, s in (parts | {"seconds": least}).items()}
+        rows.append({"way": f"unavoidable {dtype}", "dtype": dtype, "unavoidable": 1.0, **seconds})
     return rows
 
 
@@ -105,7 +127,7 @@ def summary(way: Process) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown; ratios are to TRL, or to the first way without it."""
     names = ("way", "seconds", "least", "greatest", "cpu", *PARTS, "tokens", "padded")
-    names += ("tokens_per_second", "ratio", "cpu_ratio", "peak_mib", "load")
+    names += ("tokens_per_second", "ratio", "cpu_ratio", "unavoidable", "peak_mib", "load")
     lines = ["|" + "|".join(name.replace("_", " ") for name in names) + "|", "|" + "---|" * len(names)]
     return "\n".join([*lines, *("|" + "|".join(str(row.get(name, "")) for name in names) + "|" for row in rows)])
 
