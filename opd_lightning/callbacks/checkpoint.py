@@ -136,17 +136,17 @@ class Checkpoint(L.Callback):
             self.save(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        """Save the last update if a signal ended a wait behind it, and restore the previous handlers."""
+        """Save the last update if a signal ended a wait behind it."""
         if isinstance(exception, Interrupted) and trainer.global_step not in (self.saved, trainer.max_steps):
             self.save(trainer)
-        self.restore_handlers()
+        end_waits_when(None)
 
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Restore the previous handlers; a signal after the last step stays in `stop_signal`."""
         self.restore_handlers()
 
     def restore_handlers(self) -> None:
-        """Restore the handlers of before `setup`."""
+        """Restore the handlers of before `setup`; `run` does it after an error, for Lightning puts these back behind it."""
         end_waits_when(None)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)

@@ -215,6 +215,9 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
     finally:
         module.rollouts.close()
         close_loggers(trainer)
+        for callback in chosen:
+            if isinstance(callback, Checkpoint):
+                callback.restore_handlers()
     return trainer
 
 
