@@ -38,6 +38,7 @@ def weights(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_for_a_teacher_and_the_run_goes_on_as_if_it_had_not(small, other, number):
     before = signal.getsignal(number)
@@ -47,7 +48,7 @@ def test_a_signal_ends_the_wait_for_a_teacher_and_the_run_goes_on_as_if_it_had_n
     hanging, begun = Served(other), time.monotonic()
     hanging.fail = hang(one.requests - per_step - 1, number)
     cfg = small(*REMOTE, f"teacher.servers.urls={hanging.url}", "study.name=broken")
-    with pytest.raises(Stopped, match="the same command goes on from update [12]") as stop:
+    with pytest.raises(Stopped, match=r"the same command goes on from update [12]") as stop:
         run(cfg)
     assert stop.value.code == 128 + number and time.monotonic() - begun < 20
     assert signal.getsignal(number) == before

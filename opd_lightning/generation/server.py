@@ -24,8 +24,8 @@ def check_host(host: str) -> None:
         free_port(host)
     except (OSError, UnicodeError) as error:
         raise ValueError(
-            f"generator.host={host} is no address of this machine ({error}); give one that it has, such as 127.0.0.1, or ::1 for "
-            "IPv6."
+            f"generator.host={host} is no address of this machine ({error}); give one that it has, such as 127.0.0.1, or ::1 "
+            "for IPv6."
         ) from error
 
 
@@ -38,7 +38,9 @@ def check_settings(server: Server, backend: str, student: Any) -> None:
     try:
         config = server.get("/server_info?config_format=json")["vllm_config"]
     except Lost as error:
-        raise ValueError(f"the server at {server.url} does not tell how it was started ({error}); look at its output.") from error
+        raise ValueError(
+            f"the server at {server.url} does not tell how it was started ({error}); look at its output."
+        ) from error
     except ServerError as error:
         if error.status != 404:
             raise
@@ -65,8 +67,8 @@ def check_model(server: Server, served: dict[str, Any], student: Any) -> None:
         if own.get(name) is not None and value != own[name]:
             raise ValueError(
                 f"the server at {server.url} serves another model, {served.get('model')} ({name} {value}), than the student "
-                f"{student.name_or_path or student.model_type} ({name} {own[name]}), whose weights do not fit into it; serve the "
-                "student's start model."
+                f"{student.name_or_path or student.model_type} ({name} {own[name]}), whose weights do not fit into it; serve "
+                "the student's start model."
             )
 
 

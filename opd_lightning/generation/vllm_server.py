@@ -19,8 +19,8 @@ from opd_lightning.generation.server_options import check_numbers, check_once, c
 from opd_lightning.generation.server_process import StartedServer, interpreter, visible
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
-from opd_lightning.utils.errors import RESUME
 from opd_lightning.utils.addresses import on_loopback
+from opd_lightning.utils.errors import RESUME
 from opd_lightning.utils.http import Lost, Server
 from opd_lightning.utils.ranks import on_first_rank, world_size
 from opd_lightning.utils.scratch import ScratchFolder

@@ -62,8 +62,8 @@ class RolloutsAhead(Rollouts):
 
     After an update the engine finishes what it has begun, gets the new weights in the main thread, where devices may gather
     them, and goes on with the next rollout. So a step takes as long as the longer of its two parts, and the weights' transfer.
-    The scores of served teachers are asked for by another thread, as soon as a rollout is written. A signal does not end the wait
-    for a rollout: it is by weights that are gone, and a checkpoint needs it.
+    The scores of served teachers are asked for by another thread, as soon as a rollout is written. A signal does not end
+    the wait for a rollout: it is by weights that are gone, and a checkpoint needs it.
 
     Args:
         generator: an engine with a copy of the weights.

@@ -1,4 +1,4 @@
-"""Interrupts: a signal at which a run stops ends a wait for others, such as servers, at once; the run's own work is finished."""
+"""Interrupts: a signal at which a run stops ends a wait for servers and the like at once; the run's own work is finished."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
