@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import LoraConfig
 
+from opd_lightning.config import build
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.generation import VLLMServerGenerator
 from opd_lightning.generation.server import free_port
@@ -233,6 +235,12 @@ def test_ipv6_addresses_stand_in_brackets():
         "http://a:1",
     ]
     assert on_loopback(url_of("::1", 1)) and not on_loopback(url_of("fe80::1", 1))
+
+
+def test_a_choice_of_a_group_is_named_once(renderer):
+    node = OmegaConf.create({"generator": {"_target_": "opd_lightning.generation.VLLMServerGenerator"}}).generator
+    with pytest.raises(ValueError, match=r"^generator=vllm_server needs either"):
+        build(node, tokenizer=renderer.tokenizer, renderer=renderer)
 
 
 def test_weights_are_described_as_they_are_sent(student):
