@@ -208,14 +208,17 @@ def without_versions(code, answer):
     return code, {**answer, "choices": [{**c, "weight_versions": None} for c in answer.get("choices", [])]}
 
 
-@pytest.mark.parametrize("as_text", [True, False])
-def test_another_model_is_refused_before_weights_are_sent(student, renderer, as_text):
+@pytest.mark.parametrize("place", ["text", "entries", "folder"])
+def test_another_model_is_refused_before_weights_are_sent(student, renderer, tmp_path, place):
     config = student.lm.config.to_dict() | {"hidden_size": 999}
     served = {**SETTINGS["model_config"], "model": "Qwen/Other", "hf_config": config}
-    if as_text:
+    if place == "folder":
+        (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+        served |= {"model": str(tmp_path), "hf_config": None}
+    if place == "text":
         served["hf_config"] = f"Qwen3Config {json.dumps(config, default=str)}"
     stub = Stub(settings=SETTINGS | {"model_config": served})
-    with pytest.raises(ValueError, match=r"serves another model, Qwen/Other \(hidden_size 999\), than the student"):
+    with pytest.raises(ValueError, match=r"serves another model, .* \(hidden_size 999\), than the student"):
         generator(renderer, stub).update_weights(student, 0)
     assert "/pause" not in stub.calls
 

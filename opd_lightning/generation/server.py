@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 from opd_lightning.utils.http import Lost, Server, ServerError
@@ -73,8 +74,11 @@ def check_model(server: Server, served: dict[str, Any], student: Any) -> None:
 
 
 def configuration_of(served: dict[str, Any]) -> dict[str, Any]:
-    """What a server tells of its model's shape; vLLM writes the configuration as a text, a class and then JSON."""
+    """What is known of a served model's shape: what the server tells, or else its folder, where it is seen here."""
     found = served.get("hf_config") or {}
+    file = Path(str(served.get("model"))) / "config.json"
+    if not found and file.is_file():
+        found = file.read_text()
     if isinstance(found, str):
         try:
             found = json.loads(found[found.index("{") :])
