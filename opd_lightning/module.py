@@ -1,7 +1,7 @@
 """The training step: prompts -> rollout -> score -> loss -> update. It is the same for all methods."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from opd_lightning.step.rollouts import rollouts_of
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.types import Example, Prompts, Sample, Verdict
+from opd_lightning.utils.interrupts import Interrupted
 from opd_lightning.utils.metrics import Ledger, StepMetrics
 from opd_lightning.utils.seeds import derive_seed, seeded
 
@@ -119,7 +120,8 @@ class DistillationModule(L.LightningModule):
             dropout = derive_seed(self.seed, "update", self.global_step, self.global_rank)
             with self.ledger.timing("update"), seeded(dropout, self.device):
                 self.update(batch, metrics)
-        self.rollouts.after_update(self, metrics)
+        with suppress(Interrupted):  # the run ends behind this step; a resumed one gives the engine its weights
+            self.rollouts.after_update(self, metrics)
         return {"samples": batch.samples, "batch": batch, "metrics": self.report(metrics)}
 
     def score(self, samples: list[Sample], metrics: StepMetrics, known: Mapping[str, Any] | None = None) -> Batch:

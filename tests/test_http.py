@@ -32,6 +32,8 @@ def saying():
                 server.paths.append(self.path)
                 status, body = answer(len(server.paths))
                 self.send_response(status)
+                if server.location:
+                    self.send_header("Location", server.location)
                 self.send_header("Content-Length", str(len(body) + server.missing))
                 self.end_headers()
                 self.wfile.write(body.encode())
@@ -42,7 +44,7 @@ def saying():
                 pass
 
         server = Queueing(("127.0.0.1", 0), Handler)
-        server.paths, server.missing, server.url = [], 0, f"http://127.0.0.1:{server.server_address[1]}"
+        server.location, server.paths, server.missing, server.url = "", [], 0, f"http://127.0.0.1:{server.server_address[1]}"
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         started.append(server)
         return server
@@ -89,6 +91,49 @@ def test_a_key_is_not_repeated(saying, monkeypatch):
     server = saying(lambda n: (401, json.dumps({"error": "Incorrect API key: the-key-of-the-server"})))
     with pytest.raises(ServerError, match=r"401: Incorrect API key: \(secret\)"):
         Servers(server.url, key_env="TEACHERS").get("/x")
+
+
+def test_a_redirect_is_not_followed_for_the_key_would_go_there(saying, monkeypatch):
+    monkeypatch.setenv("TEACHERS", "the-key-of-the-server")
+    other = saying(lambda n: (200, "[1]"))
+    server = saying(lambda n: (307, ""))
+    server.location = f"{other.url}/y?token=abc"
+    with pytest.raises(ServerError, match=rf"redirects /x to {other.url}, which is not followed"):
+        Server(server.url, key_env="TEACHERS").post("/x")
+    assert not other.paths
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_missing_key_names_its_variable(saying, monkeypatch, status):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    with pytest.raises(ServerError, match="key in the environment variable VLLM_API_KEY is missing"):
+        Server(saying(lambda n: (status, "")).url).get("/x")
+    monkeypatch.setenv("VLLM_API_KEY", "a-wrong-key")
+    with pytest.raises(ServerError, match="key in the environment variable VLLM_API_KEY is not the server's"):
+        Server(saying(lambda n: (status, "")).url).get("/x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"urls": "http://me:hidden1@a:1"},
+        {"urls": "http://hidden1@a:1"},
+        {"urls": "http://a:1/v1?api_key=hidden1"},
+        {"urls": "me:hidden1@a:1"},
+        {"urls": "http://a:1", "key_env": "sk-hidden1"},
+        {"urls": "http://a:1", "key_env": "hidden1"},
+        {"urls": "http://a:1", "key_env": "HIDDEN1"},
+    ],
+)
+def test_secrets_in_the_place_of_names_and_addresses_are_refused_and_not_repeated(options):
+    with pytest.raises(ValueError) as told:
+        Servers(**options)
+    assert "hidden1" not in str(told.value).lower() and "teacher.servers" in str(told.value)
+
+
+def test_what_answers_but_is_no_such_server_is_not_waited_for(saying):
+    with pytest.raises(ServerError, match=r"refuses /health \(404"):
+        Server(saying(lambda n: (404, "")).url).wait(60)
 
 
 def test_a_server_that_stays_away_is_left_out_and_the_others_go_on(saying, caplog):

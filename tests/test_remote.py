@@ -172,7 +172,7 @@ def test_a_server_that_dies_in_training_loses_nothing(small, served, other):
 
 
 def test_the_servers_own_refusal_is_shown(served, tokenizer):
-    with pytest.raises(ValueError, match=r"refuses /v1/completions \(400: Requested prompt logprobs of 30, more than 20"):
+    with pytest.raises(ValueError, match=r"teacher\.k=30: .*of 30, more than 20.*--max-logprobs 30"):
         RemoteTeacher(servers(served.url), k=30).check_tokenizer(tokenizer)
     with pytest.raises(ValueError, match="has no model 'mine'"):
         RemoteTeacher(servers(served.url), model="mine").check_tokenizer(tokenizer)

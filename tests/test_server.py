@@ -1,5 +1,6 @@
 """vLLM servers: what a client does when one dies, is started anew, or was started wrongly. Stubs answer in place of vLLM."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import LoraConfig
 
+from opd_lightning.config import build
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.generation import VLLMServerGenerator
 from opd_lightning.generation.server import free_port
@@ -17,6 +20,7 @@ from opd_lightning.generation.weight_transfer import FilesTransfer
 from opd_lightning.models import Pretrained, Student, adapters
 from opd_lightning.models.weights import full_weights, weight_shapes
 from opd_lightning.types import Rendered, SamplingParams
+from opd_lightning.utils.addresses import on_loopback, url_of
 from opd_lightning.utils.http import Lost, Server
 from tests.vllm_stub import SETTINGS, Stub
 
@@ -154,11 +158,92 @@ def test_a_server_that_was_started_wrongly_is_refused(student, renderer, setting
         ({"urls": ["http://a:1"]}, r"generator\.transfer_folder must name a folder .* http://a:1"),
         ({"urls": ["http://a:1"], "concurrency": 0}, r"generator\.concurrency=0"),
         ({"start": True, "python": "python3", "servers": 0}, r"generator\.servers=0"),
+        ({"urls": ["http://a:1", "http://a:1/"]}, r"generator\.urls names http://a:1 twice"),
+        ({"urls": ["http://a:1"], "patience": -1}, r"generator\.patience=-1"),
+        ({"urls": ["http://a:1"], "timeout": 0}, r"generator\.timeout=0"),
+        ({"urls": ["http://[::1"]}, "is no URL"),
+        ({"urls": ["http://127.0.0.1:1"], "transfer": "nccl"}, r"generator\.transfer=nccl needs vLLM"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(renderer, options, message):
     with pytest.raises(ValueError, match=message):
         VLLMServerGenerator(renderer.tokenizer, renderer, **options)
+
+
+def test_a_server_serves_one_run(student, renderer):
+    stub = Stub()
+    one, two = generator(renderer, stub), generator(renderer, stub)
+    two.servers[0].url = stub.url.replace("127.0.0.1", "localhost")
+    one.update_weights(student, 3)
+    with pytest.raises(ValueError, match="serves another run of this machine"):
+        two.update_weights(student, 3)
+    assert stub.version == one.weights
+    one.close()
+    two.update_weights(student, 3)
+    assert stub.version == two.weights
+    two.close()
+
+
+def test_weights_of_another_run_are_noticed(student, renderer):
+    """It may be on another machine, where no lock is seen."""
+    stub = Stub()
+    engine = generator(renderer, stub)
+    engine.update_weights(student, 3)
+    stub.version = "0123abcd-7"
+    with pytest.raises(ValueError, match=r"another run has given the server at .* its weights \(0123abcd-7\)"):
+        engine.generate(PROMPTS, SamplingParams(4), 7)
+    assert stub.version == "0123abcd-7"
+
+
+def test_an_answer_without_a_weight_version_is_not_used(student, renderer):
+    stub = Stub()
+    stub.version = None
+    answer = stub.answer
+    stub.answer = lambda path, body: without_versions(*answer(path, body))
+    with pytest.raises(ValueError, match="does not say which weights wrote a completion"):
+        generator(renderer, stub).update_weights(student, 3)
+
+
+def without_versions(code, answer):
+    return code, {**answer, "choices": [{**c, "weight_versions": None} for c in answer.get("choices", [])]}
+
+
+@pytest.mark.parametrize("place", ["text", "entries", "folder"])
+def test_another_model_is_refused_before_weights_are_sent(student, renderer, tmp_path, place):
+    config = student.lm.config.to_dict() | {"hidden_size": 999}
+    served = {**SETTINGS["model_config"], "model": "Qwen/Other", "hf_config": config}
+    if place == "folder":
+        (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+        served |= {"model": str(tmp_path), "hf_config": None}
+    if place == "text":
+        served["hf_config"] = f"Qwen3Config {json.dumps(config, default=str)}"
+    stub = Stub(settings=SETTINGS | {"model_config": served})
+    with pytest.raises(ValueError, match=r"serves another model, .* \(hidden_size 999\), than the student"):
+        generator(renderer, stub).update_weights(student, 0)
+    assert "/pause" not in stub.calls
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "256.1.1.1", "203.0.113.7"])
+def test_a_host_that_is_not_this_machines_is_refused(student, renderer, host):
+    engine = VLLMServerGenerator(renderer.tokenizer, renderer, start=True, python="python3", host=host)
+    with pytest.raises(ValueError, match=rf"generator\.host={host} is no address of this machine"):
+        engine.update_weights(student, 0)
+    engine.close()
+
+
+def test_ipv6_addresses_stand_in_brackets():
+    assert [url_of(host, 1) for host in ("::1", "::", "0.0.0.0", "a")] == [
+        *["http://[::1]:1"] * 2,
+        "http://127.0.0.1:1",
+        "http://a:1",
+    ]
+    assert on_loopback(url_of("::1", 1)) and not on_loopback(url_of("fe80::1", 1))
+
+
+def test_a_choice_of_a_group_is_named_once(renderer):
+    node = OmegaConf.create({"generator": {"_target_": "opd_lightning.generation.VLLMServerGenerator"}}).generator
+    with pytest.raises(ValueError, match=r"^generator=vllm_server needs either"):
+        build(node, tokenizer=renderer.tokenizer, renderer=renderer)
 
 
 def test_weights_are_described_as_they_are_sent(student):

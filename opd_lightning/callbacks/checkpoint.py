@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from opd_lightning.models import shards
+from opd_lightning.utils.interrupts import Interrupted, end_waits, end_waits_when
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """Signals at which a run saves and stops."""
@@ -71,7 +72,8 @@ class DirectCheckpointIO(TorchCheckpointIO):
 class Checkpoint(L.Callback):
     """Replaces checkpoints/last.ckpt every few steps, at the end, and at a signal.
 
-    CTRL-C, SIGTERM and SIGUSR1 (a cluster's pre-emption) are honoured after the current step; a second one stops at once.
+    CTRL-C, SIGTERM and SIGUSR1 (a cluster's pre-emption) are honoured after the current step, or, on one device and before the
+    last evaluation, at once where the step waits for a server; a second one stops at once.
 
     Args:
         every: optimizer steps between checkpoints.
@@ -80,6 +82,7 @@ class Checkpoint(L.Callback):
     Attributes:
         stop_signal: the signal that this process received; None without one.
         interrupted: whether training ends because a device received a signal.
+        saved: the step of the last checkpoint.
     """
 
     def __init__(self, every: int = 50, keep: int = 1):
@@ -87,13 +90,17 @@ class Checkpoint(L.Callback):
             raise ValueError(f"callbacks.checkpoint.every={every} and callbacks.checkpoint.keep={keep} must be at least 1.")
         self.every, self.keep = every, keep
         self.stop_signal: int | None = None
-        self.interrupted = False
+        self.interrupted, self.saved = False, 0
         self.handlers: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Install signal handlers; Lightning's own would save in the middle of a step."""
-        self.stop_signal, self.interrupted = None, False
+        self.stop_signal, self.interrupted, self.saved = None, False, 0
         self.install_handlers()
+        # Devices save together, and only some of them may wait; the last evaluation is part of the last step.
+        end_waits_when(
+            lambda: self.stop_signal is not None and trainer.world_size == 1 and trainer.global_step != trainer.max_steps
+        )
         trainer.strategy.checkpoint_io = DirectCheckpointIO()
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -110,6 +117,7 @@ class Checkpoint(L.Callback):
         if self.stop_signal is not None:
             raise KeyboardInterrupt
         self.stop_signal = number
+        end_waits()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """Save every few steps, and at a signal."""
@@ -127,8 +135,19 @@ class Checkpoint(L.Callback):
         if trainer.global_step != self.saved:
             self.save(trainer)
 
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        """Save the last update if a signal ended a wait behind it."""
+        if isinstance(exception, Interrupted) and trainer.global_step not in (self.saved, trainer.max_steps):
+            self.save(trainer)
+        end_waits_when(None)
+
     def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Restore the previous handlers; a signal after the last step stays in `stop_signal`."""
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Restore the handlers of before `setup`; `run` does it after an error, for Lightning puts these back behind it."""
+        end_waits_when(None)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from opd_lightning.evaluation import GreedyAnswers, leading
 from opd_lightning.utils.atomic_files import read_object, replace_text
+from opd_lightning.utils.interrupts import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +71,16 @@ class Evaluation(L.Callback):
         publish(trainer, self.history[-1])
         check_monitors(trainer)
 
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: object) -> None:
+        """Make up for an evaluation that a signal broke off, with the weights that it was of."""
+        self.on_train_batch_end(trainer, module)
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: object) -> None:
         """Evaluate on schedule."""
         if trainer.global_step // self.every > self.history[-1]["step"] // self.every:
-            self.validate(trainer, module, self.frequent)
-            self.say(trainer)
+            with suppress(Interrupted):  # the run ends behind this step, and a resumed one makes up for it
+                self.validate(trainer, module, self.frequent)
+                self.say(trainer)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Evaluate the last step, unless that was just done; an interrupted run is evaluated when it ends."""

@@ -44,7 +44,9 @@ def argument_error(error: InstantiationException, node: DictConfig | dict) -> st
     cause = error.__cause__
     foreign = not str(node.get("_target_")).startswith("opd_lightning")
     if isinstance(cause, ValueError) and not foreign and re.match(r"\w+=", str(cause)):
-        return f"{key[1]}.{cause}" if (key := re.search(r"full_key: (\S+)$", str(error))) else str(cause)
+        key = re.search(r"full_key: (\S+)$", str(error))
+        chosen = key is not None and str(cause).startswith(f"{key[1].split('.')[0]}=")  # as generator=vllm, which is whole
+        return str(cause) if key is None or chosen else f"{key[1]}.{cause}"
     if isinstance(cause, ImportError) or (isinstance(cause, ValueError) and not foreign):
         return str(cause)
     lightnings = type(cause).__name__ == "MisconfigurationException"  # by name, for Lightning may not be imported

@@ -14,6 +14,7 @@ from typing import Any
 
 from opd_lightning import plugins
 from opd_lightning.generation.server import free_port
+from opd_lightning.utils.addresses import url_of
 from opd_lightning.utils.http import Server
 
 PLUGINS = Path(plugins.__file__).parent
@@ -57,7 +58,7 @@ class StartedServer(Server):
         """Start it anew, on a free port by default; `wait` until it is healthy."""
         self.stop()
         port = port or free_port(self.host)
-        self.url = f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{port}"
+        self.url = url_of(self.host, port)
         command = [self.python, str(PLUGINS / "serve.py"), "--model", str(self.model), "--host", self.host, "--port", str(port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

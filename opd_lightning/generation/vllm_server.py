@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -12,15 +11,20 @@ from uuid import uuid4
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
-from opd_lightning.generation.copying import CopyingGenerator, configuration, finished
-from opd_lightning.generation.server import check_settings
+from opd_lightning.generation.copying import CopyingGenerator, configuration
+from opd_lightning.generation.lease import Leases
+from opd_lightning.generation.server import check_host, check_settings
+from opd_lightning.generation.server_answers import completion, stale
+from opd_lightning.generation.server_options import check_numbers, check_once, check_servers, check_transfer
 from opd_lightning.generation.server_process import StartedServer, interpreter, visible
 from opd_lightning.generation.weight_transfer import FilesTransfer, NativeTransfer, WeightTransfer
 from opd_lightning.types import Completion, Rendered, SamplingParams
+from opd_lightning.utils.addresses import on_loopback
 from opd_lightning.utils.errors import RESUME
-from opd_lightning.utils.http import Lost, Server, on_loopback
+from opd_lightning.utils.http import Lost, Server
 from opd_lightning.utils.ranks import on_first_rank, world_size
 from opd_lightning.utils.scratch import ScratchFolder
+from opd_lightning.utils.threads import results, submit_all
 
 log = logging.getLogger(__name__)
 
@@ -79,23 +83,14 @@ class VLLMServerGenerator(CopyingGenerator):
         max_mismatch: float | None = None,
     ):
         super().__init__(tokenizer, renderer, max_mismatch)
-        if isinstance(urls, str) or isinstance(options, str):
-            raise ValueError(
-                f"generator.{'urls' if isinstance(urls, str) else 'options'} is a text; give urls as [http://<host>:<port>], "
-                "options as {gpu_memory_utilization: 0.9}."
-            )
-        if bool(urls) == start:
-            raise ValueError(
-                "generator=vllm_server needs either generator.start=true or generator.urls=[http://<host>:<port>], not "
-                f"{'both' if start else 'neither'}."
-            )
-        if concurrency < 1:
-            raise ValueError(f"generator.concurrency={concurrency} must be at least 1.")
-        if (count := len(devices) if devices else servers) < 1:
-            raise ValueError(f"generator.servers={servers} must be at least 1.")
+        urls = urls or ()
+        check_servers(urls, start, options)
+        count = len(devices) if devices else servers
+        check_numbers(count, concurrency, timeout, patience)
         check_transfer(transfer, allow_pickled_handles)
         self.python = interpreter(python) if start else ""
         self.servers: list[Server] = [Server(url, timeout) for url in urls]
+        check_once([server.url for server in self.servers])
         if transfer == "files" and transfer_folder is None and (far := [url for url in urls if not on_loopback(url)]):
             raise ValueError(f"generator.transfer_folder must name a folder that this machine and {far[0]} have in common.")
         self.count, self.devices, self.host, self.options = count, devices, host, dict(options or {})
@@ -107,6 +102,7 @@ class VLLMServerGenerator(CopyingGenerator):
         self.folder: ScratchFolder | None = None
         self.name, self.pushes, self.losses = uuid4().hex[:8], 0, 0  # weight versions of two runs differ
         self.pushed: Any = None
+        self.leases = Leases()
 
     @property
     def weights(self) -> str:
@@ -119,10 +115,11 @@ class VLLMServerGenerator(CopyingGenerator):
         if not self.servers:
             urls = on_first_rank(lambda: self.launch(lm))
             self.servers = self.servers or [Server(url, self.timeout) for url in urls]  # started by rank 0
-        on_first_rank(self.connect)
+        on_first_rank(lambda: self.connect(lm))
 
     def launch(self, lm: PreTrainedModel) -> list[str]:
         """Start the servers; returns their URLs."""
+        check_host(self.host)
         self.folder = ScratchFolder("opd-lightning-vllm-")
         model = self.folder.path / "model"
         model.mkdir()
@@ -147,15 +144,16 @@ class VLLMServerGenerator(CopyingGenerator):
             self.servers.append(server)
         return [server.url for server in self.servers]
 
-    def connect(self) -> None:
-        """Wait for the servers, and check how they were started.
+    def connect(self, lm: PreTrainedModel) -> None:
+        """Wait for the servers, take them for this run, and check how they were started.
 
         Raises:
-            ValueError: one does not come up, or was started without what a run needs.
+            ValueError: one does not come up, serves another run, or was started with another model or without what a run needs.
         """
+        self.leases.take([server.url for server in self.servers if not isinstance(server, StartedServer)])
         for server in self.servers:
             self.wait(server, "no answer")
-            check_settings(server, self.transfer.backend)
+            check_settings(server, self.transfer.backend, lm.config)
 
     def wait(self, server: Server, why: str) -> None:
         """Wait for a server; ValueError if it does not come up."""
@@ -245,17 +243,13 @@ class VLLMServerGenerator(CopyingGenerator):
             except Lost as error:
                 lost[server] = str(error)
                 return
-            if fault := stale(answer, self.weights):
+            if fault := stale(answer, self.weights, server.url):
                 lost[server] = fault
             else:
                 answers[i] = answer
 
         while missing := [i for i, answer in enumerate(answers) if answer is None]:
-            pool = ThreadPoolExecutor(min(len(missing), self.concurrency * len(servers)))
-            try:
-                list(pool.map(one, missing))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            results(submit_all(one, missing, self.concurrency * len(servers)))
             if lost:
                 self.bring_back(lost)
                 lost.clear()
@@ -269,32 +263,8 @@ class VLLMServerGenerator(CopyingGenerator):
             if isinstance(server, StartedServer):
                 server.stop()
         self.transfer.close()
+        self.leases.release()
+        self.started = False
         if self.folder is not None:
             self.folder.close()
-            self.servers, self.folder, self.started = [], None, False
-
-
-def stale(answer: Mapping[str, Any], weights: str) -> str | None:
-    """What is wrong with a completion that is not by these weights, or was broken off; None if nothing is."""
-    choice = answer["choices"][0]
-    if choice["finish_reason"] not in ("stop", "length"):
-        return f"it broke a completion off: {choice['finish_reason']}"
-    versions = {span["version"] for span in choice.get("weight_versions") or []}
-    return f"it holds the weights {', '.join(versions)}, not {weights}" if versions - {weights} else None
-
-
-def completion(choice: Mapping[str, Any], ends: Sequence[int], greedy: bool, version: int | None) -> Completion:
-    """A completion from a server's answer."""
-    logprobs = None if greedy else [float(token["logprob"]) for token in choice["logprobs"]["content"]]
-    return finished(list(choice["token_ids"]), choice["finish_reason"], choice["stop_reason"], logprobs, ends, version)
-
-
-def check_transfer(transfer: str, pickled: bool) -> None:
-    """Raises ValueError for a way of weights that does not exist, or that was not allowed."""
-    if transfer not in ("files", "nccl", "ipc"):
-        raise ValueError(f"generator.transfer={transfer} does not exist; choose files, nccl or ipc.")
-    if transfer == "ipc" and not pickled:
-        raise ValueError(
-            "generator.transfer=ipc sends pickled handles, and a server that accepts them runs any code that reaches its port; "
-            "set generator.allow_pickled_handles=true if nobody else can reach it, or take generator.transfer=nccl or files."
-        )
+            self.servers, self.folder = [], None

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +13,12 @@ from transformers import PreTrainedModel
 
 from opd_lightning.generation.server import free_port
 from opd_lightning.models.weights import full_weights, weight_shapes
-from opd_lightning.utils.http import Lost, Server, on_loopback
+from opd_lightning.utils.addresses import on_loopback
+from opd_lightning.utils.http import Lost, Server
+from opd_lightning.utils.interrupts import interruptible
 from opd_lightning.utils.ranks import on_first_rank, rank
 from opd_lightning.utils.scratch import ScratchFolder
+from opd_lightning.utils.threads import results, submit_all
 
 FILE_BYTES = 2**31
 """The size at which another file begins."""
@@ -220,9 +223,10 @@ def begin(server: Server) -> None:
 
 def each(servers: Sequence[Server], action: Callable[[Server], Any]) -> None:
     """Do something with all servers at once; the first error is raised when all are done."""
-    with ThreadPoolExecutor(len(servers)) as pool:
-        for future in [pool.submit(action, server) for server in servers]:
-            future.result()
+    futures = submit_all(action, servers, len(servers))
+    with interruptible():
+        wait(futures)
+    results(futures)
 
 
 def own_address(servers: Sequence[Server]) -> str:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from opd_lightning.preflight.results import CheckResult
-from opd_lightning.utils.http import on_loopback
+from opd_lightning.utils.addresses import on_loopback, url_of
 
 
 def devices(cfg: DictConfig) -> Iterator[CheckResult]:
@@ -38,7 +38,7 @@ def nodes(cfg: DictConfig) -> Iterator[CheckResult]:
     """A failure if servers that the run starts listen where its other nodes cannot reach them."""
     generator = cfg.get("generator") or {}
     host = str(generator.get("host"))
-    if cfg.trainer.get("num_nodes", 1) > 1 and generator.get("start") and on_loopback(f"http://{host}"):
+    if cfg.trainer.get("num_nodes", 1) > 1 and generator.get("start") and on_loopback(url_of(host, 80)):
         yield CheckResult(
             "devices",
             "fail",

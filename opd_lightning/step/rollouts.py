@@ -62,7 +62,8 @@ class RolloutsAhead(Rollouts):
 
     After an update the engine finishes what it has begun, gets the new weights in the main thread, where devices may gather
     them, and goes on with the next rollout. So a step takes as long as the longer of its two parts, and the weights' transfer.
-    The scores of served teachers are asked for by another thread, as soon as a rollout is written.
+    The scores of served teachers are asked for by another thread, as soon as a rollout is written. A signal does not end
+    the wait for a rollout: it is by weights that are gone, and a checkpoint needs it.
 
     Args:
         generator: an engine with a copy of the weights.
@@ -109,7 +110,7 @@ class RolloutsAhead(Rollouts):
     def take(self, module: Any, prompts: Prompts, metrics: StepMetrics) -> Rollout:
         """The rollout of this step, when it is written and scored."""
         self.waited, self.since, self.busy = 0.0, time.perf_counter(), self.writer.busy_seconds()
-        written, scored = self.written.popleft()
+        written, scored = self.written[0]  # until the update is made, for a checkpoint before it
         with self.waiting():
             rollout = replace(written.result(), scores=scored.result())
         ids, n = [sample.example.id for sample in rollout.samples], len(rollout.samples) // len(prompts.examples)
@@ -123,6 +124,7 @@ class RolloutsAhead(Rollouts):
         """Wait for the engine, give it the new weights, and begin with the next rollout."""
         with module.ledger.timing("rollout"), self.waiting():
             self.generator.finish(everywhere=True)
+        self.written.popleft()
         super().after_update(module, metrics)
         self.begin(module, module.global_step // self.num_iterations + self.ahead)
         idle = time.perf_counter() - self.since - (self.writer.busy_seconds() - self.busy)

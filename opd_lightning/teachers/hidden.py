@@ -29,6 +29,7 @@ from opd_lightning.teachers.weights.external import External
 from opd_lightning.teachers.wire import Positions
 from opd_lightning.types import Cost, Sample
 from opd_lightning.utils.http import Servers
+from opd_lightning.utils.interrupts import interruptible
 from opd_lightning.utils.vocabulary import ValidIds
 
 
@@ -165,7 +166,7 @@ def load(path: Path, timeout_s: float) -> dict[str, Tensor] | None:
     lock = Path(f"{path}.lock")
     try:
         if lock.exists():
-            with FileLock(lock, timeout=timeout_s):
+            with interruptible(), FileLock(lock, timeout=timeout_s):
                 pass
         return load_file(path)
     except (OSError, SafetensorError, Timeout):

@@ -20,7 +20,7 @@ from opd_lightning.teachers.self_test import check_local, check_repeats, check_v
 from opd_lightning.teachers.weights.external import External
 from opd_lightning.teachers.wire import VLLM
 from opd_lightning.types import Cost, Sample
-from opd_lightning.utils.http import Servers
+from opd_lightning.utils.http import ServerError, Servers
 from opd_lightning.utils.vocabulary import ValidIds
 
 
@@ -126,7 +126,14 @@ class RemoteTeacher(BaseTeacher):
             ValueError: the server refuses a request, or its answer lacks what is needed.
         """
         assert self.model is not None, "the server is asked for its model first"
-        answers = self.servers.post_all(self.api.path, [self.api.request(self.model, row, self.k) for row in rows])
+        try:
+            answers = self.servers.post_all(self.api.path, [self.api.request(self.model, row, self.k) for row in rows])
+        except ServerError as error:
+            if error.status != 400 or "logprobs" not in str(error):
+                raise
+            raise ValueError(
+                f"teacher.k={self.k}: {error} Choose a smaller teacher.k, or start the server with --max-logprobs {self.k}."
+            ) from error
         try:
             return [self.api.parse(answer, row, self.k) for answer, row in zip(answers, rows, strict=True)]
         except (ValueError, KeyError, TypeError, IndexError) as error:

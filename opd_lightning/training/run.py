@@ -210,12 +210,24 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
             f"{checkpoint} holds more than tensors and plain values, so another program made it; remove it, or choose another "
             "study.name."
         ) from error
-    except SystemExit as stop:  # Lightning raises it at a second CTRL-C
-        raise KeyboardInterrupt from stop
+    except SystemExit as stop:  # Lightning raises it at a KeyboardInterrupt
+        raise stopped(trainer, folder) from stop
     finally:
         module.rollouts.close()
         close_loggers(trainer)
+        for callback in chosen:
+            if isinstance(callback, Checkpoint):
+                callback.restore_handlers()
     return trainer
+
+
+def stopped(trainer: L.Trainer, folder: Path) -> KeyboardInterrupt:
+    """The end of a run that a signal ended within a step."""
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    saver = next((c for c in callbacks if isinstance(c, Checkpoint) and c.stop_signal is not None), None)
+    if saver is None:
+        return KeyboardInterrupt()
+    return Stopped(f"interrupted; the same command goes on from update {saver.saved}: {folder}", saver.stop_signal)
 
 
 def run_first_stage(cfg: DictConfig) -> Path:

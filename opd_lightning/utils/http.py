@@ -6,17 +6,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
 from threading import Lock
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from opd_lightning.utils.addresses import check_key_env, checked_url, on_loopback, origin
 from opd_lightning.utils.errors import RESUME
+from opd_lightning.utils.interrupts import interruptible
 from opd_lightning.utils.secrets import MASK, redact_secrets
+from opd_lightning.utils.threads import results, submit_all
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,13 @@ class Lost(ServerError):
     """No answer, or one after which the same request can succeed later."""
 
 
+class NoRedirects(HTTPRedirectHandler):
+    """Follows no redirect, which would take the key to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class Server:
     """One server.
 
@@ -52,15 +60,14 @@ class Server:
         direct: pass by proxies of the environment, which are passed by on loopback in any case.
 
     Raises:
-        ValueError: the URL is none.
+        ValueError: the URL is none or holds a secret, or `key_env` is a key.
     """
 
     def __init__(
         self, url: str, timeout: float = 600.0, key_env: str = "VLLM_API_KEY", field: str = "generator", direct: bool = True
     ):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ValueError(f"{field}.urls={url!r} is no URL; write http://<host>:<port>, or a list of them.")
-        self.url, self.timeout, self.key_env, self.direct = url.rstrip("/").removesuffix("/v1"), timeout, key_env, direct
+        check_key_env(key_env, field)
+        self.url, self.timeout, self.key_env, self.direct = checked_url(url, field, key_env), timeout, key_env, direct
 
     def get(self, path: str, timeout: float | None = None) -> Any:
         """The JSON answer to a GET request."""
@@ -76,21 +83,19 @@ class Server:
         Raises:
             Lost: no answer, an internal error, or a server that is busy.
             ServerError: the server refuses the request.
+            Interrupted: a signal ended the wait.
         """
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_env):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        refusal = f"the server at {self.url} refuses {path.partition('?')[0]}"
-        opener = build_opener(*[ProxyHandler({})] * (self.direct or on_loopback(self.url)))
+        opener = build_opener(NoRedirects, *[ProxyHandler({})] * (self.direct or on_loopback(self.url)))
+        asked = Request(self.url + path, data, headers, method=method)
         try:
-            with opener.open(Request(self.url + path, data, headers, method=method), timeout=timeout or self.timeout) as answer:
+            with interruptible(), opener.open(asked, timeout=timeout or self.timeout) as answer:
                 text = answer.read()
         except HTTPError as error:
-            message = f"{error.code}: {message_of(error, key)}"
-            if error.code >= 500 or error.code in TEMPORARY:
-                raise Lost(message, error.code) from error
-            raise ServerError(f"{refusal} ({message}).", error.code) from error
+            raise self.refusal(path.partition("?")[0], error, key) from error
         except (OSError, HTTPException) as error:
             raise Lost(one_line(getattr(error, "reason", error)) or type(error).__name__) from error
         try:
@@ -98,13 +103,32 @@ class Server:
         except ValueError as error:
             if text[:1] in (b"{", b"["):
                 raise Lost("its answer breaks off") from error
-            raise ServerError(f"{refusal}: its answer is no JSON.") from error
+            refused = f"the server at {self.url} refuses {path.partition('?')[0]}"
+            raise ServerError(f"{refused}: its answer is no JSON.") from error
+
+    def refusal(self, path: str, error: HTTPError, key: str | None) -> ServerError:
+        """The error for an answer that is none, with a remedy where the fault is the key's or the address's."""
+        code, there = error.code, f"the server at {self.url}"
+        if 300 <= code < 400:
+            place = origin(error.headers.get("Location") or "", self.url)
+            return ServerError(
+                f"{there} redirects {path} to {place}, which is not followed, for the key would go there; give the address of "
+                "the server itself.",
+                code,
+            )
+        message = f"{code}: {message_of(error, key)}"
+        if code >= 500 or code in TEMPORARY:
+            return Lost(message, code)
+        remedy = ""
+        if code in (401, 403):
+            remedy = f" The key in the environment variable {self.key_env} is " + ("not the server's." if key else "missing.")
+        return ServerError(f"{there} refuses {path} ({message}).{remedy}", code)
 
     def healthy(self) -> bool:
-        """Does it answer?"""
+        """Does it answer? ServerError if what answers is no such server, which waiting would not change."""
         try:
             self.get("/health", timeout=10)
-        except ServerError:
+        except Lost:
             return False
         return True
 
@@ -112,7 +136,8 @@ class Server:
         """Wait until it is healthy, with pauses that grow; False after so many seconds, or where it is `gone`."""
         end, pause = time.monotonic() + patience, 0.1
         while not (up := self.healthy()) and time.monotonic() < end and not gone():
-            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+            with interruptible():
+                time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(2 * pause, 5.0)
         return up
 
@@ -131,7 +156,7 @@ class Servers:
         field: the configuration's field, for errors.
 
     Raises:
-        ValueError: a URL is none, or a number is out of range.
+        ValueError: a URL is none or holds a secret, `key_env` is a key, or a number is out of range.
     """
 
     def __init__(
@@ -172,11 +197,7 @@ class Servers:
         Raises:
             ServerError: the first request that fails for good; those not yet sent are dropped.
         """
-        pool = ThreadPoolExecutor(min(self.concurrency, max(len(payloads), 1)))
-        try:
-            return list(pool.map(lambda i: self.post(path, payloads[i], i), range(len(payloads))))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        return results(submit_all(lambda i: self.post(path, payloads[i], i), range(len(payloads)), self.concurrency))
 
     def ask(self, request: Callable[[Server], Any], turn: int) -> Any:
         """The answer to a request, after retries at the servers in turn.
@@ -204,7 +225,8 @@ class Servers:
                         f"or correct the URL. {RESUME}.",
                         error.status,
                     ) from error
-                time.sleep(self.pause(count))
+                with interruptible():
+                    time.sleep(self.pause(count))
             else:
                 self.failing.pop(server, None)
                 return answer
@@ -226,12 +248,6 @@ class Servers:
                     f"warning: {self.field}.urls: {server.url} stays away ({error}) and is left out; the run goes on with "
                     f"{', '.join(self.urls)}."
                 )
-
-
-def on_loopback(url: str) -> bool:
-    """Is it a server of this machine that others do not reach?"""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def message_of(error: HTTPError, key: str | None) -> str:

@@ -12,6 +12,9 @@ SECRET = re.compile(
 
 MASK = "(secret)"
 
+IN_URL = re.compile(r"(?<=://)[^/@\s?#]+(?=@)|(?<=[?&])([^=&\s]*)=[^&#\s]+")
+"""In a text: the user and password of a URL, and the arguments of its query, of which those with a secret's name count."""
+
 
 def is_secret(name: str) -> bool:
     """Whether a name is that of a secret; of a dotted name the last part counts."""
@@ -19,7 +22,9 @@ def is_secret(name: str) -> bool:
 
 
 def redact_secrets(value: Any, name: str = "") -> Any:
-    """A copy without secrets: texts under such a name, and values of environment variables with such a name, are masked."""
+    """A copy without secrets: masked are texts under such a name, values of environment variables with such a name, and what a
+    URL holds of them.
+    """
     if isinstance(value, dict):
         return {key: redact_secrets(part, str(key)) for key, part in value.items()}
     if isinstance(value, list):
@@ -30,4 +35,12 @@ def redact_secrets(value: Any, name: str = "") -> Any:
         return MASK
     for secret in (v for n, v in os.environ.items() if is_secret(n) and len(v) >= 8):
         value = value.replace(secret, MASK)
-    return value
+    return IN_URL.sub(masked, value)
+
+
+def masked(found: re.Match[str]) -> str:
+    """A user and password masked, and an argument of a query if it has a secret's name."""
+    name = found[1]
+    if name is None:
+        return MASK
+    return f"{name}={MASK}" if is_secret(name) or name.lower() == "key" else found[0]

@@ -1,9 +1,12 @@
-"""Calls of other people's programs in threads, with a limit of time."""
+"""Threads that wait for other people's programs and servers. They are daemons: a program that ends does not wait for them."""
 
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any
+
+from opd_lightning.utils.interrupts import interruptible
 
 
 class Failed:
@@ -30,7 +33,8 @@ def call_all(calls: Sequence[Callable[[], Any]], seconds: float | None = None, w
         for thread in threads:
             thread.start()
         for thread, box in zip(threads, boxes, strict=True):
-            thread.join(seconds)
+            with interruptible():
+                thread.join(seconds)
             results.append(box.get() if not box.empty() else Failed(f"no answer within {seconds:g} s"))
     return results
 
@@ -46,3 +50,41 @@ def run(call: Callable[[], Any], box: "SimpleQueue[Any]") -> None:
 def failure(error: BaseException) -> str:
     """An error in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def submit_all(action: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Future]:
+    """The future results of an action on items, of which so many are begun at a time, in their order."""
+    futures: list[Future] = [Future() for _ in items]
+    waiting: SimpleQueue[tuple[Future, Any]] = SimpleQueue()
+    for job in zip(futures, items, strict=True):
+        waiting.put(job)
+    for _ in range(min(workers, len(items))):
+        threading.Thread(target=work, args=(action, waiting), daemon=True).start()
+    return futures
+
+
+def work(action: Callable[[Any], Any], waiting: "SimpleQueue[tuple[Future, Any]]") -> None:
+    """Take items until none is left; those whose future is cancelled are dropped."""
+    while True:
+        try:
+            future, item = waiting.get_nowait()
+        except Empty:
+            return
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            result = action(item)
+        except BaseException as error:  # whatever it is, it is raised where the result is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def results(futures: Sequence[Future]) -> list[Any]:
+    """The results, in their order; at the first error, or a signal, those not begun are dropped."""
+    try:
+        with interruptible():
+            return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
