@@ -18,6 +18,7 @@ from opd_lightning.preflight.checks import data, models, probe, prompts, updates
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.devices import devices
 from opd_lightning.preflight.logger import check_logger
+from opd_lightning.preflight.narrow import bfloat16
 from opd_lightning.preflight.precision import precision
 from opd_lightning.preflight.references import references
 from opd_lightning.preflight.rendering import left_rows
@@ -100,6 +101,7 @@ def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callab
     if not fast and attempt("architecture", student):
         attempt("logits", lambda: logits(made, students[0]))
         attempt("teacher", lambda: probe(made, students[0]))
+        attempt("bfloat16", lambda: bfloat16(made, cfg, students[0]))
 
 
 def said_once(result: CheckResult, before: Sequence[CheckResult]) -> CheckResult:

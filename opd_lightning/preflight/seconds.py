@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models.cost_model import Model, Rates, Work, predicted
@@ -31,15 +32,19 @@ def seconds_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     kind = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
     dtype = product_dtype(parts.model, cfg.trainer.precision)
     lm = without_weights(parts.model)
-    sizes = Sizes.of(lm)
     if cfg.adapter is not None:
         lm.requires_grad_(False)
-        sizes = replace(sizes, trained=0, trained_head=0)
+    sizes = sizes_of(lm, cfg)
     work = work_of(parts, cfg, sizes)
     found = predicted(work, Rates.measure(torch.device(kind), dtype, lm.config), Model.of(lm, sizes, dtype))
     text = ", ".join(f"{part} {s:.2g}" for part, s in found.items() if s)
     total = f"a step takes about {sum(found.values()):.2g} s at full length"
     yield CheckResult("seconds", "pass", f"{total} ({text}), by this machine's rates")
+
+
+def sizes_of(lm: PreTrainedModel, cfg: DictConfig) -> Sizes:
+    """The sizes of a student, of which an adapter's factors are left out."""
+    return Sizes.of(lm) if cfg.adapter is None else replace(Sizes.of(lm), trained=0, trained_head=0)
 
 
 def work_of(parts: Components, cfg: DictConfig, sizes: Sizes) -> Work:
