@@ -87,6 +87,7 @@ class DistillationModule(L.LightningModule):
                 with seeded(derive_seed(self.seed, "adapter"), lm.device):
                     adapters.add(lm, self.adapter)
             self.student = Student(lm, self.chunk, self.renderer.valid_ids).to(self.trainer.strategy.root_device).train()
+            self.student.sharding = getattr(self.trainer.strategy, "sharding", None)
             self.student.verify_head(f"model.path={self.model.path}")
             self.sizes = Sizes.of(lm)
             self.generator.update_weights(self.student, 0)

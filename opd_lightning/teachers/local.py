@@ -135,14 +135,15 @@ def external(
     base: str | None = None,
     alignment: Any = None,
     chat_template: str | None = None,
+    offload: bool = False,
 ) -> LocalTeacher:
     """A teacher that is another model; see `weights.External`, and `alignment.readings` for one with another tokenizer."""
-    return LocalTeacher(External(path, dtype, attention, field, base, chat_template), context, alignment)
+    return LocalTeacher(External(path, dtype, attention, field, base, chat_template, offload), context, alignment)
 
 
-def frozen(context: NoContext | None = None) -> LocalTeacher:
+def frozen(context: NoContext | None = None, offload: bool = False) -> LocalTeacher:
     """A teacher with the student's weights at the start of training."""
-    return LocalTeacher(FrozenStart(), context)
+    return LocalTeacher(FrozenStart(offload), context)
 
 
 def average(rate: float, every: int = 1, of: str = "effective", context: NoContext | None = None) -> LocalTeacher:

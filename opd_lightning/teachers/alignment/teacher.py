@@ -60,12 +60,14 @@ class OtherVocabulary:
     Attributes:
         lm, chunk, window: the student's.
         known: the teacher's valid ids.
+        sharding: of `Student`.
     """
 
     lm: Any
     chunk: int
     window: int
     known: ValidIds
+    sharding: Any = None
 
     @property
     def head(self) -> "OtherVocabulary":
@@ -141,7 +143,8 @@ class AlignedTeacher(BaseTeacher):
             raise ValueError(f"{self.own.tokenizer} has no tokens.")
         served = getattr(self.inner, "window", None) or student.window
         self.window = served if self.source is None else self.source.window()
-        self.inner.setup(OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids), self.own)
+        seen = OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids, student.sharding)
+        self.inner.setup(seen, self.own)
         student_ids, teacher_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in self.ids)
         self.shared = SharedIds(student_ids, teacher_ids, known)
 
