@@ -253,7 +253,7 @@ def test_an_estimate_that_cannot_be_made_stops_nothing(what, small, monkeypatch)
     def broken(*_):
         raise AttributeError("no such thing as layers")
 
-    monkeypatch.setattr("opd_lightning.preflight.resources.sizes_of", broken)
+    monkeypatch.setattr("opd_lightning.preflight.resources.shapes_of", broken)
     found = [f for f in examine(small("method=sft"), fast=True) if f.name == what]
     assert [f.state for f in found] == ["warn"] and "not estimated" in found[0].text
 

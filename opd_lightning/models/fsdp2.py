@@ -79,7 +79,7 @@ class FSDP2ModelParallelStrategy(ModelParallelStrategy):
             for saved, optimizer in zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
         ]
         if shards.KEY in checkpoint:
-            places = {"state_dict": own, "teachers": teachers} | dict(enumerate(numbered))
+            places: dict[Any, Any] = {"state_dict": own, "teachers": teachers} | dict(enumerate(numbered))
             shards.read(checkpoint, path.parent, lambda kind, at: places[kind].get(at))
         weights = {name: sharded_like(own[name], value) for name, value in checkpoint.pop("state_dict").items()}
         self.model.load_state_dict(weights, strict=self.lightning_module.strict_loading)

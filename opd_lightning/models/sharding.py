@@ -68,7 +68,6 @@ def one_token(device: torch.device) -> Sequences:
     return Sequences(zero, torch.ones_like(zero), zero[0, :0], zero[0, :0])
 
 
-
 def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Objective) -> None:
     """Shard each layer and the rest of the student, in place.
 

@@ -83,8 +83,9 @@ def read(checkpoint: dict[str, Any], directory: Path, like: Callable[[Any, Any],
     """Read the shards into a checkpoint; each device reads for itself what it holds.
 
     Args:
-        like: of "state_dict" and a weight's name, or of an optimizer's number and a parameter's, or of "teachers" and a path in their states, a tensor
-            that says where its values belong; None reads them in full. States of optimizers that the checkpoint does not list are left out.
+        like: of "state_dict" and a weight's name, of an optimizer's number and a parameter's, or of "teachers" and a path in
+            their states, a tensor that says where its values belong; None reads them in full. States of optimizers and teachers
+            that the checkpoint does not list are left out.
     """
     reader = _Reader(directory / checkpoint[KEY]["folder"])
     entries = reader.tensors()

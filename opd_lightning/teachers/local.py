@@ -37,7 +37,7 @@ class LocalTeacher(BaseTeacher):
         self.alignment = alignment_of(alignment)
         self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
-        self.takes_end = isinstance(weights, External)
+        self.takes_end, self.offload = isinstance(weights, External), weights.offload
         self.source, self.warning = weights.source, weights.warning
         self.output_layer = self.own_tokenizer = weights.source
 

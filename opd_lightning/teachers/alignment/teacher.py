@@ -117,6 +117,7 @@ class AlignedTeacher(BaseTeacher):
         self.provides, self.top_k = alignment.provides(teacher.provides), teacher.top_k
         if not self.provides:
             raise ValueError(f"teacher.alignment={name} needs more than {type(teacher).__name__} tells; choose spans.")
+        self.offload = teacher.offload
         self.self_teacher, self.frozen, self.scores_any_text = teacher.self_teacher, teacher.frozen, teacher.scores_any_text
         self.reads_context, self.source, self.warning = teacher.reads_context, teacher.source, teacher.warning
         self.shares_weights = teacher.shares_weights
