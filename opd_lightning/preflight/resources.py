@@ -73,14 +73,14 @@ def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 
 def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     """Check results on the planned memory of one device in the phase that takes most, and on 1, 4 and 8 devices."""
-    own, others = plans_of(parts, cfg)
-    name, capacity = device(cfg)
-    if (minimum := own.student) > capacity:
+    made, (name, capacity) = planner(parts, cfg), device(cfg)
+    if (minimum := made[1](1, *spread_of(cfg)).student) > capacity:
         text = f"weights, gradients and optimizer alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
         yield CheckResult(
             "memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices."
         )
         return
+    own, others = plans_of(parts, cfg, made)
     breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in own.parts.items())
     state = "pass" if own.peak < 0.7 * capacity else "warn"
     remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
@@ -94,14 +94,13 @@ def words(devices: int, way: str) -> str:
     return "1 device" if devices == 1 else f"{devices} devices with {way}"
 
 
-def plans_of(parts: Components, cfg: DictConfig) -> tuple[Plan, list[tuple[str, Plan]]]:
-    """The plan of the run's memory, and what it would be on 1, 4 and 8 devices, by the strategy."""
-    shapes, planned = planner(parts, cfg)
-    most = (
-        fitting_tokens(parts, cfg, shapes, planned)[0]
-        if cfg.max_tokens_per_microbatch == "auto"
-        else cfg.max_tokens_per_microbatch
-    )
+def plans_of(
+    parts: Components, cfg: DictConfig, made: tuple[Shapes, Planner] | None = None
+) -> tuple[Plan, list[tuple[str, Plan]]]:
+    """The plan of the run's memory, and what it would be on 1, 4 and 8 devices, by the strategy; `made` is its planner."""
+    shapes, planned = made or planner(parts, cfg)
+    given = cfg.max_tokens_per_microbatch
+    most = fitting_tokens(parts, cfg, shapes, planned)[0] if given == "auto" else given
     ways = [("trainer=ddp", False), ("trainer=fsdp2", True)]
     others = [(way, planned(most, n, spread)) for n in (4, 8) for way, spread in ways]
     return planned(most, *spread_of(cfg)), [("", planned(most, 1, False)), *others]
