@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-from functools import cache
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +22,7 @@ from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.config.values import check_made, check_values
 from opd_lightning.preflight.logger import check_logger
 from opd_lightning.reporting.overview import Overview, overview
-from opd_lightning.runs.status import record_failure, say
+from opd_lightning.runs.status import loading, record_failure
 from opd_lightning.utils.secrets import redact_secrets
 
 log = logging.getLogger(__name__)
@@ -65,13 +64,6 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
             except (ValueError, OmegaConfBaseException, OSError):
                 Overview.refused.append(f"{' '.join(HydraConfig.get().overrides.task)} is refused: {sentence}")
         raise RunFailed(sentence) from error
-
-
-@cache
-def loading() -> None:
-    """Say that what takes seconds is imported now; once."""
-    if "torch" not in sys.modules:
-        say("loading torch, lightning and transformers ...")
 
 
 def explained(error: Exception) -> str:

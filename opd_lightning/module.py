@@ -91,6 +91,7 @@ class DistillationModule(L.LightningModule):
                 with seeded(derive_seed(self.seed, "adapter"), lm.device):
                     adapters.add(lm, self.adapter)
             self.student = Student(lm, self.chunk, self.renderer.valid_ids).to(self.trainer.strategy.root_device).train()
+            self.student.sharding = getattr(self.trainer.strategy, "sharding", None)
             self.student.verify_head(f"model.path={self.model.path}")
             if self.adapter is not None:
                 self.base = Fingerprint.of(f"model.path={self.model.path}", self.student)

@@ -105,7 +105,7 @@ def test_a_square_matrix_kept_as_in_by_out_is_not_averaged_transposed():
     student = adapted("gpt2", target_modules=r".*attn\.c_proj")
     (name, layer), *_ = adapters.layers(student.lm).items()
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    torch.testing.assert_close(adapters.dense(student.lm)[name], 2.0 * (b @ a).detach())
+    torch.testing.assert_close(dict(adapters.dense(student.lm))[name], 2.0 * (b @ a).detach())
     policy = Average(1.0)
     policy.setup(student)
     with policy.language_model() as lm:
@@ -253,7 +253,7 @@ def test_an_estimate_that_cannot_be_made_stops_nothing(what, small, monkeypatch)
     def broken(*_):
         raise AttributeError("no such thing as layers")
 
-    monkeypatch.setattr("opd_lightning.preflight.resources.sizes_of", broken)
+    monkeypatch.setattr("opd_lightning.preflight.resources.shapes_of", broken)
     found = [f for f in examine(small("method=sft"), fast=True) if f.name == what]
     assert [f.state for f in found] == ["warn"] and "not estimated" in found[0].text
 

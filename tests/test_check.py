@@ -126,7 +126,7 @@ def planted(name, tmp_path, other) -> list[str]:
         ("short", "tokenizer", "fail", "32 tokens, and the model has 24"),
         ("short_teacher", "teacher's tokenizer", "fail", "24 logits"),
         ("unrendered", "data", "fail", "speaks to nobody"),
-        ("too_large", "memory", "fail", "weights, gradients and AdamW alone take"),
+        ("too_large", "memory", "fail", "weights, gradients and optimizer alone take"),
         ("full_disk", "disk", "warn", "make room, or choose another output_dir"),
         ("accelerator", "trainer", "fail", "trainer cannot be made of its options"),
         ("precision", "trainer", "fail", "Precision 'fp7' is invalid"),

@@ -14,6 +14,8 @@ WAYS = {
 }
 METHODS = {
     "opd": ["method=opd"],
+    "sdft": ["method=sdft", "teacher=ema", "teacher.rate=0.3"],
+    "grpo": ["method=grpo", "rollout.num_generations=4"],
 }
 ADAPTERS = {"full": ["optim.lr=1e-3"], "lora": ["adapter=lora", "adapter.r=2", "optim.lr=1e-2"]}
 

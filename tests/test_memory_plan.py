@@ -40,6 +40,16 @@ def test_sharding_divides_weights_gradients_and_averages(small):
     assert one.resident["optimizer"] == 2 * one.resident["weights"] and one.resident["weights"] > 4000
 
 
+def test_a_teacher_is_spread_with_the_student_and_may_rest_on_the_host(small, monkeypatch):
+    cfg = small("method=opd", "teacher.offload=true")
+    _, ((_, one), _, (_, spread), *_) = planned(cfg)
+    assert spread.resident["teacher"] * 4 == one.resident["teacher"] > 4000
+    assert 0 < spread.phases["score"]["gathered teacher"] <= one.resident["teacher"]
+    monkeypatch.setattr("opd_lightning.preflight.memory_plan.on_gpu", lambda cfg: True)
+    _, ((_, away), *_) = planned(cfg)
+    assert away.resident["teacher"] == 0 and away.phases["score"]["gathered teacher"] == one.resident["teacher"]
+
+
 @pytest.mark.slow
 def test_what_is_trained_decides(small):
     """An adapter has gradients and averages of its own alone; weights in 4 bits take an eighth of 32."""

@@ -135,10 +135,21 @@ def contents(run_folder: Path) -> dict:
     return shards.whole(torch.load(path, weights_only=True), path.parent)
 
 
+def tensors(state: dict, *path: str):
+    """The tensors in a nested state, by path."""
+    for name, value in state.items():
+        if torch.is_tensor(value):
+            yield (*path, name), value
+        elif isinstance(value, dict):
+            yield from tensors(value, *path, name)
+
+
 def distance(a: dict, b: dict) -> float:
-    """The greatest difference of weights and of optimizer states between checkpoints."""
+    """The greatest difference of weights, of teachers and of optimizer states between checkpoints."""
     assert a["state_dict"].keys() == b["state_dict"].keys()
     found = [(a["state_dict"][name] - b["state_dict"][name]).abs().max() for name in a["state_dict"]]
+    one, two = ([t for _, t in sorted(tensors(c["teachers"]))] for c in (a, b))
+    found += [(x - y).abs().max() for x, y in zip(one, two, strict=True)]
     one, two = (c["optimizer_states"][0] for c in (a, b))
     assert one["param_groups"] == two["param_groups"] and one["state"].keys() == two["state"].keys()
     for at, state in one["state"].items():
@@ -147,15 +158,20 @@ def distance(a: dict, b: dict) -> float:
     return float(torch.stack(found).max())
 
 
+LORA = ["adapter=lora", "adapter.r=2", "optim.lr=0.01"]
+EMA = ["method=sdft", "rollout=dataset", "teacher=ema", "teacher.rate=0.3"]
+CASES = {"full": [], "lora": LORA, "ema": EMA, "ema_lora": [*EMA, *LORA]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [[], ["adapter=lora", "adapter.r=2", "optim.lr=0.01"]], ids=["full", "lora"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("others", [("one", "default"), ("default", "file"), ("ddp", "one")])
-def test_a_sharded_checkpoint_resumes_on_another_number_of_devices_and_back(base, tmp_path, adapter, others):
+def test_a_sharded_checkpoint_resumes_on_another_number_of_devices_and_back(base, tmp_path, case, others):
     for way, steps in zip(("two", *others, "two"), (1, 2, 3, 4), strict=True):
-        folder = made(base, tmp_path, "moved", way, steps, *adapter)
+        folder = made(base, tmp_path, "moved", way, steps, *CASES[case])
         files = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert files == (["last.ckpt", f"shards-{steps}"] if way in ("one", "two") else ["last.ckpt"])
-    straight = made(base, tmp_path, "straight", "default", 4, *adapter)
+    straight = made(base, tmp_path, "straight", "default", 4, *CASES[case])
     assert distance(contents(folder), contents(straight)) < 3e-6
 
 

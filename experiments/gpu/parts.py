@@ -139,11 +139,11 @@ def memory(a: argparse.Namespace) -> None:
     more = ["method=opd", "trainer.precision=bf16-mixed", "max_tokens_per_microbatch=null", "study.name=memory"]
     lines = [one.text for one in examine(compose(overrides(a, *more)), fast=True) if one.name.startswith("memory")]
     told = next((re.search(r"about ([\d.e+-]+) GiB", line) for line in lines if "GiB" in line), None)
-    before = resident()
+    before = resident("VmRSS")  # the run sets the peak back to what is resident
     if a.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     made(a, *more, steps=2)
-    peak = torch.cuda.max_memory_allocated() / GIB if a.device == "cuda" else resident() - before
+    peak = torch.cuda.max_memory_allocated() / GIB if a.device == "cuda" else resident("VmHWM") - before
     tell("peak of 2 updates, GiB", peak)
     if told is None:
         tell("estimate of `check`", "none: " + "; ".join(lines))
@@ -153,10 +153,10 @@ def memory(a: argparse.Namespace) -> None:
     tell("estimate / peak", ratio, "0.8 to 1.2 at full sizes", None if a.small else 0.8 <= ratio <= 1.2)
 
 
-def resident() -> float:
-    """The peak of this process's resident memory, in GiB."""
+def resident(field: str) -> float:
+    """This process's resident memory in GiB: now (VmRSS), or its peak (VmHWM)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 2**20
+    return int(lines[field].split()[0]) / 2**20
 
 
 def step(a: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ class Probe:
     @torch.no_grad()
     def of(self, student: Any) -> Tensor:
         """The log-probabilities [rows, length - 1] of a model in this process, on the CPU."""
-        with student.eval_mode() as lm:
+        with student.reading() as lm:
             rows = torch.tensor(self.rows, device=lm.device)
             return written_logprobs(lm(input_ids=rows).logits.float()[:, :-1], rows).cpu()
 

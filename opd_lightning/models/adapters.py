@@ -188,9 +188,9 @@ def weight_of(layer: Any) -> Tensor:
     return layer.get_base_layer().get_parameter(getattr(layer, "parameter_name", "weight"))
 
 
-def dense(lm: nn.Module) -> dict[str, Tensor]:
-    """The adapter's change of each layer's weight in float32: scaling x B A, [out, in] for linear layers."""
-    return {name: sum_of(module) for name, module in layers(lm).items()}
+def dense(lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's change of each layer's weight by name, in float32: scaling x B A, [out, in] for linear layers."""
+    yield from ((name, sum_of(module)) for name, module in layers(lm).items())
 
 
 def sum_of(layer: Any) -> Tensor:

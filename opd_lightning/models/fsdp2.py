@@ -1,5 +1,6 @@
 """Lightning's strategy of FSDP2, with checkpoints that resume on any number of devices."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from opd_lightning.models import shards
-from opd_lightning.models.sharding import full_tensor
+from opd_lightning.models.sharding import Sharding, full_tensor
 
 
 class FSDP2ModelParallelStrategy(ModelParallelStrategy):
@@ -25,6 +26,12 @@ class FSDP2ModelParallelStrategy(ModelParallelStrategy):
         save_distributed_checkpoint: whether each device writes its own part of weights and optimizer, into a folder beside the
             checkpoint's file; False gathers all on the first device's host, and writes one file.
     """
+
+    @cached_property
+    def sharding(self) -> Sharding:
+        """The devices that weights are spread over."""
+        assert self.device_mesh is not None
+        return Sharding(self.device_mesh["data_parallel"])
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state: sharded, or full and on the first device's host alone."""
@@ -40,11 +47,19 @@ class FSDP2ModelParallelStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; see `models.shards` for a sharded one."""
         if not self._save_distributed_checkpoint:
+            checkpoint["teachers"] = self.full(checkpoint.get("teachers", {}))
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         path = Path(self.broadcast(filepath))
         shards.write(checkpoint, shards.folder_of(path.parent, checkpoint["global_step"]))
         if self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, path)
+
+    def full(self, state: Any) -> Any:
+        """A state whose sharded tensors are full and on the first device's host, and left out on the others."""
+        if isinstance(state, DTensor):
+            full = state.full_tensor()
+            return full.cpu() if self.is_global_zero else None
+        return {name: self.full(value) for name, value in state.items()} if isinstance(state, dict) else state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read weights and optimizers from a checkpoint, each device its own part; returns the rest of it.
@@ -56,13 +71,16 @@ class FSDP2ModelParallelStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
         own = self.model.state_dict()
+        states = {name: teacher.state_dict() for name, teacher in self.lightning_module.teachers.items()}  # type: ignore[union-attr, operator]
+        teachers = dict(shards.sharded(states))
         shards.check_shapes(shards.shapes(checkpoint, path.parent), {name: value.shape for name, value in own.items()})
         numbered = [
             dict(zip(_ids(saved), _parameters(optimizer), strict=True))
             for saved, optimizer in zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
         ]
         if shards.KEY in checkpoint:
-            shards.read(checkpoint, path.parent, lambda kind, at: own[at] if kind == "state_dict" else numbered[kind][at])
+            places: dict[Any, Any] = {"state_dict": own, "teachers": teachers} | dict(enumerate(numbered))
+            shards.read(checkpoint, path.parent, lambda kind, at: places[kind].get(at))
         weights = {name: sharded_like(own[name], value) for name, value in checkpoint.pop("state_dict").items()}
         self.model.load_state_dict(weights, strict=self.lightning_module.strict_loading)
         for optimizer, parameters, saved in zip(self.optimizers, numbered, checkpoint.pop("optimizer_states"), strict=True):

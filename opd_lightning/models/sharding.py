@@ -1,17 +1,71 @@
 """FSDP2: the student's weights sharded over devices, and gathered for generation and scoring."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from opd_lightning.losses.objective import Objective
 from opd_lightning.models.backbone import backbone
 from opd_lightning.types import Sequences, Tokens
+
+
+class Sharding:
+    """The devices that trainer=fsdp2 spreads weights over, for what is beside the student: teachers, averages.
+
+    Args:
+        mesh: the devices.
+
+    Attributes:
+        gathers: contexts in which each device has one of these as a whole.
+    """
+
+    def __init__(self, mesh: DeviceMesh):
+        self.mesh = mesh
+        self.gathers: list[Callable[[], AbstractContextManager[Any]]] = []
+
+    def spread(self, model: Any, offload: bool) -> None:
+        """Spread a `Frozen` model, in place, layer by layer; each layer is gathered for its forward pass alone.
+
+        Args:
+            offload: whether each device keeps its part on the host.
+        """
+        on_gpu = self.mesh.device_type != "cpu"
+        policy = CPUOffloadPolicy(pin_memory=on_gpu) if offload else OffloadPolicy()
+        for layer in text_layers(model.lm):
+            fully_shard(layer, mesh=self.mesh, offload_policy=policy)
+        fully_shard(model, mesh=self.mesh, offload_policy=policy, reshard_after_forward=False)
+        register_fsdp_forward_method(model, "hidden")
+        self.gathers.append(model.eval_mode)
+        with torch.no_grad():  # the first pass, which has to begin with the whole model
+            model.hidden(one_token(torch.device(self.mesh.device_type)))
+        model.reshard()
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """This device's part of a tensor that all devices have, on its device; one that is spread stays as it is."""
+        if isinstance(tensor, DTensor):
+            return tensor
+        return distribute_tensor(tensor, self.mesh, [Shard(0)], src_data_rank=None)
+
+    def most(self, number: int) -> int:
+        """The greatest of all devices' numbers."""
+        found = torch.tensor(number, device=self.mesh.device_type)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.mesh.get_group())
+        return int(found)
+
+
+def one_token(device: torch.device) -> Sequences:
+    """A batch of one token, of which nothing is learned."""
+    zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return Sequences(zero, torch.ones_like(zero), zero[0, :0], zero[0, :0])
 
 
 def shard(student: nn.Module, strategy: ModelParallelStrategy, objective: Objective) -> None:

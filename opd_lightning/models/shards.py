@@ -1,11 +1,13 @@
 """Sharded checkpoints: a file and, in a folder beside it, its sharded tensors in the format of torch.distributed.checkpoint."""
 
+import json
 import pickle
 import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def whole(checkpoint: dict[str, Any], directory: Path) -> dict[str, Any]:
 def weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint by name, full and on the host."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    checkpoint["optimizer_states"] = []
+    checkpoint |= {"optimizer_states": [], "teachers": {}}
     return whole(checkpoint, path.parent)["state_dict"]
 
 
@@ -81,8 +83,9 @@ def read(checkpoint: dict[str, Any], directory: Path, like: Callable[[Any, Any],
     """Read the shards into a checkpoint; each device reads for itself what it holds.
 
     Args:
-        like: of "state_dict" and a weight's name, or of an optimizer's number and a parameter's, a tensor that says where its
-            values belong; None reads them in full. States of optimizers that the checkpoint does not list are left out.
+        like: of "state_dict" and a weight's name, of an optimizer's number and a parameter's, or of "teachers" and a path in
+            their states, a tensor that says where its values belong; None reads them in full. States of optimizers and teachers
+            that the checkpoint does not list are left out.
     """
     reader = _Reader(directory / checkpoint[KEY]["folder"])
     entries = reader.tensors()
@@ -90,7 +93,7 @@ def read(checkpoint: dict[str, Any], directory: Path, like: Callable[[Any, Any],
     tensors = {}
     with _plain_errors():
         for key, entry in entries.items():
-            if places[key][0] != "state_dict" and places[key][0] >= len(checkpoint["optimizer_states"]):
+            if not listed(checkpoint, *places[key][:2]):
                 continue
             target, dtype = like(*places[key][:2]), entry.properties.dtype
             fitting = target if target is not None and target.shape == entry.size else None
@@ -102,13 +105,27 @@ def read(checkpoint: dict[str, Any], directory: Path, like: Callable[[Any, Any],
         kind, place, name = places[key]
         if kind == "state_dict":
             checkpoint[kind][place] = tensor
+        elif kind == "teachers":
+            reduce(lambda state, part: state[part], place[:-1], checkpoint[kind])[place[-1]] = tensor
         else:
             checkpoint["optimizer_states"][kind]["state"].setdefault(place, {})[name] = tensor
     del checkpoint[KEY]
 
 
+def listed(checkpoint: Mapping[str, Any], kind: Any, place: Any) -> bool:
+    """Whether a checkpoint has a place for a tensor."""
+    if kind == "teachers":
+        return place[0] in checkpoint[kind]
+    return kind == "state_dict" or kind < len(checkpoint["optimizer_states"])
+
+
 def _place(key: str) -> tuple[Any, Any, str]:
-    """The place of a tensor: "state_dict" and its name, or an optimizer's number, a parameter's, and a name."""
+    """The place of a tensor: "state_dict" and its name, or an optimizer's number, a parameter's, and a name.
+
+    Of a teacher it is "teachers" and the path in their states.
+    """
+    if key.startswith("teachers/"):
+        return "teachers", tuple(json.loads(key.removeprefix("teachers/"))), ""
     kind, *place = key.split("/")
     return (kind, place[0], "") if kind == "state_dict" else (int(place[0]), int(place[1]), place[2])
 
@@ -137,7 +154,7 @@ def check_shapes(saved: Mapping[str, torch.Size], own: Mapping[str, torch.Size])
 
 
 def _take(checkpoint: dict[str, Any]) -> Iterator[tuple[str, DTensor]]:
-    """The sharded tensors of weights and optimizers by key, taken out of the checkpoint."""
+    """The sharded tensors of weights, optimizers and teachers by key, taken out of the checkpoint."""
     weights = checkpoint["state_dict"]
     checkpoint["state_dict"] = {name: value for name, value in weights.items() if not isinstance(value, DTensor)}
     yield from ((f"state_dict/{name}", value) for name, value in weights.items() if isinstance(value, DTensor))
@@ -148,6 +165,25 @@ def _take(checkpoint: dict[str, Any]) -> Iterator[tuple[str, DTensor]]:
             for name in state.keys() - kept[parameter].keys():
                 yield f"optimizer_states/{number}/{parameter}/{name}", state[name]
         checkpoint["optimizer_states"][number] = {**optimizer, "state": kept}
+    teachers = checkpoint.get("teachers", {})
+    yield from ((f"teachers/{json.dumps(path)}", value) for path, value in sharded(teachers))
+    checkpoint["teachers"] = _without(teachers)
+
+
+def sharded(state: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], DTensor]]:
+    """The sharded tensors in a nested state, by path."""
+    for name, value in state.items():
+        if isinstance(value, DTensor):
+            yield (*path, name), value
+        elif isinstance(value, Mapping):
+            yield from sharded(value, *path, name)
+
+
+def _without(state: Any) -> Any:
+    """A nested state without its sharded tensors."""
+    if not isinstance(state, Mapping):
+        return state
+    return {name: _without(value) for name, value in state.items() if not isinstance(value, DTensor)}
 
 
 def _digest(path: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from opd_lightning.losses.head import Head, TokenLoss, head_loss
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models.backbone import backbone, scale, soft_cap, verify_head
 from opd_lightning.models.cpu import fast_on_cpu
-from opd_lightning.models.sharding import align, unsharded
+from opd_lightning.models.sharding import Sharding, align, unsharded
 from opd_lightning.types import Sequences, Tokens
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -26,7 +26,12 @@ class Student(nn.Module):
         lm: a causal language model of transformers.
         chunk: rows of logits that exist at a time; see `losses.head`.
         valid_ids: the ids that are tokens of its tokenizer; distributions are over these. None takes all rows.
+
+    Attributes:
+        sharding: the devices that its weights are spread over; None where each device has all of them.
     """
+
+    sharding: Sharding | None = None
 
     def __init__(self, lm: PreTrainedModel, chunk: int = 256, valid_ids: ValidIds | None = None):
         super().__init__()
@@ -67,9 +72,21 @@ class Student(nn.Module):
             self.train(was_training)
             self.in_eval_mode = False
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """A context with its whole weights, and those of the teachers that are spread beside it; no device waits in it."""
+        with self.eval_mode(), ExitStack() as stack:
+            for gather in () if self.sharding is None else self.sharding.gathers:
+                stack.enter_context(gather())
+            yield
+
+    def reading(self) -> AbstractContextManager[PreTrainedModel]:
+        """A context for forward passes without gradients."""
+        return self.eval_mode()
+
     def verify_head(self, name: str) -> None:
         """Check that backbone and head give the model's logits; see `backbone.verify_head`."""
-        with self.eval_mode() as lm:
+        with self.reading() as lm:
             verify_head(lm, replace(self.head, valid_ids=None).project, name)
 
     def hidden(self, sequences: Sequences) -> Tensor:
@@ -86,9 +103,12 @@ class Student(nn.Module):
         Args:
             snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
         """
-        with self.eval_mode() as lm, fast_on_cpu(lm):
-            hidden = torch.cat([self.hidden(sequences) for sequences in batches])
-            # The dtype is fixed here, for autocast is off where chunks are projected later.
-            head = replace(self.head, dtype=self.head.compute_dtype(hidden))
-            kept = head.copy() if snapshot and head.weight.requires_grad else head
-            return HiddenScores(hidden, kept.project, head.known.size, absent=head.known.absent)
+        with self.reading() as lm, fast_on_cpu(lm):
+            return self.scores([self.hidden(sequences) for sequences in batches], snapshot and self.head.weight.requires_grad)
+
+    def scores(self, hidden: Sequence[Tensor], copy: bool) -> HiddenScores:
+        """The distributions of hidden states [n, H] of each batch; `copy` copies the head's weights."""
+        rows, head = torch.cat(list(hidden)), self.head
+        # The dtype is fixed here, for autocast is off where chunks are projected later.
+        kept = replace(head.copy() if copy else head, dtype=head.compute_dtype(rows))
+        return HiddenScores(rows, kept.project, head.known.size, absent=head.known.absent)

@@ -1,6 +1,7 @@
 """Activations from shapes alone: what a forward pass keeps for the backward pass, counted on tensors without data."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from opd_lightning.models import Pretrained, adapters
 from opd_lightning.models.architecture import class_of
 from opd_lightning.models.backbone import backbone
+from opd_lightning.models.flops import matrices
 
 TOKENS = 256
 """Tokens of the pass from which the share of one is taken."""
@@ -31,8 +33,7 @@ class Shapes:
         linear: numbers in the frozen linear layers, which `adapter=qlora` stores in 4 bits.
         head: numbers of the output layer.
         tied: whether it is the embedding.
-        token: bytes that a forward pass keeps of each token.
-        layer: bytes of one token that a layer's forward pass keeps at most, with checkpointing: it is computed anew.
+        layers: numbers in the layers' matrices.
     """
 
     def __init__(self, model: Pretrained, adapter: Any, autocast: torch.dtype | None):
@@ -40,30 +41,52 @@ class Shapes:
         plain = adapter.plain() if hasattr(adapter, "quantization") else adapter
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             lm: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attention(model))
+            self.layers = sum(p.numel() for p in matrices(lm))
             if plain is not None:
                 adapters.add(lm, plain)
-        with FakeTensorMode():
-            without_data(lm)
-            head, table = lm.get_output_embeddings().weight, lm.get_input_embeddings().weight
-            named = list(lm.named_parameters())
-            self.added = sum(p.numel() for name, p in named if ".lora_" in name)
-            self.all = sum(p.numel() for _, p in named) - self.added
-            self.trained = sum(p.numel() for _, p in named if p.requires_grad)
-            self.linear = sum(p.numel() for name, p in named if ".base_layer." in name and p.ndim == 2)
-            self.head, self.tied = head.numel(), head is table
-            try:
-                self.count(lm.train(), model.checkpointing, autocast)
-            except Exception:  # of a layer that asks for values, as some of Mamba do
-                self.layer = usual_bytes(config, False) / config.num_hidden_layers
-                self.token = float(usual_bytes(config, model.checkpointing))
+        head, table = lm.get_output_embeddings().weight, lm.get_input_embeddings().weight
+        named = list(lm.named_parameters())
+        self.added = sum(p.numel() for name, p in named if ".lora_" in name)
+        self.all = sum(p.numel() for _, p in named) - self.added
+        self.trained = sum(p.numel() for _, p in named if p.requires_grad)
+        self.linear = sum(p.numel() for name, p in named if ".base_layer." in name and p.ndim == 2)
+        self.head, self.tied = head.numel(), head is table
+        self.config, self.checkpointing, self.autocast, self.lm = config, model.checkpointing, autocast, lm
 
-    def count(self, lm: Any, checkpointing: bool, autocast: torch.dtype | None) -> None:
-        """Set the bytes of a token."""
-        self.token = per_token(lm, autocast)
-        self.layer = self.token / lm.config.get_text_config().num_hidden_layers
-        if checkpointing:
+    @property
+    def token(self) -> float:
+        """Bytes that a forward pass keeps of each token."""
+        return self.kept[0]
+
+    @property
+    def layer(self) -> float:
+        """Bytes of one token that a layer's forward pass keeps at most, with checkpointing: it is computed anew."""
+        return self.kept[1]
+
+    @property
+    def pass_of_token(self) -> float:
+        """Bytes that an update takes for each token of a forward pass."""
+        return self.token + (self.layer if self.checkpointing else 0)
+
+    @cached_property
+    def kept(self) -> tuple[float, float]:
+        """The bytes of a token in all layers, and in one; counted when they are asked for."""
+        try:
+            with FakeTensorMode():
+                without_data(self.lm)
+                return self.counted(self.lm.train())
+        except Exception:  # of a layer that asks for values, as some of Mamba do
+            layer = usual_bytes(self.config, False) / self.config.num_hidden_layers
+            return float(usual_bytes(self.config, self.checkpointing)), layer
+
+    def counted(self, lm: Any) -> tuple[float, float]:
+        """The bytes of a token in all layers, and in one."""
+        token = per_token(lm, self.autocast)
+        layer = token / lm.config.get_text_config().num_hidden_layers
+        if self.checkpointing:
             lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.token = per_token(lm, autocast)
+            token = per_token(lm, self.autocast)
+        return token, layer
 
 
 def without_weights(model: Pretrained) -> Any:

@@ -1,6 +1,8 @@
 """The plan of a run's memory: what each device holds in each phase of a step, from shapes alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -25,7 +27,8 @@ KEYS = {
     "optimizer": "trainer=fsdp2 on more devices, optim=adamw_8bit or adapter=lora",
     "gradients": "trainer=fsdp2 on more devices, or adapter=lora",
     "weights": "trainer=fsdp2 on more devices, adapter=qlora, or a smaller model",
-    "teacher": "teacher.dtype=bfloat16, a smaller teacher, or teacher=remote",
+    "teacher": "teacher.dtype=bfloat16, trainer=fsdp2 on more devices, teacher.offload=true, or teacher=remote",
+    "gathered teacher": "teacher.dtype=bfloat16, or teacher=remote",
     "scores": "a lower data.batch_size",
 }
 """The keys that make each part smaller."""
@@ -58,6 +61,11 @@ class Plan:
     def peak(self) -> float:
         """All bytes of the phase that takes most."""
         return sum(self.parts.values())
+
+    @property
+    def student(self) -> float:
+        """The bytes of the student's weights, gradients and optimizer, without which no update is made."""
+        return self.resident["weights"] + self.resident["optimizer"] + self.phases["update"]["gradients"]
 
     def remedy(self, cfg: DictConfig) -> str:
         """The keys that make its greatest part smaller, of those that are left to turn."""
@@ -116,38 +124,47 @@ def plan(
         sharded: whether the student is spread over the devices.
     """
     config, width, shards = parts.model.config(), width_of(parts.model.dtype), devices if sharded else 1
-    batch, trained_width = batch.on(devices), 4 if cfg.adapter is not None else width
+    batch, (gradients, states) = batch.on(devices), trained(parts, cfg, shapes)
     plain = (shapes.all - shapes.linear) * width
     frozen = shapes.linear * (
         BITS[cfg.adapter.quantization] / 8 if cfg.adapter is not None and "quantization" in cfg.adapter else width
     )
     weights = plain + frozen + 4 * shapes.added
-    states = state_bytes(lambda some: build(cfg.optim).build(some, 1)[0]) * shapes.trained
     resident = {"weights": weights / shards, "optimizer": states / shards}
-    resident |= teachers(parts, shapes, sources, width, cfg)
-    gradients = shapes.trained * trained_width / shards
+    whole = teachers(parts, shapes, sources, width, cfg)
+    resident |= at_rest(parts, whole, shards, cfg)
+    gradients /= shards
     gathered = weights - weights / shards
     names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
     hidden = 4 * batch.rows * batch.completion * config.hidden_size * len(names)
     moving = sum(not part.frozen and part.gives_hidden_states for _, part in all_parts(parts.teachers))
-    scores = hidden + (4 * shapes.head * moving if shapes.trained > shapes.added else 0)
+    scores = hidden + (4 * shapes.head * moving if shapes.trained > shapes.added else 0) + heads(parts, whole, shards)
     chunk = 4 * min(cfg.logits_chunk_size, batch.rows * batch.completion) * config.vocab_size
     head = chunk * (1 + len(names)) + 4 * min(BLOCK, chunk)
     table = 4 * shapes.head if shapes.trained >= shapes.head and cfg.adapter is None else 0
-    activations = batch.tokens * (shapes.token + (shapes.layer if parts.model.checkpointing else 0))
+    activations = batch.tokens * shapes.pass_of_token
     update = {"activations": activations, "logits": head + table, "scores": scores, "gradients": gradients}
     reading = {"gradients": gradients, "gathered weights": gathered, "activations": batch.tokens * shapes.layer / 2}
-    phases = {"update": update, "score": reading | {"scores": scores}, "load": loading(parts, shapes, sources, width)}
+    reading |= {"scores": scores, "gathered teacher": max(gathered_to_read(parts, whole, shards, cfg), default=0.0)}
+    phases = {"update": update, "score": reading, "load": loading(parts, shapes, sources, width, whole, shards)}
     if parts.rollout.student_writes or parts.rollout.teachers:
         cached = batch.rows * batch.length * cache_bytes(config, width)
         logits = 8 * batch.rows * config.vocab_size
         phases["rollout"] = {"gradients": gradients, "gathered weights": gathered, "rollout cache": cached, "logits": logits}
         phases["rollout"]["packed weights"] = packed(parts, cfg, shapes, width)
+        if parts.rollout.teachers:
+            phases["rollout"]["gathered teacher"] = sum(whole.values()) - sum(at_rest(parts, whole, shards, cfg).values())
     return Plan(devices, resident, phases)
 
 
+def trained(parts: Components, cfg: DictConfig, shapes: Shapes) -> tuple[float, float]:
+    """The bytes of the weights that are trained, which are those of their gradients, and of the optimizer's state."""
+    states = state_bytes(lambda some: build(cfg.optim).build(some, 1)[0])
+    return float(shapes.trained * (4 if cfg.adapter is not None else width_of(parts.model.dtype))), states * shapes.trained
+
+
 def teachers(parts: Components, shapes: Shapes, sources: dict[str, int], width: int, cfg: DictConfig) -> dict[str, float]:
-    """The bytes of each teacher, by name."""
+    """The bytes of each teacher as a whole, by name."""
     start = Parameters(shapes.all, shapes.linear, shapes.trained, width, cfg.adapter is not None)
     return {
         name: sources.get(name, 0) * (width_of(part.source.dtype) if part.source else 0) + part.footprint(start)
@@ -155,12 +172,50 @@ def teachers(parts: Components, shapes: Shapes, sources: dict[str, int], width: 
     }
 
 
-def loading(parts: Components, shapes: Shapes, sources: dict[str, int], width: int) -> dict[str, float]:
-    """The bytes beside the weights while they are copied out of their files, before there is an optimizer."""
+def on_gpu(cfg: DictConfig) -> bool:
+    """Whether the run's devices are GPUs, so that the host is elsewhere."""
+    return torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+
+
+def at_rest(parts: Components, whole: dict[str, float], shards: int, cfg: DictConfig) -> dict[str, float]:
+    """The bytes of each teacher that are on one device all the time."""
+    offloaded = {name for name, part in all_parts(parts.teachers) if part.offload and on_gpu(cfg)}
+    return {name: 0.0 if name in offloaded else size / shards for name, size in whole.items()}
+
+
+def gathered_to_read(parts: Components, whole: dict[str, float], shards: int, cfg: DictConfig) -> Iterator[float]:
+    """The bytes that each teacher takes beside those at rest while it reads: two layers of a spread one, and its tables."""
+    rest = at_rest(parts, whole, shards, cfg)
+    for name, part in all_parts(parts.teachers):
+        if part.frozen and shards > 1:
+            layers = (part.source or parts.model).config().num_hidden_layers
+            yield min(whole[name], 2 * head_bytes(parts, part) + 2 * whole[name] / layers)
+        else:
+            yield whole[name] - rest[name]
+
+
+def heads(parts: Components, whole: dict[str, float], shards: int) -> float:
+    """The bytes of the copies of output layers that the scores of spread and of offloaded teachers hold."""
+    found = [part for name, part in all_parts(parts.teachers) if whole[name] and part.frozen and (shards > 1 or part.offload)]
+    return float(sum(head_bytes(parts, part) for part in found))
+
+
+def head_bytes(parts: Components, part: Any) -> int:
+    """The bytes of a teacher's output layer."""
+    model = part.source or parts.model
+    config = model.config()
+    return int(config.vocab_size * config.hidden_size * width_of(model.dtype))
+
+
+def loading(
+    parts: Components, shapes: Shapes, sources: dict[str, int], width: int, whole: dict[str, float], shards: int
+) -> dict[str, float]:
+    """The bytes beside what stays while weights are copied out of their files, before there is an optimizer."""
     most = max(
         [shapes.all * width, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)]
     )
-    return {"optimizer": 0.0, "files": float(most)}
+    spread_later = max([shapes.all * width, *whole.values()]) * (1 - 1 / shards)
+    return {"optimizer": 0.0, "files": float(most), "weights that are spread": spread_later}
 
 
 def packed(parts: Components, cfg: DictConfig, shapes: Shapes, width: int) -> float:
@@ -168,8 +223,7 @@ def packed(parts: Components, cfg: DictConfig, shapes: Shapes, width: int) -> fl
     if not getattr(parts.generator, "pack_weights", False):
         return 0.0
     narrow = product_dtype(parts.model, cfg.trainer.precision)
-    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    if not (narrow != parts.model.dtype or (not gpu and onednn(narrow))):
+    if not (narrow != parts.model.dtype or (not on_gpu(cfg) and onednn(narrow))):
         return 0.0
     table = 0 if shapes.tied else shapes.head  # an embedding is no product
     quantized = cfg.adapter is not None and "quantization" in cfg.adapter

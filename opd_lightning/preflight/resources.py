@@ -9,18 +9,18 @@ from pathlib import Path
 import psutil
 import torch
 from omegaconf import DictConfig, ListConfig
-from transformers import PretrainedConfig
 
 from opd_lightning.config.trainer_arguments import processes_of
 from opd_lightning.models import Pretrained
-from opd_lightning.models.flops import matrices
-from opd_lightning.preflight.activations import product_dtype, usual_bytes, without_weights
+from opd_lightning.preflight.activations import Shapes, product_dtype, without_weights
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
-from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of
+from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of, trained
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
-from opd_lightning.teachers.weights import Parameters
+
+Planner = Callable[[int | None, int, bool], Plan]
+"""The plan for a number of padded tokens of a pass (None: all), of devices, spread or not."""
 
 GIB = 2**30
 SHARES = {"GPU": 0.5, "machine": 0.25}
@@ -31,19 +31,9 @@ ENOUGH = 6e10
 """FLOPs of a float32 forward pass from which a CPU is hardly faster with more tokens, which take memory; of 16 bits twice."""
 
 
-def sizes_of(model: Pretrained) -> tuple[int, int, PretrainedConfig]:
-    """The weights in the layers' matrices, all parameters, and the configuration of a model, without loading it."""
-    lm = without_weights(model)
-    return sum(p.numel() for p in matrices(lm)), sum(p.numel() for p in lm.parameters()), model.config()
-
-
-def student(parts: Components, cfg: DictConfig) -> tuple[Parameters, PretrainedConfig]:
-    """The student's parameter counts, and its configuration."""
-    layers, parameters, config = sizes_of(parts.model)
-    width, adapted = torch.finfo(parts.model.dtype).bits // 8, cfg.adapter is not None
-    # A low-rank adapter has two thin factors for each matrix; matrices are taken as square.
-    trained = int(2 * cfg.adapter.get("r", 8) * (layers * 7 * config.num_hidden_layers) ** 0.5) if adapted else parameters
-    return Parameters(parameters, layers, trained, width, adapted), config
+def size_of(model: Pretrained) -> int:
+    """All parameters of a model, without loading it."""
+    return sum(p.numel() for p in without_weights(model).parameters())
 
 
 def device(cfg: DictConfig) -> tuple[str, int]:
@@ -83,16 +73,14 @@ def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 
 def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     """Check results on the planned memory of one device in the phase that takes most, and on 1, 4 and 8 devices."""
-    weights, _ = student(parts, cfg)
-    sizes = own_bytes(parts, cfg, weights)
-    name, capacity = device(cfg)
-    if (minimum := sum(sizes.values())) > capacity:
-        text = f"weights, gradients and AdamW alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
+    made, (name, capacity) = planner(parts, cfg), device(cfg)
+    if (minimum := made[1](1, *spread_of(cfg)).student) > capacity:
+        text = f"weights, gradients and optimizer alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
         yield CheckResult(
             "memory", "fail", f"{text}; choose a smaller model, adapter=lora, or trainer=fsdp2 with more devices."
         )
         return
-    own, others = plans_of(parts, cfg)
+    own, others = plans_of(parts, cfg, made)
     breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in own.parts.items())
     state = "pass" if own.peak < 0.7 * capacity else "warn"
     remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
@@ -106,54 +94,40 @@ def words(devices: int, way: str) -> str:
     return "1 device" if devices == 1 else f"{devices} devices with {way}"
 
 
-def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
-    """The bytes of the student's weights, gradients and optimizer on one device."""
-    width = torch.finfo(parts.model.dtype).bits // 8
-    shards = processes_of(cfg.trainer) or 1 if "ModelParallel" in str(cfg.trainer.strategy) else 1
-    return {"weights": weights.all * width / shards, "gradients and AdamW": weights.trained * (width + 8) / shards}
-
-
-def resident_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
-    """The bytes of `own_bytes`, and of the teachers."""
-    sizes = own_bytes(parts, cfg, weights)
-    for name, part in all_parts(parts.teachers):
-        source = part.source
-        source_bytes = 0 if source is None or part.shares_weights else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
-        sizes[name] = source_bytes + part.footprint(weights)
-    return sizes
-
-
-def plans_of(parts: Components, cfg: DictConfig) -> tuple[Plan, list[tuple[str, Plan]]]:
-    """The plan of the run's memory, and what it would be on 1, 4 and 8 devices, by the strategy."""
-    shapes, (rows, length) = shapes_of(parts, cfg), batch_shape(parts, cfg)
-    most = automatic_tokens(parts, cfg)[0] if cfg.max_tokens_per_microbatch == "auto" else cfg.max_tokens_per_microbatch
-    batch = Batch(rows, length, parts.rollout.sampling.max_new_tokens, most)
-    local = [(name, part.source) for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights]
-    sources = {name: sizes_of(source)[1] for name, source in local}
-    sharded, devices = "ModelParallel" in str(cfg.trainer.strategy), cfg.trainer.devices
-
-    def made(n: int, spread: bool) -> Plan:
-        return plan(parts, cfg, shapes, sources, batch, n, spread)
-
+def plans_of(
+    parts: Components, cfg: DictConfig, made: tuple[Shapes, Planner] | None = None
+) -> tuple[Plan, list[tuple[str, Plan]]]:
+    """The plan of the run's memory, and what it would be on 1, 4 and 8 devices, by the strategy; `made` is its planner."""
+    shapes, planned = made or planner(parts, cfg)
+    given = cfg.max_tokens_per_microbatch
+    most = fitting_tokens(parts, cfg, shapes, planned)[0] if given == "auto" else given
     ways = [("trainer=ddp", False), ("trainer=fsdp2", True)]
-    others = [(way, made(n, spread)) for n in (4, 8) for way, spread in ways]
-    return made(devices if isinstance(devices, int) and devices > 0 else 1, sharded), [("", made(1, False)), *others]
+    others = [(way, planned(most, n, spread)) for n in (4, 8) for way, spread in ways]
+    return planned(most, *spread_of(cfg)), [("", planned(most, 1, False)), *others]
+
+
+def spread_of(cfg: DictConfig) -> tuple[int, bool]:
+    """The run's devices, and whether its weights are spread over them."""
+    return processes_of(cfg.trainer) or 1, "ModelParallel" in str(cfg.trainer.strategy)
+
+
+def planner(parts: Components, cfg: DictConfig) -> tuple[Shapes, Planner]:
+    """The student's shapes, and what plans with them."""
+    shapes, (rows, length) = shapes_of(parts, cfg), batch_shape(parts, cfg)
+    local = [(name, part.source) for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights]
+    sources = {name: size_of(source) for name, source in local}
+
+    def planned(most: int | None, devices: int, spread: bool) -> Plan:
+        batch = Batch(rows, length, parts.rollout.sampling.max_new_tokens, most)
+        return plan(parts, cfg, shapes, sources, batch, devices, spread)
+
+    return shapes, planned
 
 
 def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
     """The samples of a rollout, and the longest of them in tokens."""
     longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
     return cfg.data.batch_size * parts.rollout.sampling.n, longest + parts.rollout.sampling.max_new_tokens
-
-
-def activation_bytes(parts: Components, config: PretrainedConfig) -> int:
-    """The bytes that a forward pass keeps for each token, by a usual layer's sizes."""
-    return usual_bytes(config, parts.model.checkpointing)
-
-
-def logit_bytes(cfg: DictConfig, config: PretrainedConfig) -> int:
-    """The bytes of a chunk of logits, which the head holds a few times over."""
-    return 16 * cfg.logits_chunk_size * config.vocab_size
 
 
 def free_memory(cfg: DictConfig) -> tuple[str, int]:
@@ -171,12 +145,17 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
     A share of what weights, optimizer and teachers leave is used, for estimates are rough and other programs run beside. The
     number is a power of two, so that the processes of a run choose alike.
     """
-    weights, config = student(parts, cfg)
+    return fitting_tokens(parts, cfg, *planner(parts, cfg))
+
+
+def fitting_tokens(parts: Components, cfg: DictConfig, shapes: Shapes, planned: Planner) -> tuple[int, str]:
+    """`automatic_tokens` by a planner."""
     name, free = free_memory(cfg)
-    fixed = sum(resident_bytes(parts, cfg, weights).values()) + logit_bytes(cfg, config)
-    room = SHARES[name] * max(free - fixed, free / 10) / activation_bytes(parts, config)
+    own = planned(1, *spread_of(cfg))
+    fixed = sum(own.resident.values()) + sum(size for part, size in own.phases["update"].items() if part != "activations")
+    room = SHARES[name] * max(free - fixed, free / 10) / shapes.pass_of_token
     narrow = product_dtype(parts.model, cfg.trainer.precision).itemsize == 2
-    enough = (1 + narrow) * ENOUGH / max(2 * weights.layers, 1) if name == "machine" else MOST
+    enough = (1 + narrow) * ENOUGH / max(2 * shapes.layers, 1) if name == "machine" else MOST
     if room > enough:
         return 2 ** int(log2(min(max(enough, LEAST), MOST))), "more would not be faster on a CPU"
     return 2 ** int(log2(min(max(room, LEAST), MOST))), f"{free / GIB:.3g} GiB of the {name}'s memory are free"
@@ -184,9 +163,7 @@ def automatic_tokens(parts: Components, cfg: DictConfig) -> tuple[int, str]:
 
 def disk_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     """Check results on disk space for two checkpoints: a new one is written before the last is removed."""
-    weights, _ = student(parts, cfg)
-    width = torch.finfo(parts.model.dtype).bits // 8
-    need = 2 * weights.trained * 3 * width  # AdamW keeps two more values of a weight's own type
+    need = 2 * sum(trained(parts, cfg, shapes_of(parts, cfg)))
     folder = Path(str(cfg.output_dir)).absolute()
     while not folder.is_dir():
         folder = folder.parent

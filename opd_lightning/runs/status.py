@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import platform
+import sys
 from datetime import datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,13 @@ def say(sentence: str) -> None:
     """Log what takes time now, once for all devices."""
     if not is_worker():
         log.info(sentence)
+
+
+@cache  # launchers pickle functions of the command's own module by value, which a cached one refuses
+def loading() -> None:
+    """Say that what takes seconds is imported now; once."""
+    if "torch" not in sys.modules:
+        say("loading torch, lightning and transformers ...")
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:

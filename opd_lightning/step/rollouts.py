@@ -38,7 +38,8 @@ class Rollouts:
     def take(self, module: Any, prompts: Prompts, metrics: StepMetrics) -> Rollout:
         """The rollout of this step."""
         # Ranks may generate unequally often, so sharded weights are gathered once, around all of it.
-        with module.student.eval_mode() if module.rollout.student_writes or module.rollout.teachers else nullcontext():
+        own = module.student.eval_mode() if module.rollout.student_writes else nullcontext()
+        with module.student.gathered() if module.rollout.teachers else own:
             seed = derive_seed(module.seed, "rollout", module.global_step, module.global_rank)
             return module.rollout(prompts, seed, self.generator, module.teachers)
 

@@ -23,6 +23,7 @@ class BaseTeacher:
         context: builds its prompt from the example; see `teachers.contexts`.
         self_teacher: whether its weights come from the student.
         frozen: whether it never changes.
+        offload: whether its weights are on the host between scorings.
         writes: whether it can generate completions.
         reads_context: whether `score` builds its prompts from the context.
         shares_weights: whether its weights are another teacher's.
@@ -45,6 +46,7 @@ class BaseTeacher:
     context: Any
     self_teacher = False
     frozen = True
+    offload = False
     writes = False
     reads_context = False
     shares_weights = False

@@ -37,7 +37,7 @@ class LocalTeacher(BaseTeacher):
         self.alignment = alignment_of(alignment)
         self.weights, self.shares_weights = weights, shares_weights
         self.self_teacher, self.frozen, self.writes = weights.self_teacher, weights.frozen, weights.writes
-        self.takes_end = isinstance(weights, External)
+        self.takes_end, self.offload = isinstance(weights, External), weights.offload
         self.source, self.warning = weights.source, weights.warning
         self.output_layer = self.own_tokenizer = weights.source
 
@@ -136,14 +136,15 @@ def external(
     base: str | None = None,
     alignment: Any = None,
     chat_template: str | None = None,
+    offload: bool = False,
 ) -> LocalTeacher:
     """A teacher that is another model; see `weights.External`, and `alignment.readings` for one with another tokenizer."""
-    return LocalTeacher(External(path, dtype, attention, field, base, chat_template), context, alignment)
+    return LocalTeacher(External(path, dtype, attention, field, base, chat_template, offload), context, alignment)
 
 
-def frozen(context: NoContext | None = None) -> LocalTeacher:
+def frozen(context: NoContext | None = None, offload: bool = False) -> LocalTeacher:
     """A teacher with the student's weights at the start of training."""
-    return LocalTeacher(FrozenStart(), context)
+    return LocalTeacher(FrozenStart(offload), context)
 
 
 def average(rate: float, every: int = 1, of: str = "effective", context: NoContext | None = None) -> LocalTeacher:

@@ -60,12 +60,14 @@ class OtherVocabulary:
     Attributes:
         lm, chunk, window: the student's.
         known: the teacher's valid ids.
+        sharding: of `Student`.
     """
 
     lm: Any
     chunk: int
     window: int
     known: ValidIds
+    sharding: Any = None
 
     @property
     def head(self) -> "OtherVocabulary":
@@ -115,6 +117,7 @@ class AlignedTeacher(BaseTeacher):
         self.provides, self.top_k = alignment.provides(teacher.provides), teacher.top_k
         if not self.provides:
             raise ValueError(f"teacher.alignment={name} needs more than {type(teacher).__name__} tells; choose spans.")
+        self.offload = teacher.offload
         self.self_teacher, self.frozen, self.scores_any_text = teacher.self_teacher, teacher.frozen, teacher.scores_any_text
         self.reads_context, self.source, self.warning = teacher.reads_context, teacher.source, teacher.warning
         self.shares_weights = teacher.shares_weights
@@ -141,7 +144,8 @@ class AlignedTeacher(BaseTeacher):
             raise ValueError(f"{self.own.tokenizer} has no tokens.")
         served = getattr(self.inner, "window", None) or student.window
         self.window = served if self.source is None else self.source.window()
-        self.inner.setup(OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids), self.own)
+        seen = OtherVocabulary(student.lm, student.chunk, student.window, self.own.valid_ids, student.sharding)
+        self.inner.setup(seen, self.own)
         self.fingerprint = self.inner.parts[0].fingerprint
         student_ids, teacher_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in self.ids)
         self.shared = SharedIds(student_ids, teacher_ids, known)

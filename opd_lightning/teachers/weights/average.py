@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from opd_lightning.losses.targets import HiddenScores
 from opd_lightning.models import Student, adapters
+from opd_lightning.models.sharding import full_tensor
 from opd_lightning.teachers.weights.base import Parameters, Weights
 from opd_lightning.types import Sequences
 
@@ -44,7 +45,10 @@ class Average(Weights):
         """Start the average at the student's weights."""
         super().setup(student)
         self.dense = self.of == "effective" and bool(adapters.layers(student.lm))
-        self.average = {name: value.clone() for name, value in self.current().items()}
+        self.whole: dict[str, Tensor] | None = None
+        self.average = {name: self.own(value).clone() for name, value in self.current()}
+        if student.sharding is not None:
+            student.sharding.gathers.append(self.gathered)
         size = sum(value.nbytes for value in self.average.values()) / 2**20
         log.info(
             f"the teacher's average takes {size:,.0f} MiB ({'effect of the adapter' if self.dense else 'trained weights'})"
@@ -54,29 +58,47 @@ class Average(Weights):
         """Bytes of the averaged tensors in float32."""
         return 4 * (start.layers if start.adapted and self.of == "effective" else start.trained)
 
-    def current(self) -> dict[str, Tensor]:
-        """The student's current values of the averaged tensors, in float32."""
+    def current(self) -> Iterator[tuple[str, Tensor]]:
+        """The student's current values of the averaged tensors by name, in float32."""
         if self.dense:
-            return adapters.dense(self.student.lm)
-        return {name: p.detach().float() for name, p in self.student.named_parameters() if p.requires_grad}
+            yield from adapters.dense(self.student.lm)
+        else:
+            yield from ((name, p.detach().float()) for name, p in self.student.named_parameters() if p.requires_grad)
+
+    def own(self, value: Tensor) -> Tensor:
+        """This device's part of a value, where weights are spread over several."""
+        sharding = self.student.sharding
+        return value if sharding is None else sharding.own(value)
 
     def after_update(self) -> None:
         """Move the average towards the student on every `every`-th step."""
         self.updates += 1
         if self.updates % self.every == 0:
-            with self.student.eval_mode():
-                for name, value in self.current().items():
-                    self.average[name].lerp_(value, self.rate)
+            with self.student.eval_mode() if self.dense else nullcontext():  # factors are multiplied as a whole
+                for name, value in self.current():
+                    self.average[name].lerp_(self.own(value), self.rate)
+
+    @contextmanager
+    def gathered(self) -> Iterator[dict[str, Tensor]]:
+        """A context with the whole average on each device; within another one no device waits."""
+        if self.whole is not None:
+            yield self.whole
+            return
+        self.whole = {name: full_tensor(value) for name, value in self.average.items()}
+        try:
+            yield self.whole
+        finally:
+            self.whole = None
 
     @contextmanager
     def language_model(self) -> Iterator[PreTrainedModel]:
         """The student with the averages in place of its weights."""
-        with self.student.eval_mode() as lm:
+        with self.student.eval_mode() as lm, self.gathered() as average:
             if not self.dense:
-                with adapters.substituted(self.student, self.average):
+                with adapters.substituted(self.student, average):
                     yield lm
             else:
-                with adapters.disabled(lm), adapters.added(lm, self.average):
+                with adapters.disabled(lm), adapters.added(lm, average):
                     yield lm
 
     def read(self, batches: Sequence[Sequences]) -> HiddenScores:
@@ -92,4 +114,4 @@ class Average(Weights):
         """Restore the average from a checkpoint."""
         self.updates = state["updates"]
         for name, value in state["average"].items():
-            self.average[name].copy_(value)
+            self.average[name].copy_(self.own(value))

@@ -36,6 +36,7 @@ class Weights:
     Attributes:
         self_teacher: whether the weights come from the student.
         frozen: whether they never change; completions of a frozen teacher can be reused.
+        offload: whether they are on the host between scorings.
         writes: whether it can generate completions, not only score them.
         source: the `Pretrained` of the weights; None for the student's.
         warning: a sentence for the user, or None.
@@ -45,6 +46,7 @@ class Weights:
 
     self_teacher = True
     frozen = False
+    offload = False
     writes = True
     source: Pretrained | None = None
     fingerprint: Fingerprint | None = None

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.losses.targets import HiddenScores
-from opd_lightning.models import Pretrained, Student
+from opd_lightning.models import Frozen, Pretrained, Student
 from opd_lightning.models.ends import exchange_rows, usual_ends
 from opd_lightning.models.flops import Sizes
 from opd_lightning.teachers.fingerprint import Fingerprint
@@ -26,6 +26,7 @@ class External(Weights):
     Args:
         path, dtype, attention, base, chat_template: as for `Pretrained`; the template is read by an `AlignedTeacher` alone.
         field: the configuration's field, for errors.
+        offload: whether the weights are on the host between scorings.
     """
 
     self_teacher = False
@@ -42,9 +43,10 @@ class External(Weights):
         field: str = "teacher.path",
         base: str | None = None,
         chat_template: str | None = None,
+        offload: bool = False,
     ):
         self.source = Pretrained(path, dtype, attention, chat_template=chat_template, field=field, base=base)
-        self.field = field
+        self.field, self.offload = field, offload
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Find, before anything is loaded, the ids that both tokenizers have.
@@ -96,7 +98,7 @@ class External(Weights):
         shared, lm = shared.intersection([ValidIds(rows)]), self.source.model()
         if self.exchanged is not None and max(self.exchanged) < rows:
             exchange_rows(lm, *self.exchanged)
-        self.model = Student(lm, student.chunk, shared).requires_grad_(False).eval().to(student.lm.device)
+        self.model = Frozen(lm, student.chunk, shared, student.lm.device, student.sharding, self.offload)
         self.model.verify_head(f"{self.field}={self.source.path}")
         self.fingerprint = Fingerprint.of(f"{self.field}={self.source.path}", self.model)
 

@@ -7,16 +7,23 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel
 
 from opd_lightning.losses.targets import HiddenScores
-from opd_lightning.models import Student, adapters
+from opd_lightning.models import Frozen, Student, adapters
 from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.teachers.weights.base import Parameters, Weights
 from opd_lightning.types import Sequences
 
 
 class FrozenStart(Weights):
-    """The student's weights at the start of training: a copy, or the student without its adapter where that is the same."""
+    """The student's weights at the start of training: a copy, or the student without its adapter where that is the same.
+
+    Args:
+        offload: whether a copy is on the host between scorings.
+    """
 
     frozen = True
+
+    def __init__(self, offload: bool = False):
+        self.offload = offload
 
     def setup(self, student: Student) -> None:
         """Copy the student, unless disabling its fresh adapter restores the start.
@@ -24,8 +31,11 @@ class FrozenStart(Weights):
         A resumed run attaches before its checkpoint is read, so this is the start in any case.
         """
         super().setup(student)
-        has_fresh_adapter = adapters.is_fresh(student.lm)
-        self.model = None if has_fresh_adapter else copy.deepcopy(student).requires_grad_(False).eval()
+        self.model: Frozen | None = None
+        if not adapters.is_fresh(student.lm):
+            device = student.lm.device
+            lm = copy.deepcopy(student.lm)
+            self.model = Frozen(lm, student.chunk, student.valid_ids, device, student.sharding, self.offload)
         self.fingerprint = Fingerprint.of("model.path", student)
 
     def footprint(self, start: Parameters) -> int:
