@@ -22,6 +22,8 @@ from opd_lightning.utils.atomic_files import replace_text
 
 FORMAT = 1
 PER_TOKEN = ("token_ids", "loss_mask", "logprobs")
+TABLE = "table."
+"""The beginning of the names of tensors that are of the vocabulary, and the same in every shard."""
 PER_SAMPLE = ("key", "length", "trainable", "prompt_length", "truncated")
 
 
@@ -176,6 +178,11 @@ class ScoreFiles:
             token, trainable = token + lengths[row], trainable + counts[row]
             self.by_key[keys[row]] = place
             self.by_example.setdefault(example, []).append(place)
+
+    def tables(self) -> dict[str, Tensor]:
+        """The tensors that are of the vocabulary, by name; none where each of the student's tokens is an outcome."""
+        shard = self.open(0)
+        return {name.removeprefix(TABLE): shard.get_tensor(name) for name in shard.keys() if name.startswith(TABLE)}  # noqa: SIM118
 
     def rows(self, name: str, place: Place) -> Tensor | None:
         """A sample's part of a tensor; None if the shard has no such tensor."""
