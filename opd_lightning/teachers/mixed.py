@@ -141,6 +141,7 @@ class MixedTeacher(Composite):
                 "probability; choose that, or teacher=routed."
             )
         self.provides = frozenset({"full", "topk"})
+        self.fixed_temperature = True  # several tokens are one outcome, whose logits are not known
 
     def remade(self, teachers: dict[str, Any]) -> "MixedTeacher":
         """The same of other teachers."""

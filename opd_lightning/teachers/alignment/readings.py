@@ -31,10 +31,22 @@ class Spans:
 
         log T_t = log S'(y_t) - c'_g / n
 
-    with S' the log-probabilities with which the tokens were drawn. loss/vocab_support=sampled reads it.
+    with S' the log-probabilities with which the tokens were drawn, which have to be the student's own: a sampling at another
+    temperature or top p is refused. loss/vocab_support=sampled reads it. DPCA (arXiv 2606.09456) aligns to the same spans.
     """
 
     unkept = "spans are for tokens that the student has just drawn, and a recorded rollout has others"
+
+    def check_sampling(self, sampling: Any) -> None:
+        """Raises ValueError for a sampling that changes the student's distribution: S' would be another than the loss's."""
+        usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        changed = {name: found for name, one in usual.items() if (found := getattr(sampling, name)) not in (None, one)}
+        if changed:
+            raise ValueError(
+                f"teacher.alignment=spans spreads the signal of a span by the log-probabilities of the sampling, and "
+                f"rollout.sampling changes these ({', '.join(f'{k}={v}' for k, v in changed.items())}), so that the gradient "
+                "would be biased; use temperature=1, top_p=1 and top_k=0, or choose teacher.alignment=shared."
+            )
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """Sampled log-probabilities."""
