@@ -230,8 +230,8 @@ def check_columns(weight: Any, teacher: Any) -> None:
     exact = columns_read(weight) & {"teacher_entropy", "forward_kl", "reverse_kl"}
     if exact and (teacher.apart or "full" not in teacher.provides):
         raise ValueError(
-            f"loss.weight reads {' and '.join(sorted(exact))}, which follows from a teacher's whole vocabulary in the student's "
-            "tokens; choose another weight (loss/weight=ranked reads student_entropy), or another teacher."
+            f"loss.weight reads {' and '.join(sorted(exact))}, which follows from a teacher's whole vocabulary in the "
+            "student's tokens; choose another weight (loss/weight=ranked reads student_entropy), or another teacher."
         )
 
 

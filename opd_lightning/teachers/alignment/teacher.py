@@ -15,12 +15,13 @@ from opd_lightning.data.alignment import Alignment, align, shared_tokens, with_e
 from opd_lightning.data.beginnings import token_classes
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.data.token_bytes import TokenBytes
+from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.teachers.alignment.match import Match, SharedIds, pack_spans
 from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.teachers.weights.external import AnotherTokenizer
-from opd_lightning.types import Example, Rendered, Sample
+from opd_lightning.types import Example, Rendered, Sample, SamplingParams
 from opd_lightning.utils.vocabulary import ValidIds
 
 log = logging.getLogger(__name__)
@@ -242,6 +243,14 @@ class AlignedTeacher(BaseTeacher):
     def rendering(self, chat: Any, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat, rendered with this teacher's own template."""
         return self.own.with_options(self.context.template_options).render(chat, tools)
+
+    def answers(self, prompts: Sequence[Rendered], sampling: SamplingParams) -> list[str] | None:
+        """Texts that the teacher writes behind prompts in its own tokens; None if its weights are not here."""
+        if not self.inner.writes:
+            return None
+        generator = TransformersGenerator(self.own.tokenizer, self.own, pack_weights=False)
+        completions = generator.generate(prompts, sampling, 0, model=self.inner.weights.language_model)
+        return self.own.decode_all([completion.token_ids for completion in completions])
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Check the examples for the teacher."""
