@@ -128,8 +128,6 @@ def test_a_context_is_rendered_by_the_teachers_own_template(paths):
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused(small, paths, tmp_path):
     student, renderer = student_of(paths["byte_bpe"])
-    with pytest.raises(ValueError, match=r"teacher.alignment='words' is unknown; choose spans, shared, uld, or null"):
-        external(paths["unigram"], alignment="words")
     with pytest.raises(ValueError, match=r"another tokenizer.*teacher.alignment=shared, spans or uld"):
         external(paths["unigram"]).check_tokenizer(renderer.tokenizer)
     teacher = aligned(external(paths["unigram"]), renderer)
@@ -147,6 +145,20 @@ def test_what_does_not_fit_is_refused(small, paths, tmp_path):
         run(small(f"teacher.path={paths['byte_bpe']}", "environment=calculator"))
     with pytest.raises(ValueError, match=r"teacher.alignment=uld fills .* infinite; choose loss/divergence=total_variation"):
         run(small(f"teacher.path={paths['byte_bpe']}", "teacher.alignment=uld"))
+    words = [f"teacher.path={paths['byte_bpe']}", "teacher.alignment=spans", "loss/vocab_support=sampled"]
+    for option, sentence in (
+        ("rollout.sampling.temperature=0.7", r"teacher.alignment=spans spreads .*\(temperature=0.7\)"),
+        ("loss.temperature=0.7", r"loss.temperature=0.7 needs the logits of one teacher's whole vocabulary"),
+        ("loss/weight=important", r"loss.weight reads forward_kl, which follows from a teacher's whole vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run(small(*words, option))
+    with pytest.raises(ValueError, match=r"teacher.alignment=1 is no reading"):
+        run(small(words[0], "teacher.alignment=1"))
+    with pytest.raises(ValueError, match=r"k=9999 exceeds the \d+ tokens that the student shares"):
+        run(small(words[0], "loss/vocab_support=topk", "loss.vocab_support.k=9999"))
+    with pytest.raises(ValueError, match=r"gives its whole vocabulary; choose loss/vocab_support=full, or another teacher"):
+        run(small(words[0], "teacher.alignment=uld", "loss/divergence=jsd", "loss/vocab_support=sampled"))
     spans = aligned(external(paths["unigram"], alignment="spans"), renderer)
     spans.setup(student, renderer)
     (sample,) = samples_of(renderer, ["the quick fox"])

@@ -197,7 +197,7 @@ def test_a_composition_trains(name, small, paths, monkeypatch):
     own = [] if "rollout.num_iterations" in COMPOSITIONS[name].overrides else ["rollout.num_iterations=2"]
     folder = run(small(*words(COMPOSITIONS[name]), "evaluation=none", "rollout.sampling.max_new_tokens=6", *own, *other))
     updates = [row for row in read_csv(folder / "metrics.csv") if row.get("train/loss") is not None]
-    assert len(updates) == 2 and all(math.isfinite(row["train/loss"]) for row in updates)
+    assert updates and all(math.isfinite(row["train/loss"]) for row in updates)
     assert any(row["train/grad_norm"] > 0 for row in updates)
 
 

@@ -1,6 +1,7 @@
 """The shared reading of tokens that only one side has: what is compared, its optimum, and equal tokenizers by the long way."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import torch
 from test_aligned_teacher import gradients, objective
 from tokenizers import Tokenizer, decoders, models
 
+from opd_lightning.config.compatibility import check_columns
 from opd_lightning.data.alignment import shared_tokens
 from opd_lightning.data.beginnings import token_classes
 from opd_lightning.data.token_bytes import TokenBytes
 from opd_lightning.losses.aligned_targets import CoarseLogits, CoarseTopK
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
 from opd_lightning.losses.outcomes import Outcomes
-from opd_lightning.teachers import external
-from opd_lightning.teachers.alignment import aligned
-from opd_lightning.types import Tokens
+from opd_lightning.losses.seeing_weights import important, ranked
+from opd_lightning.teachers import TopKTeacher, external
+from opd_lightning.teachers.alignment import Spans, aligned
+from opd_lightning.teachers.alignment.readings import alignment_of
+from opd_lightning.types import SamplingParams, Tokens
 from tests.zoo import CHAT, SPECIAL, samples_of, save_model, student_of, tokenizers, wrapped
 
 
@@ -218,3 +222,36 @@ def test_listed_tokens_of_one_outcome_are_added_and_others_left_out():
     torch.testing.assert_close(target.log_p.exp(), torch.tensor([[0.625, 0.0, 0.0, 0.125, 0.25]]))
     torch.testing.assert_close(coarse.exp(), torch.tensor([[0.5, 0.0, 0.0, 0.3, 0.2]]))
     assert replace(target, valid=None).of(torch.tensor([3])).exp().item() == pytest.approx(0.125)
+
+
+def test_outcomes_are_kept_with_scores_by_the_students_ids():
+    outcomes, mine, _ = pair(STUDENT, TEACHER)
+    every = torch.ones(len(mine), dtype=torch.bool)
+    kept = Outcomes.kept(outcomes.of_student(), every)
+    log_s = torch.randn(3, len(mine)).log_softmax(-1)
+    torch.testing.assert_close(kept.student.log_probs(log_s), outcomes.student.log_probs(log_s))
+    torch.testing.assert_close(kept.log_shared(log_s, kept.student), outcomes.log_shared(log_s, outcomes.student))
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}])
+def test_spans_are_refused_where_sampling_changes_the_distribution(changed):
+    Spans().check_sampling(SamplingParams(8))
+    with pytest.raises(ValueError, match=r"teacher.alignment=spans spreads .*temperature=1, top_p=1 and top_k=0"):
+        Spans().check_sampling(SamplingParams(8, **changed))
+
+
+@pytest.mark.parametrize("value", ["words", 1, True, object()])
+def test_what_is_no_reading_is_refused(value):
+    with pytest.raises(ValueError, match=r"teacher.alignment=.* is no reading; choose spans, shared, uld, null, or an object"):
+        alignment_of(value)
+
+
+def test_a_weight_that_reads_exact_kls_is_refused_where_a_teacher_has_none(paths):
+    _, renderer = student_of(paths["byte_bpe"])
+    one, own = aligned(external(paths["unigram"]), renderer), external(paths["other"])
+    by_kl = partial(ranked, by="forward_kl")
+    for weight, teacher in ((important, one), (by_kl, one), (important, TopKTeacher(own, 2))):
+        with pytest.raises(ValueError, match=r"loss.weight reads forward_kl, .*another weight"):
+            check_columns(weight, teacher)
+    check_columns(important, own)
+    check_columns(ranked, one)

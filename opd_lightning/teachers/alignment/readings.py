@@ -95,8 +95,9 @@ class SharedVocabulary:
     bucket for both rests would equate different texts: a student would learn to write its own tokens for the teacher's.
 
     What stays biased: T~ knows nothing of what follows v within the teacher's longer token. Inside of such a token of the text
-    there is no target; and behind a `a` that the teacher chose as a whole token, it gives `b` less than text does, for it would
-    have written `ab`. Bytes that a tokenizer divides otherwise in front of other text are counted as if alone.
+    there is no target; and behind an `a` that the teacher chose as a whole token, it gives `b` less than text does, for it
+    would have written `ab` (Phan et al., arXiv 2512.14954, correct likelihoods for it). Bytes that a tokenizer divides
+    otherwise in front of other text are counted as if alone.
 
     TRL's GOLD and KDFlow compare shared tokens too, without the others, so that their values are no divergence. Of a teacher
     that tells its top k, the outcomes of these are compared, and all others as one; what is not listed of a listed outcome is
