@@ -2,8 +2,9 @@
 
 python -m experiments.cross_tokenizer.memory
 
-Heads alone, of random weights: a student with 49,152 tokens, and a teacher of which it shares 46,000; all others count under one
-of these, as nearly all of Gemma's do. Writes memory.csv: how far the peak of resident memory lies above that before the first case, while loss and gradient were computed. The cases of a
+Heads alone, of random weights: a student with 49,152 tokens, and a teacher of which it shares 46,000; all others count under
+one of these, as nearly all of Gemma's do. Writes memory.csv: how far the peak of resident memory lies above that before the
+first case, while loss and gradient were computed. The cases of a
 reading are in one process, in order, for a peak never falls.
 """
 
