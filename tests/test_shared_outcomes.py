@@ -9,7 +9,6 @@ import torch
 from test_aligned_teacher import gradients, objective
 from tokenizers import Tokenizer, decoders, models
 
-from opd_lightning.config.compatibility import check_columns
 from opd_lightning.data.alignment import shared_tokens
 from opd_lightning.data.beginnings import token_classes
 from opd_lightning.data.token_bytes import TokenBytes
@@ -17,6 +16,7 @@ from opd_lightning.losses.aligned_targets import CoarseLogits, CoarseTopK
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl
 from opd_lightning.losses.outcomes import Outcomes
 from opd_lightning.losses.seeing_weights import important, ranked
+from opd_lightning.preflight.components import check_columns
 from opd_lightning.teachers import TopKTeacher, external
 from opd_lightning.teachers.alignment import Spans, aligned
 from opd_lightning.teachers.alignment.readings import alignment_of

@@ -12,7 +12,6 @@ from opd_lightning.config.ahead import check_ahead
 from opd_lightning.config.schema import leaves, parameters_of, shipped
 from opd_lightning.config.trainer_arguments import epochs_of
 from opd_lightning.config.values import check_values
-from opd_lightning.losses.seeing_weights import columns_read
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -222,16 +221,6 @@ def check_provides(teacher: Any, support: Any) -> None:
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:
         raise ValueError(
             f"loss.vocab_support.k={k} exceeds the {teacher.top_k} tokens that the teacher gives (teacher.k); lower it."
-        )
-
-
-def check_columns(weight: Any, teacher: Any) -> None:
-    """Raises ValueError if a token weight reads a statistic that this teacher does not give."""
-    exact = columns_read(weight) & {"teacher_entropy", "forward_kl", "reverse_kl"}
-    if exact and (teacher.apart or "full" not in teacher.provides):
-        raise ValueError(
-            f"loss.weight reads {' and '.join(sorted(exact))}, which follows from a teacher's whole vocabulary in the "
-            "student's tokens; choose another weight (loss/weight=ranked reads student_entropy), or another teacher."
         )
 
 

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.config import build
-from opd_lightning.config.compatibility import check_built, check_columns, check_provides
+from opd_lightning.config.compatibility import check_built, check_provides
 from opd_lightning.config.limits import limited
 from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
+from opd_lightning.losses.seeing_weights import columns_read
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
 from opd_lightning.preflight.options import check_adapter, check_optimizer
@@ -207,6 +208,16 @@ def check_reading(teacher: Any, others: Sequence[Any], objective: Objective, rol
                 f"loss.vocab_support.k={k} exceeds the {len(part.ids[0])} tokens that the student shares with "
                 f"{part.own_tokenizer.name}; lower it, or use loss/vocab_support=full."
             )
+
+
+def check_columns(weight: Any, teacher: Any) -> None:
+    """Raises ValueError if a token weight reads a statistic that this teacher does not give."""
+    exact = columns_read(weight) & {"teacher_entropy", "forward_kl", "reverse_kl"}
+    if exact and (teacher.apart or "full" not in teacher.provides):
+        raise ValueError(
+            f"loss.weight reads {' and '.join(sorted(exact))}, which follows from a teacher's whole vocabulary in the "
+            "student's tokens; choose another weight (loss/weight=ranked reads student_entropy), or another teacher."
+        )
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:
