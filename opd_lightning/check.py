@@ -71,6 +71,8 @@ def show_advice(rows: "list[Advice]") -> None:
     for row in rows:
         numbers = (row.accuracy, row.student_accuracy, row.reverse_kl, row.forward_kl, row.changed, row.alignment)
         cells = ["" if number is None else f"{number:.3g}" for number in numbers]
+        if row.alignment is not None:
+            cells[-1] += f" ({row.interval[0]:.2g} to {row.interval[1]:.2g})"
         table.add_row(row.candidate, *cells)
     console = Console()
     console.print(table)

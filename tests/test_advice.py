@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opd_lightning.check import advice, contexts_of, show_advice
-from opd_lightning.preflight.advice import Advice, advantages_of, sentence
+from opd_lightning.preflight.advice import Advice, advantages_of, interval_of, sentence
 from opd_lightning.rollout.base import single_turn
 from opd_lightning.types import Completion, Rendered, Verdict
 
@@ -42,9 +42,12 @@ def test_a_teacher_like_the_student_and_a_random_one(small, capsys):
     [
         ({"reverse_kl": 1e-5, "changed": 0.0}, "this context leaves the distribution as it is."),
         ({"accuracy": 0.1, "student_accuracy": 0.2}, "the teacher is wrong more often than the student."),
-        ({"accuracy": 0.3, "student_accuracy": 0.2, "alignment": 0.4}, "right more often .*goes where the verdicts do"),
-        ({"accuracy": 0.2, "student_accuracy": 0.2, "alignment": -0.4}, "as often .*points away"),
-        ({"alignment": 0.01}, "was not judged; its gradient has little to do"),
+        (
+            {"accuracy": 0.3, "student_accuracy": 0.2, "alignment": 0.4, "interval": (0.1, 0.5)},
+            "right more often .*goes where the verdicts do",
+        ),
+        ({"accuracy": 0.2, "student_accuracy": 0.2, "alignment": -0.4, "interval": (-0.5, -0.3)}, "as often .*points away"),
+        ({"alignment": 0.4, "interval": (-0.1, 0.6)}, "was not judged; whether .* cannot be told from these prompts"),
         ({}, "the verdicts are all alike"),
     ],
 )
@@ -63,3 +66,26 @@ def test_verdicts_are_compared_within_prompts_if_these_differ():
     )
     assert advantages_of(rows([1.0] * 4 + [0.0] * 4))[0] > 0 and advantages_of(rows([1.0] * 8)) is None
     assert advantages_of([replace(sample, verdict=None) for sample in rows([0.0] * 8)]) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alignment", ["shared", "spans", "uld"])
+def test_a_teacher_with_another_tokenizer_is_asked(small, paths, alignment):
+    """In tokens of its own; its KL is over the outcomes of both, or that of ranks, which is none."""
+    loss = {"spans": ["loss/vocab_support=sampled"], "uld": ["loss/divergence=total_variation"]}.get(alignment, [])
+    cfg = small("method=opd", f"teacher.path={paths['byte_bpe']}", f"teacher.alignment={alignment}", *loss)
+    row = advice(cfg, {})[0]
+    assert row.shown == 1.0 and row.accuracy is not None and row.student_accuracy is not None
+    assert (row.reverse_kl is None) == (alignment == "uld") and (row.forward_kl is None) == (alignment != "shared")
+
+
+def test_the_interval_of_a_cosine_is_of_resampled_prompts():
+    torch.manual_seed(0)
+    groups = torch.arange(20).repeat_interleave(3)
+    one = torch.randn(60, 4, dtype=torch.float64)
+    found, (low, high) = interval_of(one, one + 0.5 * torch.randn_like(one), groups)
+    assert found == pytest.approx(torch.cosine_similarity(one.flatten(), one.flatten(), dim=0).item(), abs=0.2)
+    assert 0 < low < found < high <= 1
+    found, (low, high) = interval_of(one, torch.randn_like(one), groups)
+    assert low < 0 < high and low < found < high
+    assert interval_of(one, one * (groups < 2)[:, None], groups)[1] == (-1.0, 1.0)

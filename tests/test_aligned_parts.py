@@ -95,15 +95,20 @@ def test_a_mixture_is_over_the_tokens_that_all_share(paths):
     scores, target = outcomes(teacher, some, student)
     assert teacher.provides == {"full", "topk"} and scores.valid is not None and scores.valid.any()
     common = set(teachers["one"].ids[0]) & set(teachers["two"].ids[0])
-    assert set(target.outcomes.student_ids.tolist()) == common and target.outcomes.bucket
+    classes = target.outcomes.student
+    assert set(classes.first[target.outcomes.shared].tolist()) <= common and not classes.whole
     torch.testing.assert_close(target.log_p.exp().sum(-1), torch.ones(len(target.log_p)))
-    ids = target.outcomes.student_ids
-    expected = torch.zeros(len(target.log_p), len(ids))
+    expected = torch.zeros(len(target.log_p), len(classes))
     for name, part in teachers.items():
         _, own = outcomes(part, some, student)
-        of = own.log_p[:, own.outcomes.outcome[ids]] if hasattr(own, "outcomes") else own.log_p[:, ids]
-        expected += of.exp() * weights[name] / 8
-    torch.testing.assert_close(target.log_p.exp()[scores.valid, :-1], expected[scores.valid], rtol=1e-4, atol=1e-6)
+        ids = own.outcomes.student.first if hasattr(own, "outcomes") else torch.arange(own.log_p.shape[-1])
+        into = torch.nn.functional.one_hot(classes.outcome[ids], len(classes) + 1)[:, :-1].float()
+        mass = own.log_p.exp() @ into
+        expected += mass / mass.sum(-1, keepdim=True) * weights[name] / 8
+        if hasattr(own, "outcomes"):  # tokens that one teacher counts together are together
+            of = own.outcomes.student.outcome
+            assert all(len(classes.outcome[of == k].unique()) == 1 for k in range(len(own.outcomes.student)))
+    torch.testing.assert_close(target.log_p.exp()[scores.valid], expected[scores.valid], rtol=1e-4, atol=1e-6)
     assert gradients(student, some, scores, objective(reverse_kl))[0] > 0
     with pytest.raises(ValueError, match=r"loss.temperature=2.0 cannot be applied to a mixture"):
         scores.chunk(slice(None)).log_probs(2.0)
@@ -130,17 +135,21 @@ def test_a_top_k_view_of_several_keeps_the_most_probable_shared_tokens(paths, ma
     assert teacher.provides == {"topk"} and teacher.top_k == 4
     whole = ready(external(paths["unigram"]), student, renderer)
     scores, full = outcomes(whole, some, student)
-    top = full.top_tokens(4)
+    top = full.log_p.topk(4, -1)
     kept = teacher.score(some).chunk(slice(None))
-    assert torch.equal(kept.ids[scores.valid], top[0][scores.valid])
-    torch.testing.assert_close(kept.logprobs[scores.valid], top[1][scores.valid])
+    rows = kept.part.argsort(stable=True) if hasattr(kept, "parts") else torch.arange(len(scores.valid))
+    parts = getattr(kept, "parts", [kept])
+    valid = scores.valid[rows]
+    torch.testing.assert_close(torch.cat([part.logprobs for part in parts])[valid], top.values[rows][valid])
+    names = torch.cat([part.top(4)[0] for part in parts])
+    assert torch.equal(names[valid], full.outcomes.student.first[top.indices[rows]][valid])
     values = [
         gradients(student, some, t.score(some), objective(forward_kl, s))[0]
         for t, s in ((teacher, TopK(4)), (whole, FullVocabulary()))
     ]
     assert 0 < values[0] < values[1]
-    with pytest.raises(ValueError, match=r"k=9999 exceeds the \d+ tokens that student and teacher share"):
-        full.top_tokens(9999)
+    with pytest.raises(ValueError, match=r"k=9999 exceeds the \d+ outcomes on which"):
+        full.truncated(9999, torch.zeros(1, dtype=torch.long))
 
 
 def test_a_top_k_view_has_the_signal_of_spans(paths):

@@ -1,13 +1,15 @@
 """Teachers with another tokenizer in runs: local, served and cached, with contexts; and what is refused."""
 
 import csv
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from served import Served
 
-from experiments.cross_tokenizer.run import MAIN
+from experiments.cross_tokenizer.run import RUNS
 from experiments.cross_tokenizer.run import main as experiment
 from opd_lightning.runs.metrics_file import read_csv
 from opd_lightning.score.make import score
@@ -63,12 +65,11 @@ def test_a_served_teacher_says_what_the_local_one_says(paths, served, alignment,
     if alignment == "spans":
         torch.testing.assert_close(told.sampled, full.sampled, rtol=1e-4, atol=1e-4)
         return
-    ids, logprobs = full.top_tokens(3)
-    shared = told.ids.clamp(max=len(renderer.tokenizer))
+    single = torch.bincount(full.outcomes.teacher.outcome) == 1  # of others some tokens may not be listed
     for row in valid.nonzero().flatten().tolist():
-        known = dict(zip(shared[row].tolist(), told.log_p[row, :-1].tolist(), strict=True))
-        common = [(i, p) for i, p in zip(ids[row].tolist(), logprobs[row].tolist(), strict=True) if i in known]
-        assert all(known[i] == pytest.approx(p, abs=1e-4) for i, p in common)
+        known = zip(told.ids[row].tolist(), told.log_p[row, :-1].tolist(), strict=True)
+        told_of = {i: p for i, p in known if i < len(full.outcomes.student) and single[i]}
+        assert told_of and all(full.log_p[row, i].item() == pytest.approx(p, abs=1e-4) for i, p in told_of.items())
 
 
 @pytest.mark.slow
@@ -97,10 +98,14 @@ def test_what_exceeds_the_teachers_window_has_no_target(paths, name):
 @pytest.mark.slow
 def test_the_experiment_with_real_weights_runs_on_tiny_ones(paths, tmp_path):
     places = ["--student", paths["byte_bpe"], "--teacher", paths["unigram"], "--out", str(tmp_path)]
-    experiment(["--updates", "1", "--results", str(tmp_path / "results.csv"), *places])
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    runs = ["english-none-teacher", "german-texts-shared", "english-student-spans", "german-student-uld"]
+    assert set(runs) < set(RUNS)
+    experiment(["--updates", "1", "--results", str(tmp_path / "results.csv"), *places, "--runs", *runs])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    expected = [("teacher", "0"), *((name, step) for name in MAIN for step in "01")]
-    assert [(row["reading"], row["step"]) for row in rows] == expected
+    expected = [(name, step) for name in runs for step in ("0" if name.endswith("teacher") else "01")]
+    assert [(f"{row['language']}-{row['rollout']}-{row['reading']}", row["step"]) for row in rows] == expected
+    assert not {path.name for path in set(Path(tempfile.gettempdir()).iterdir()) - before if path.name.startswith("tmp")}
     assert all(float(row["nats_per_byte"]) > 0 for row in rows)
 
 
@@ -125,8 +130,6 @@ def test_a_context_is_rendered_by_the_teachers_own_template(paths):
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused(small, paths, tmp_path):
     student, renderer = student_of(paths["byte_bpe"])
-    with pytest.raises(ValueError, match=r"teacher.alignment='words' is unknown; choose spans, shared, uld, or null"):
-        external(paths["unigram"], alignment="words")
     with pytest.raises(ValueError, match=r"another tokenizer.*teacher.alignment=shared, spans or uld"):
         external(paths["unigram"]).check_tokenizer(renderer.tokenizer)
     teacher = aligned(external(paths["unigram"]), renderer)
@@ -144,6 +147,20 @@ def test_what_does_not_fit_is_refused(small, paths, tmp_path):
         run(small(f"teacher.path={paths['byte_bpe']}", "environment=calculator"))
     with pytest.raises(ValueError, match=r"teacher.alignment=uld fills .* infinite; choose loss/divergence=total_variation"):
         run(small(f"teacher.path={paths['byte_bpe']}", "teacher.alignment=uld"))
+    words = [f"teacher.path={paths['byte_bpe']}", "teacher.alignment=spans", "loss/vocab_support=sampled"]
+    for option, sentence in (
+        ("rollout.sampling.temperature=0.7", r"teacher.alignment=spans spreads .*\(temperature=0.7\)"),
+        ("loss.temperature=0.7", r"loss.temperature=0.7 needs the logits of one teacher's whole vocabulary"),
+        ("loss/weight=important", r"loss.weight reads forward_kl, which follows from a teacher's whole vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run(small(*words, option))
+    with pytest.raises(ValueError, match=r"teacher.alignment=1 is no reading"):
+        run(small(words[0], "teacher.alignment=1"))
+    with pytest.raises(ValueError, match=r"k=9999 exceeds the \d+ tokens that the student shares"):
+        run(small(words[0], "loss/vocab_support=topk", "loss.vocab_support.k=9999"))
+    with pytest.raises(ValueError, match=r"gives its whole vocabulary; choose loss/vocab_support=full, or another teacher"):
+        run(small(words[0], "teacher.alignment=uld", "loss/divergence=jsd", "loss/vocab_support=sampled"))
     spans = aligned(external(paths["unigram"], alignment="spans"), renderer)
     spans.setup(student, renderer)
     (sample,) = samples_of(renderer, ["the quick fox"])

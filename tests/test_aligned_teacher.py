@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from opd_lightning.data.batching import collate, pack
 from opd_lightning.evaluation.divergence import TeacherDivergence
 from opd_lightning.losses import Head, head_loss
-from opd_lightning.losses.aligned_targets import CoarseLogits, Outcomes
+from opd_lightning.losses.aligned_targets import CoarseLogits
 from opd_lightning.losses.divergences import forward_kl, jsd, reverse_kl, total_variation
 from opd_lightning.losses.objective import Objective
+from opd_lightning.losses.outcomes import Outcomes
 from opd_lightning.losses.targets import FullLogits, HiddenScores, SampledLogProbs, TopKScores
 from opd_lightning.losses.token_weights import completion_mask, token_mean
 from opd_lightning.losses.vocab_support import FullVocabulary, SampledToken, TopK
@@ -71,29 +72,35 @@ def test_equal_tokenizers_give_the_same_loss_and_gradient(paths, alignment, dive
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(2, 12), st.integers(0, 12), st.integers(0, 10**6), st.sampled_from([0.3, 3.0]))
 def test_a_coarsening_is_never_above(size, shared, seed, spread):
-    """The KL over shared tokens and the rest is at most that over all tokens; equal where all are shared."""
+    """The KL over any classes of the tokens is at most that over all tokens; equal where each has one of its own."""
     torch.manual_seed(seed)
     s, t = (torch.randn(5, size, dtype=torch.float64) * spread for _ in range(2))
-    ids = torch.randperm(size)[: min(shared, size)].sort().values
-    ids = ids if len(ids) else torch.zeros(1, dtype=torch.long)
+    ids = torch.arange(size)
+    alone = torch.randperm(size)[: min(shared, size)]
+    classes = torch.randint(size, size + 3, (size,)).scatter(0, alone, alone)
     every = torch.ones(size, dtype=torch.bool)
-    target = CoarseLogits(t, Outcomes.of(ids, ids, every, every)).log_probs(1.0)
+    target = CoarseLogits(t, Outcomes.of((classes, classes), (every, every), (alone, alone))).log_probs(1.0)
     zeros = torch.zeros(5, dtype=torch.long)
     log_s, seen, _, _ = target.compared(s.log_softmax(-1), Tokens(zeros, zeros, zeros))
     for divergence in (forward_kl, reverse_kl, jsd, total_variation):
         coarse = divergence(log_s, seen.log_p).sum(-1)
         full = divergence(s.log_softmax(-1), t.log_softmax(-1)).sum(-1)
         assert (coarse <= full + 1e-12).all() and (coarse >= -1e-12).all()
-        if len(ids) == size:
+        if len(alone) == len(ids):
             torch.testing.assert_close(coarse, full)
 
 
-def fake(student_span, teacher_span, logprobs, n_student=7, n_teacher=9, ids=None, pairs=((0, 1, 2), (3, 1, 8))) -> Match:
+CLASSES = ([0, 1, 2, 1, 2, 90, 91], [0, 1, 80, 0, 2, 1, 1, 81, 2])
+"""Of the student's 7 tokens and the teacher's 9: classes of several tokens of either side, and tokens that are alone."""
+
+
+def fake(student_span, teacher_span, logprobs, n_student=7, n_teacher=9, ids=None) -> Match:
     """A match of one sample, from the spans of its tokens."""
     student_span, teacher_span = torch.tensor(student_span), torch.tensor(teacher_span)
     spans = int(student_span.max()) + 1
     first = [torch.tensor([int((x == g).nonzero()[0]) for g in range(spans)]) for x in (student_span, teacher_span)]
-    shared = SharedIds(*(torch.tensor(p) for p in pairs), ValidIds(n_student))
+    pairs = (torch.tensor([0, 1, 2]), torch.tensor([3, 1, 8]))
+    shared = SharedIds(*pairs, ValidIds(n_student), tuple(torch.tensor(part) for part in CLASSES))
     written = torch.arange(len(student_span)) % n_student if ids is None else ids
     return Match(
         student_span=student_span,
@@ -130,7 +137,7 @@ def test_gradients_against_a_plain_reference(reading):
     hidden, weight = torch.randn(6, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     other, matrix = torch.randn(5, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     own = torch.log_softmax(hidden @ weight.T, -1)
-    ids = torch.tensor([0, 5, 2, 3, 1, 6])
+    ids = torch.tensor([0, 4, 2, 3, 1, 6])
     drawn = own.detach().gather(-1, ids[:, None]).squeeze(-1)
     match = fake([0, 1, 1, 2, 3, 3], [0, 1, 2, 2, 3], drawn, ids=ids)
     rows: list[int] = []
@@ -149,8 +156,10 @@ def test_gradients_against_a_plain_reference(reading):
             s, t = own[i].exp(), log_t[j].exp()
             if isinstance(reading, SharedVocabulary):
                 s, t = (
-                    torch.cat([x[index], 1 - x[index].sum(0, keepdim=True)]) for x, index in ((s, [0, 1, 2]), (t, [3, 1, 8]))
+                    torch.stack([x[[i for i, v in enumerate(c) if v == k]].sum() for k in range(3)])
+                    for x, c in zip((s, t), CLASSES, strict=True)
                 )
+                s, t = s / s.sum(), t / t.sum()
                 reference = reference + (s * (s / t).log()).sum()
             else:
                 s = torch.cat([s.sort(descending=True).values, torch.zeros(2)])
@@ -228,13 +237,21 @@ def test_a_top_k_teacher_is_compared_on_its_shared_tokens(paths):
     teacher.setup(student, renderer)
     samples = samples_of(renderer, TEXTS)
     scores = teacher.score(samples)
-    present = scores.chunk(slice(None)).ids < len(renderer.tokenizer)
-    assert present[scores.valid].any() and not present[scores.valid].all()
-    zeros = torch.zeros(len(present), dtype=torch.long)
-    log_s = torch.randn(len(present), len(renderer.tokenizer)).log_softmax(-1)
-    coarse, target, _, _ = scores.chunk(slice(None)).log_probs(1.0).compared(log_s, Tokens(zeros, zeros, zeros))
-    for log_p in (coarse, target.log_p):  # both are distributions
-        torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(len(present)))
+    listed = scores.chunk(slice(None))
+    outcomes, zeros = listed.outcomes, torch.zeros(len(listed.ids), dtype=torch.long)
+    log_s = torch.randn(len(zeros), len(renderer.tokenizer)).log_softmax(-1)
+    coarse, target, _, _ = listed.log_probs(1.0).compared(log_s, Tokens(zeros, zeros, zeros))
+    own = outcomes.student.log_probs(log_s)
+    for row in scores.valid.nonzero().flatten().tolist():
+        for log_p in (coarse, target.log_p):  # both are distributions
+            assert log_p[row].exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+        named = listed.ids[row] < len(outcomes.student)
+        for outcome in set(listed.ids[row][named].tolist()):  # what is listed of an outcome is counted once
+            place = target.ids[row].tolist().index(outcome)
+            mass = listed.logprobs[row][listed.ids[row] == outcome].exp().sum()
+            inside = 1 - listed.logprobs[row][~named].exp().sum()
+            torch.testing.assert_close(target.log_p[row, place].exp(), mass / inside)
+            torch.testing.assert_close(coarse[row, place], own[row, outcome])
     full = aligned(local, renderer)
     full.setup(student, renderer)
     losses = [gradients(student, samples, x.score(samples), objective(reverse_kl))[0] for x in (teacher, full)]

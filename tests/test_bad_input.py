@@ -144,7 +144,7 @@ INPUTS = {
     "beta": (lambda t: ["loss/divergence=jsd", "loss.divergence.beta=2"], r"loss.divergence.beta=2 must lie in \[0, 1\]", 1),
     "support": (
         lambda t: ["method=opd_topk", "loss.vocab_support.k=33"],
-        r"loss.vocab_support.k=33 exceeds the vocabulary of 32",
+        r"loss.vocab_support.k=33 exceeds the 32 tokens that are compared",
         1,
     ),
     "nothing_to_minimise": (lambda t: ["loss.coefficients.divergence=0"], r"the loss has no term", 1),

@@ -4,6 +4,8 @@ The rows are those that no composition could express in November 2026. `shown_by
 """
 
 import importlib
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,10 @@ import pytest
 
 from opd_lightning.config import compose
 from opd_lightning.config.compatibility import check
+from opd_lightning.runs.metrics_file import read_csv
+from opd_lightning.step.scoring import Scoring
 from opd_lightning.training.run import run
+from opd_lightning.types import Verdict
 
 
 class Row(NamedTuple):
@@ -113,7 +118,7 @@ COMPOSITIONS = {
         "method=opd teacher=shuffled", "tests.test_readings.test_a_shuffled_teacher_moves_every_target_within_its_completion"
     ),
     "DFT 2508.05629": Row("method=sft loss/gate=own_probability", SEEING + "test_gates_of_scores_by_hand"),
-    "entropy gates": Row("method=opd loss/gate=entropy loss.gate.most=1", SEEING + "test_gates_of_scores_by_hand"),
+    "entropy gates": Row("method=opd loss/gate=entropy loss.gate.most=3", SEEING + "test_gates_of_scores_by_hand"),
     "shared tokens (GOLD, KDFlow)": Row(
         "method=opd teacher.alignment=shared loss/divergence=jsd",
         "tests.test_aligned_teacher.test_gradients_against_a_plain_reference",
@@ -122,7 +127,7 @@ COMPOSITIONS = {
         "method=opd teacher.alignment=uld loss/divergence=total_variation",
         "tests.test_aligned_teacher.test_gradients_against_a_plain_reference",
     ),
-    "spans (ALM 2503.20083)": Row(
+    "spans (ALM 2503.20083, DPCA 2606.09456)": Row(
         "method=opd_sampled teacher.alignment=spans",
         "tests.test_aligned_teacher.test_the_signal_of_spans_is_unbiased_on_single_tokens_and_a_share_on_longer_ones",
     ),
@@ -181,10 +186,19 @@ def test_a_composition_binds_without_a_warning(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_a_composition_trains(name, small):
+def test_a_composition_trains(name, small, paths, monkeypatch):
+    """On verdicts that differ within a prompt, and with another tokenizer where an alignment is chosen."""
+
+    def mixed(self: Scoring, samples):
+        return [replace(sample, verdict=Verdict(float(b % 2))) for b, sample in enumerate(samples)]
+
+    monkeypatch.setattr(Scoring, "judge", mixed)
+    other = [f"teacher.path={paths['byte_bpe']}"] if "teacher.alignment" in COMPOSITIONS[name].overrides else []
     own = [] if "rollout.num_iterations" in COMPOSITIONS[name].overrides else ["rollout.num_iterations=2"]
-    folder = run(small(*words(COMPOSITIONS[name]), "evaluation=none", "rollout.sampling.max_new_tokens=6", *own))
-    assert (folder / "metrics.csv").is_file()
+    folder = run(small(*words(COMPOSITIONS[name]), "evaluation=none", "rollout.sampling.max_new_tokens=6", *own, *other))
+    updates = [row for row in read_csv(folder / "metrics.csv") if row.get("train/loss") is not None]
+    assert updates and all(math.isfinite(row["train/loss"]) for row in updates)
+    assert any(row["train/grad_norm"] > 0 for row in updates)
 
 
 def test_the_page_lists_the_compositions():

@@ -175,5 +175,5 @@ def test_bad_supports_are_refused(options, field):
     with pytest.raises(ValueError, match=rf"loss\.vocab_support\.{field}"):
         TopK(**options)
     student, teacher = (x.log_softmax(-1) for x in pair())
-    with pytest.raises(ValueError, match=r"loss\.vocab_support\.k=8 exceeds the vocabulary of 7"):
+    with pytest.raises(ValueError, match=r"loss\.vocab_support\.k=8 exceeds the 7 tokens that are compared"):
         TopK(8)(reverse_kl, student, FullLogProbs(teacher), tokens(torch.zeros(5, dtype=torch.long)))

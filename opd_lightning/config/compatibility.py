@@ -211,12 +211,11 @@ def check_provides(teacher: Any, support: Any) -> None:
         ValueError: it does not.
     """
     if support.requires not in teacher.provides:
-        provided = " and ".join(PROVIDED[kind] for kind in PROVIDED if kind in teacher.provides)
-        smaller = " or ".join(kind for kind in ("topk", "sampled") if kind in teacher.provides)
-        supports = f"loss/vocab_support={smaller}, " if smaller else ""
+        provided = [kind for kind in PROVIDED if kind in teacher.provides]
         raise ValueError(
             f"loss/vocab_support={type(support).__name__} reads of the teacher {PROVIDED[support.requires]}, and this teacher "
-            f"gives {provided}; choose {supports}or another teacher."
+            f"gives {' and '.join(PROVIDED[kind] for kind in provided)}; choose loss/vocab_support={' or '.join(provided)}, or "
+            "another teacher."
         )
     k = getattr(support, "k", None)
     if support.requires == "topk" and teacher.top_k is not None and k > teacher.top_k:

@@ -23,6 +23,8 @@ from opd_lightning.types import Example, Sample
 from opd_lightning.utils.atomic_files import replace_text
 
 FORMAT = 1
+TABLE = "table."
+"""The beginning of the names of tensors that are of the vocabulary, and the same in every shard."""
 PER_TOKEN = ("token_ids", "loss_mask", "logprobs")
 PER_SAMPLE = ("key", "chat", "length", "trainable", "prompt_length", "truncated")
 
@@ -216,6 +218,11 @@ class ScoreFiles:
             token, trainable = token + lengths[row], trainable + counts[row]
             self.by_key.setdefault(place.key, []).append(place)
             self.by_example.setdefault(example, []).append(place)
+
+    def tables(self) -> dict[str, Tensor]:
+        """The tensors that are of the vocabulary, by name; none where each of the student's tokens is an outcome."""
+        shard = self.open(0)
+        return {name.removeprefix(TABLE): shard.get_tensor(name) for name in shard.keys() if name.startswith(TABLE)}  # noqa: SIM118
 
     def rows(self, name: str, place: Place) -> Tensor | None:
         """A sample's part of a tensor; None if the shard has no such tensor."""

@@ -11,69 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opd_lightning.losses.outcomes import Outcomes
 from opd_lightning.losses.targets import FullLogProbs, TopKLogProbs, log_sum
 from opd_lightning.types import Tokens
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """The tokens that two vocabularies share, and all others as one outcome more.
-
-    Such a bucket exists if both have other tokens. If only one has, its distribution is renormalised over the shared tokens:
-    the other could never reach the bucket, and their KL would be infinite.
-
-    Attributes:
-        student_ids, teacher_ids [K]: the same tokens.
-        student_rest, teacher_rest: the ids of all others.
-        outcome [V]: of each of the student's ids; K where it is not shared.
-    """
-
-    student_ids: Tensor
-    teacher_ids: Tensor
-    student_rest: Tensor
-    teacher_rest: Tensor
-    outcome: Tensor
-
-    @classmethod
-    def of(cls, student_ids: Tensor, teacher_ids: Tensor, student: Tensor, teacher: Tensor) -> "Outcomes":
-        """The outcomes of shared tokens [K].
-
-        Args:
-            student, teacher: which ids [V] are tokens; pairs with another one are left out.
-        """
-        inside = (student_ids < len(student)) & (teacher_ids < len(teacher))
-        student_ids, teacher_ids = student_ids[inside], teacher_ids[inside]
-        valid = student[student_ids] & teacher[teacher_ids]
-        student_ids, teacher_ids = student_ids[valid], teacher_ids[valid]
-        outcome = torch.full((len(student),), len(student_ids), device=student.device)
-        outcome[student_ids] = torch.arange(len(student_ids), device=student.device)
-        student_rest = student.index_fill(0, student_ids, False).nonzero().flatten()
-        teacher_rest = teacher.index_fill(0, teacher_ids, False).nonzero().flatten()
-        return cls(student_ids, teacher_ids, student_rest, teacher_rest, outcome)
-
-    @property
-    def bucket(self) -> bool:
-        """Whether both have tokens that are not shared."""
-        return bool(len(self.student_rest) and len(self.teacher_rest))
-
-    def coarsened(self, log_p: Tensor, ids: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [n, K or K + 1] of the outcomes from those of all tokens, and log of the shared mass [n]."""
-        if not len(rest) and len(ids) == log_p.shape[-1] and torch.equal(ids, torch.arange(len(ids), device=ids.device)):
-            return log_p, log_p.new_zeros(len(log_p))
-        chosen = log_p.index_select(-1, ids)
-        log_mass = log_sum(chosen.detach()).squeeze(-1)
-        if self.bucket:
-            return torch.cat([chosen, log_sum(log_p.index_select(-1, rest))], -1), log_mass
-        return chosen.log_softmax(-1) if len(rest) else chosen, log_mass
-
-
-@dataclass(frozen=True)
 class CoarseLogProbs(FullLogProbs):
-    """Log-probabilities [n, K + 1] of shared tokens and of the rest.
+    """Log-probabilities [n, K] of outcomes.
 
     Attributes:
         outcomes: what these are.
-        log_mass [n]: log of the teacher's probability of the shared tokens.
+        log_mass [n]: log of the teacher's probability of the tokens that both have; NaN where it is not known.
     """
 
     outcomes: Any = None
@@ -81,37 +30,37 @@ class CoarseLogProbs(FullLogProbs):
 
     def compared(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, "CoarseLogProbs", Tokens, Tensor]:
         """The student's log-probabilities of the outcomes, this target, the tokens as outcomes, and log of the shared mass."""
-        outcomes = self.outcomes
-        coarse, log_mass = outcomes.coarsened(log_s, outcomes.student_ids, outcomes.student_rest)
-        ids, target = outcomes.outcome[tokens.ids], self
-        if not outcomes.bucket:  # a token that the other lacks is no outcome
-            covered = ids < coarse.shape[-1]
-            ids = torch.where(covered, ids, 0)
-            target = replace(self, valid=covered if self.valid is None else covered & self.valid)
-        return coarse, target, moved(tokens, ids, log_s, coarse), log_mass
+        outcomes: Outcomes = self.outcomes
+        coarse, written = outcomes.student.log_probs(log_s), outcomes.student.outcome[tokens.ids]
+        log_mass = outcomes.log_shared(log_s, outcomes.student)
+        if outcomes.student.whole:
+            return coarse, self, moved(tokens, written, log_s, coarse), log_mass
+        covered = written < len(outcomes.student)  # a token that the other cannot write is no outcome
+        target = replace(self, valid=covered if self.valid is None else covered & self.valid)
+        return coarse, target, moved(tokens, torch.where(covered, written, 0), log_s, coarse), log_mass
 
-    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
-        """The most probable shared tokens: the student's ids [n, k] and log-probabilities [n, k].
+    def truncated(self, k: int, ids: Tensor) -> "CoarseTopK":
+        """The k most probable outcomes alone; see `FullLogProbs.truncated`.
 
         Raises:
             ValueError: k is more than there are.
         """
-        ids: Tensor = self.outcomes.student_ids
-        if k > len(ids):
-            raise ValueError(f"k={k} exceeds the {len(ids)} tokens that student and teacher share; lower it.")
-        top = self.log_p[:, : len(ids)].topk(k, -1)
-        return ids[top.indices], top.values
+        size = len(self.outcomes.student)
+        if k > size:
+            raise ValueError(f"k={k} exceeds the {size} outcomes on which student and teacher are compared; lower it.")
+        top = self.log_p.topk(k, -1)
+        return CoarseTopK(top.indices, top.values, self.outcomes, self.valid, self.log_mass)
 
     def of_tokens(self, ids: Tensor) -> Tensor:
-        """Log-probabilities [n] of the student's tokens ids [n]; NaN for those that are not shared."""
-        outcome: Tensor = self.outcomes.outcome[ids]
-        shared = outcome < len(self.outcomes.student_ids)
-        return self.of(torch.where(shared, outcome, 0)).masked_fill(~shared, torch.nan)
+        """Log-probabilities [n] of the outcomes of the student's tokens ids [n]; NaN for those of none."""
+        outcome = self.outcomes.student.outcome[ids]
+        known = outcome < len(self.outcomes.student)
+        return self.of(torch.where(known, outcome, 0)).masked_fill(~known, torch.nan)
 
 
 @dataclass(frozen=True)
 class CoarseLogits:
-    """A teacher's logits [n, V] over its own vocabulary, to be compared on shared tokens."""
+    """A teacher's logits [n, V] over its own vocabulary, to be compared on outcomes."""
 
     own_logits: Tensor
     outcomes: Outcomes
@@ -128,55 +77,57 @@ class CoarseLogits:
 
     def log_probs(self, temperature: float) -> CoarseLogProbs:
         """Log-probabilities of the outcomes, of logits divided by a temperature."""
-        log_p = log_softmax(self.own_logits, temperature)
-        log_p, log_mass = self.outcomes.coarsened(log_p, self.outcomes.teacher_ids, self.outcomes.teacher_rest)
-        return CoarseLogProbs(log_p, self.valid, outcomes=self.outcomes, log_mass=log_mass)
+        log_p, outcomes = log_softmax(self.own_logits, temperature), self.outcomes
+        log_mass = outcomes.log_shared(log_p, outcomes.teacher)
+        return CoarseLogProbs(outcomes.teacher.log_probs(log_p), self.valid, outcomes=outcomes, log_mass=log_mass)
 
 
 @dataclass(frozen=True)
 class CoarseTopKLogProbs(CoarseLogProbs):
-    """Log-probabilities [n, k + 1] of those of a teacher's k most probable tokens that are shared, and of the rest.
+    """Log-probabilities [n, k + 1] of those outcomes that a teacher lists, and of all others.
 
     Attributes:
-        ids [n, k]: the student's; those that it does not have, with a log-probability of -inf, are `size` or more.
-        size: V, of the student.
+        ids [n, k]: the outcomes; K in places without one, which have a log-probability of -inf. A row's others differ.
     """
 
     ids: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    size: int = 0
 
     def compared(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, "CoarseTopKLogProbs", Tokens, Tensor]:
-        """See `CoarseLogProbs`; a slot without a shared token has probability 0 on both sides."""
-        present = self.ids < self.size
-        # An extra column takes the writes of ids that the student does not have.
-        rest = torch.nn.functional.pad(log_s, (0, 1), value=-torch.inf).scatter(-1, self.ids.clamp(max=self.size), -torch.inf)
-        chosen = log_s.gather(-1, self.ids.clamp(max=self.size - 1)).masked_fill(~present, -torch.inf)
+        """See `CoarseLogProbs`; a place without an outcome has probability 0 on both sides."""
+        every, target, moved_tokens, log_mass = super().compared(log_s, tokens)
+        assert isinstance(target, CoarseTopKLogProbs)
+        size = every.shape[-1]
+        present = self.ids < size
+        # An extra column takes the writes of places without an outcome.
+        rest = torch.nn.functional.pad(every, (0, 1), value=-torch.inf).scatter(-1, self.ids, -torch.inf)
+        chosen = every.gather(-1, self.ids.clamp(max=size - 1)).masked_fill(~present, -torch.inf)
         coarse = torch.cat([chosen, log_sum(rest)], -1)
-        written = self.ids == tokens.ids[:, None]
+        written = self.ids == moved_tokens.ids[:, None]
         ids = torch.where(written.any(-1), written.long().argmax(-1), self.ids.shape[1])
-        return coarse, self, moved(tokens, ids, log_s, coarse), log_sum(chosen.detach()).squeeze(-1)
+        return coarse, target, moved(moved_tokens, ids, every, coarse), log_mass
 
 
 @dataclass(frozen=True)
 class CoarseTopK:
-    """A teacher's k most probable tokens, by the student's ids, to be compared on those that are shared.
+    """The outcomes of a teacher's k most probable tokens, or its k most probable outcomes.
 
     Attributes:
-        ids [n, k]: `size` or more for those that the student does not have.
-        logprobs [n, k]: the teacher's.
-        size: V, of the student.
+        ids [n, k]: the outcomes, each as often as tokens of it are listed; K for tokens that belong to none.
+        logprobs [n, k]: the teacher's, of the tokens; -inf in places without one.
+        log_mass [n]: see `CoarseLogProbs`; None where it is not known.
     """
 
     ids: Tensor
     logprobs: Tensor
-    size: int
+    outcomes: Outcomes
     valid: Tensor | None = None
+    log_mass: Tensor | None = None
     shared: None = None
 
     def take(self, index: Tensor | slice) -> "CoarseTopK":
         """The rows at an index."""
-        valid = None if self.valid is None else self.valid[index]
-        return replace(self, ids=self.ids[index], logprobs=self.logprobs[index], valid=valid)
+        valid, log_mass = (None if x is None else x[index] for x in (self.valid, self.log_mass))
+        return replace(self, ids=self.ids[index], logprobs=self.logprobs[index], valid=valid, log_mass=log_mass)
 
     def narrow(self, vocabulary: int, dtype: torch.dtype) -> "CoarseTopK":
         """The log-probabilities in a dtype, with finite numbers at invalid rows."""
@@ -185,13 +136,36 @@ class CoarseTopK:
             logprobs = torch.where(self.valid[:, None], logprobs, -math.log(logprobs.shape[1] + 1))
         return replace(self, logprobs=logprobs)
 
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The first k, by the student's tokens that stand for them: ids [n, k] and log-probabilities [n, k]."""
+        return self.outcomes.student.first[self.ids[:, :k]], self.logprobs[:, :k]
+
     def log_probs(self, temperature: float) -> CoarseTopKLogProbs:
         """Log-probabilities of the outcomes; raises ValueError for a temperature other than 1."""
-        plain = TopKLogProbs(self.ids, self.logprobs.masked_fill(self.ids >= self.size, -torch.inf), self.logprobs[:, 0])
-        plain = plain.log_probs(temperature)
-        log_p = torch.cat([plain.logprobs, plain.log_tail(self.ids)], -1)
-        log_mass = log_sum(plain.logprobs).squeeze(-1)
-        return CoarseTopKLogProbs(log_p, self.valid, log_mass=log_mass, ids=self.ids, size=self.size)
+        ids, logprobs = gathered(self.ids, self.logprobs, len(self.outcomes.student))
+        plain = TopKLogProbs(ids, logprobs, logprobs[:, 0]).log_probs(temperature)
+        log_p = torch.cat([plain.logprobs, plain.log_tail(ids)], -1)
+        mass = logprobs.new_full((len(ids),), torch.nan) if self.log_mass is None else self.log_mass.to(logprobs.dtype)
+        return CoarseTopKLogProbs(log_p, self.valid, outcomes=self.outcomes, log_mass=mass, ids=ids)
+
+
+def gathered(ids: Tensor, logprobs: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Outcomes [n, k] of which none is named twice, and their log-probabilities without what belongs to no outcome.
+
+    What is added to a place's outcome from later places leaves these empty (`size`, -inf). All is divided by the probability of
+    what is not listed without an outcome, as on the other side.
+
+    Args:
+        ids, logprobs [n, k]: outcomes and log-probabilities; `size` names none.
+    """
+    named = (ids < size) & (logprobs > -torch.inf)
+    same = (ids[:, :, None] == ids[:, None, :]) & named[:, :, None] & named[:, None, :]
+    summed = log_sum(torch.where(same, logprobs[:, None, :], -torch.inf)).squeeze(-1)
+    kept = named & (same.long().argmax(-1) == torch.arange(ids.shape[1], device=ids.device))
+    one = same.sum(-1) == 1
+    outside = logprobs.exp().masked_fill(ids < size, 0.0).sum(-1, keepdim=True)
+    inside = torch.log1p(-outside.clamp(max=1.0 - torch.finfo(outside.dtype).eps))
+    return ids.masked_fill(~kept, size), (torch.where(one, logprobs, summed) - inside).masked_fill(~kept, -torch.inf)
 
 
 @dataclass(frozen=True)

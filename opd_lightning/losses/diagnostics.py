@@ -58,7 +58,7 @@ def _(target: FullLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> d
 
 @compare.register
 def _(target: CoarseLogProbs, log_s: Tensor, p_s: Tensor, ids: Tensor | None) -> dict[str, Tensor]:
-    """KLs of the distributions over the shared tokens and the rest: lower bounds of those over the vocabulary."""
+    """KLs of the distributions over outcomes: lower bounds of those over the vocabulary."""
     gap = log_s - target.log_p
     return {
         "forward_kl_shared": -expect(target.log_p.exp(), gap),

@@ -5,22 +5,24 @@ another vocabulary, see `aligned_targets.py`; others are joined in `teachers.red
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from opd_lightning.losses.aligned_targets import (
     CoarseLogits,
     CoarseLogProbs,
     CoarseTopK,
-    Outcomes,
     SortedLogProbs,
     padded,
 )
+from opd_lightning.losses.outcomes import Classes, Outcomes
 from opd_lightning.losses.shared import view
-from opd_lightning.losses.targets import TopKLogProbs, log_sum
+from opd_lightning.losses.targets import TopKLogProbs
 from opd_lightning.types import Tokens
 from opd_lightning.utils.vocabulary import ValidIds
 
@@ -32,11 +34,13 @@ class JoinedLogProbs:
     Attributes:
         rows: the numbers of each teacher's rows.
         parts: each teacher's target of them, as log-probabilities.
+        student: its ids.
         valid [n]: see `contracts.Target`.
     """
 
     rows: Sequence[Tensor]
     parts: Sequence[Any]
+    student: ValidIds
     valid: Tensor | None = None
 
     def compared(self, log_s: Tensor, tokens: Tokens) -> tuple[Tensor, Any, Tokens, Tensor | None]:
@@ -69,10 +73,11 @@ class JoinedLogProbs:
         """Values of each teacher's rows in the order of all rows."""
         return torch.cat(list(values))[torch.cat(list(self.rows)).argsort()]
 
-    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
-        """The student's k tokens that each row's teacher finds most probable: ids [n, k] and log-probabilities [n, k]."""
-        found = [target.top_tokens(k) for target in self.parts]
-        return self.ordered([ids for ids, _ in found]), self.ordered([logprobs for _, logprobs in found])
+    def truncated(self, k: int, ids: Tensor) -> "JoinedTargets":
+        """What each row's teacher finds most probable, k of its outcomes or tokens; see `FullLogProbs.truncated`."""
+        parts = [target.truncated(k, ids[rows]) for rows, target in zip(self.rows, self.parts, strict=True)]
+        masks = [(rows[:, None] == torch.arange(len(ids), device=ids.device)).any(0) for rows in self.rows]
+        return JoinedTargets.of(list(zip(masks, parts, strict=True)), self.student, self.valid)
 
     def of_tokens(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the student's tokens ids [n]; NaN where a row's teacher does not have them."""
@@ -86,12 +91,14 @@ class JoinedTargets:
     Attributes:
         parts: each teacher's target of its rows.
         part [n], row [n]: the index of each row's teacher, and its place among that teacher's rows.
+        student: its ids.
         valid [n], shared: see `contracts.Target`.
     """
 
     parts: Sequence[Any]
     part: Tensor
     row: Tensor
+    student: ValidIds
     valid: Tensor | None = None
     shared: None = None
 
@@ -106,11 +113,8 @@ class JoinedTargets:
         row = torch.zeros_like(part)
         for i, (rows, _) in enumerate(targets):
             part[rows], row[rows] = i, torch.arange(int(rows.sum()), device=part.device)
-        parts = [
-            CoarseTopK(target.ids, target.logprobs, student.size, target.valid) if isinstance(target, TopKLogProbs) else target
-            for _, target in targets
-        ]
-        return cls(parts, part, row, valid)
+        parts = [by_identity(target, student) if isinstance(target, TopKLogProbs) else target for _, target in targets]
+        return cls(parts, part, row, student, valid)
 
     def take(self, index: Tensor | slice) -> "JoinedTargets":
         """The rows at an index."""
@@ -126,33 +130,56 @@ class JoinedTargets:
         rows = [(self.part == i).nonzero().flatten() for i in range(len(self.parts))]
         own = [(i, at) for i, at in enumerate(rows) if len(at)]
         targets = [self.parts[i].take(self.row[at]).log_probs(temperature) for i, at in own]
-        return JoinedLogProbs([at for _, at in own], targets, self.valid)
+        return JoinedLogProbs([at for _, at in own], targets, self.student, self.valid)
 
 
 @dataclass(frozen=True)
 class MixedCoarse(CoarseLogits):
-    """A mixture's log-probabilities of the tokens that all of its teachers share with the student, and of the rest."""
+    """A mixture's log-probabilities of outcomes.
+
+    Attributes:
+        log_mass [n]: see `CoarseLogProbs`.
+    """
+
+    log_mass: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def take(self, index: Tensor | slice) -> "MixedCoarse":
+        """The rows at an index."""
+        valid = None if self.valid is None else self.valid[index]
+        return replace(self, own_logits=self.own_logits[index], valid=valid, log_mass=self.log_mass[index])
 
     def log_probs(self, temperature: float) -> CoarseLogProbs:
         """Log-probabilities of the outcomes.
 
         Raises:
-            ValueError: a temperature other than 1, at which the rest would have to be known token by token.
+            ValueError: a temperature other than 1, for which every token of an outcome would have to be known.
         """
         if temperature != 1.0:
             raise ValueError(
-                f"loss.temperature={temperature} cannot be applied to a mixture of teachers with other tokenizers, whose "
-                "other tokens are one outcome; use 1."
+                f"loss.temperature={temperature} cannot be applied to a mixture of teachers with other tokenizers, which "
+                "counts several tokens as one outcome; use 1."
             )
-        return super().log_probs(temperature)
+        return replace(super().log_probs(temperature), log_mass=self.log_mass)
+
+
+@lru_cache(maxsize=4)
+def identity_of(student: ValidIds, device: torch.device) -> Outcomes:
+    """The student's tokens as outcomes."""
+    return Outcomes.identity(student.contains(torch.arange(student.size, device=device)))
+
+
+def by_identity(target: TopKLogProbs, student: ValidIds) -> CoarseTopK:
+    """A target of the student's own tokens as one of outcomes."""
+    outcomes = identity_of(student, target.ids.device)
+    return CoarseTopK(outcomes.student.outcome[target.ids], target.logprobs, outcomes, target.valid)
 
 
 def mixture(
     targets: Sequence[tuple[Any, ValidIds]], weights: Sequence[float], student: ValidIds, valid: Tensor | None
 ) -> MixedCoarse:
-    """The average of the teachers' probabilities of the tokens that all of them share with the student, and of all others.
+    """The average of the teachers' probabilities of outcomes as fine as all of them allow.
 
-    With the outcomes of `Outcomes`, the average of coarsened distributions is the coarsened average.
+    Tokens of the student's that one teacher counts together are together. What a teacher cannot write at all is no outcome.
 
     Args:
         targets: of each teacher, as log-probabilities over the student's tokens or over outcomes, and the ids that it has.
@@ -160,22 +187,41 @@ def mixture(
         student: its ids.
     """
     device = targets[0][0].log_p.device
-    every = torch.arange(student.size, device=device)
-    ids = every[student.contains(every)]
-    for target, known in targets:
-        outcomes = getattr(target, "outcomes", None)
-        ids = ids[known.contains(ids) if outcomes is None else torch.isin(ids, outcomes.student_ids)]
-    rest = any(target.log_p.shape[-1] > len(ids) for target, _ in targets)
-    mixed: Tensor | None = None
-    for (target, _), weight in zip(targets, weights, strict=True):
-        outcomes = getattr(target, "outcomes", None)
-        own = ids if outcomes is None else outcomes.outcome[ids]
-        log_p = target.log_p.index_select(-1, own)
-        if rest:
-            log_p = torch.cat([log_p, log_sum(target.log_p.index_fill(-1, own, -torch.inf))], -1)
-        scaled = log_p + torch.log(torch.tensor(weight, dtype=log_p.dtype))
-        mixed = scaled if mixed is None else torch.logaddexp(mixed, scaled)
-    assert mixed is not None
-    teacher = torch.ones(mixed.shape[-1], dtype=torch.bool, device=device)
-    outcomes = Outcomes.of(ids, torch.arange(len(ids), device=device), student.contains(every), teacher)
-    return MixedCoarse(mixed, outcomes, valid)
+    found = [getattr(target, "outcomes", None) for target, _ in targets]
+    own = [
+        identity_of(student.intersection([known]), device) if outcomes is None else outcomes
+        for outcomes, (_, known) in zip(found, targets, strict=True)
+    ]
+    outcomes, classes = joined_outcomes(tuple(own), student)
+    terms, masses = [], []
+    for (target, _), known, part, coarser, weight in zip(targets, found, own, classes, weights, strict=True):
+        log_p = target.log_p if known is not None else part.student.log_probs(target.log_p)
+        log_w = torch.log(torch.tensor(weight, dtype=log_p.dtype))
+        terms.append(coarser.log_probs(log_p) + log_w)
+        masses.append(log_w + (target.log_mass if known is not None else log_p.new_zeros(len(log_p))))
+    return MixedCoarse(reduce(torch.logaddexp, terms), outcomes, valid, log_mass=reduce(torch.logaddexp, masses))
+
+
+@lru_cache(maxsize=4)
+def joined_outcomes(parts: tuple[Outcomes, ...], student: ValidIds) -> tuple[Outcomes, list[Classes]]:
+    """The finest outcomes that several teachers' outcomes are parts of, and each teacher's outcomes as the tokens of these."""
+    sides, device = [part.student for part in parts], parts[0].student.first.device
+    ids = torch.arange(student.size, device=device)
+    of = [pad(side.outcome, (0, student.size - len(side.outcome)), value=len(side)) for side in sides]
+    label, before = ids, None
+    while before is None or not torch.equal(label, before):  # the smallest id that is reached, step by step
+        before = label
+        for side, outcome in zip(sides, of, strict=True):
+            least = torch.full((len(side) + 1,), student.size, device=device).scatter_reduce(0, outcome, label, "amin")
+            label = torch.where(outcome < len(side), least[outcome], label)
+    shared = torch.ones_like(ids, dtype=torch.bool)
+    for part in parts:
+        shared &= torch.zeros_like(shared).index_fill(0, part.student.first[part.shared], True)
+    shared &= torch.bincount(label[shared], minlength=len(ids))[label] == 1  # the same for all teachers, and alone so
+    masks = [torch.zeros_like(shared).index_fill(0, label[side.first], True) for side in sides]
+    outcomes = Outcomes.of((label, ids), (student.contains(ids), torch.stack(masks).all(0)), (ids[shared], label[shared]))
+    number = outcomes.teacher.outcome
+    none, size = ids[:0], len(outcomes.student)
+    classes = [Classes.of(number[label[side.first]], torch.ones_like(side.first) > 0, size, none) for side in sides]
+    each = Classes.of(torch.arange(size, device=device), torch.ones(size, dtype=torch.bool, device=device), size, none)
+    return Outcomes(outcomes.student, each, outcomes.shared), classes

@@ -99,12 +99,19 @@ def by_pass_rate(tokens: Tokens, rising: float = 1.0, falling: float = 1.0) -> T
 SCORES: tuple[Any, ...] = (by_prefix_gap, ranked, important, by_perplexity)
 TEACHERS: tuple[Any, ...] = (by_prefix_gap, important, by_perplexity)
 VERDICTS: tuple[Any, ...] = (by_perplexity, by_pass_rate)
+COLUMNS: dict[Any, tuple[str, ...]] = {important: ("student_entropy", "forward_kl")}
 for _function in SCORES:
     _function.reads_scores = True
 for _function in TEACHERS:
     _function.reads_teachers = frozenset({"teacher"})
 for _function in VERDICTS:
     _function.reads_verdicts = True
+
+
+def columns_read(weight: Any) -> set[str]:
+    """The statistics that a token weight names; a partial's own among them."""
+    named = getattr(weight, "keywords", {}).get("by")
+    return {*COLUMNS.get(getattr(weight, "func", weight), ()), *((named,) if isinstance(named, str) else ())}
 
 
 def column(tokens: Tokens, name: str) -> Tensor:

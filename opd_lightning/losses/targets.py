@@ -9,6 +9,7 @@ teachers with another vocabulary are in `aligned_targets.py`.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,9 +81,9 @@ class FullLogProbs:
         top = self.log_p.topk(k, -1)
         return top.indices, top.values
 
-    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
-        """The student's k tokens that are most probable: ids [n, k] and log-probabilities [n, k]."""
-        return self.top(k)
+    def truncated(self, k: int, ids: Tensor) -> Any:
+        """The k most probable tokens and the written ones, ids [n], alone."""
+        return TopKLogProbs(*self.top(k), self.of_tokens(ids), self.valid)
 
     def of_tokens(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the student's tokens ids [n]; NaN where the target does not tell."""
@@ -166,9 +167,9 @@ class TopKLogProbs:
             raise ValueError(f"loss.vocab_support.k={k} exceeds the {self.ids.shape[1]} that the teacher gives; lower it.")
         return self.ids[:, :k], self.logprobs[:, :k]
 
-    def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
-        """The first k, which are the student's tokens."""
-        return self.top(k)
+    def truncated(self, k: int, ids: Tensor) -> "TopKLogProbs":
+        """The first k, and the written tokens."""
+        return TopKLogProbs(*self.top(k), self.sampled, self.valid)
 
     def of_tokens(self, ids: Tensor) -> Tensor:
         """Log-probabilities [n] of the written tokens."""
@@ -245,9 +246,9 @@ class HiddenScores:
 
 @dataclass(frozen=True)
 class TopKScores:
-    """Scores from a server: `target` holds all N tokens."""
+    """Scores from a server or from files: `target` holds all N tokens, of their most probable ones or of the written."""
 
-    target: TopKLogProbs | SampledLogProbs
+    target: Any
     vocabulary: int
     cost: Cost = field(default_factory=Cost)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
@@ -261,6 +262,6 @@ class TopKScores:
         """The rows at an index of the packed axis."""
         return replace(self, target=self.target.take(index))
 
-    def chunk(self, rows: slice, out: Tensor | None = None) -> TopKLogProbs | SampledLogProbs:
+    def chunk(self, rows: slice, out: Tensor | None = None) -> Any:
         """The target of the rows."""
         return self.target.take(rows)

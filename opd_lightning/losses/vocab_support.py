@@ -71,7 +71,7 @@ class TopK:
         vocabulary = log_s.shape[-1]
         if self.k > vocabulary:
             raise ValueError(
-                f"loss.vocab_support.k={self.k} exceeds the vocabulary of {vocabulary}; use loss/vocab_support=full."
+                f"loss.vocab_support.k={self.k} exceeds the {vocabulary} tokens that are compared; use loss/vocab_support=full."
             )
         if self.k == vocabulary and isinstance(target, FullLogProbs):
             return divergence(log_s, target.log_p).sum(-1)
@@ -226,7 +226,7 @@ class TopKSampledTail(TopK):
     def __call__(self, divergence, log_s: Tensor, target: Any, tokens: Tokens) -> Tensor:
         """Returns the surrogate [n], whose gradient is the estimate's."""
         if self.k > log_s.shape[-1]:
-            raise ValueError(f"loss.vocab_support.k={self.k} exceeds the vocabulary of {log_s.shape[-1]}; lower it.")
+            raise ValueError(f"loss.vocab_support.k={self.k} exceeds the {log_s.shape[-1]} tokens that are compared; lower it.")
         top, of_teacher = self.top(log_s, target)
         of_student = log_s.gather(-1, top)
         named = named_by(target, self.k)

@@ -13,7 +13,7 @@ from opd_lightning.config import build
 from opd_lightning.data.batching import collate, pack
 from opd_lightning.losses.advantages import leave_one_out, reinforce
 from opd_lightning.losses.diagnostics import diagnose_views
-from opd_lightning.losses.divergences import reverse_kl
+from opd_lightning.losses.divergences import reverse_kl, total_variation
 from opd_lightning.losses.head import head_loss
 from opd_lightning.losses.policy_gradient import PolicyGradient
 from opd_lightning.losses.shared import view
@@ -37,10 +37,12 @@ class Advice:
         candidate: "teacher", or "context=solution".
         shown: share of the completions that it has a target for.
         accuracy, student_accuracy: of greedy answers to the same prompts; None if it cannot write, or nothing judges.
-        reverse_kl, forward_kl: mean KL(S || T) and KL(T || S), nats per token; of a server's top k a lower bound, or None.
+        reverse_kl, forward_kl: mean KL(S || T) and KL(T || S), nats per token; of a server's top k, and over the outcomes that
+            are compared with another tokenizer, a lower bound; None where single tokens or ranks are compared.
         changed: share of tokens where its first choice is another than the student's; None if it does not say.
         alignment: cosine of its gradient to the verdicts' policy gradient, with respect to the student's last hidden states;
             None where the verdicts are all alike.
+        interval: of the alignment, 95 % of resamples of the prompts; see `interval_of`.
         sentence: what this means.
     """
 
@@ -53,6 +55,7 @@ class Advice:
     forward_kl: float | None = None
     changed: float | None = None
     alignment: float | None = None
+    interval: tuple[float, float] = (-1.0, 1.0)
 
 
 def advise(parts: Components, student: Student, contexts: Mapping[str, DictConfig], prompts: int = 12) -> list[Advice]:
@@ -108,15 +111,27 @@ def weigh(
     if not any(shown):
         return Advice(name, "this context has nothing to show on these completions.")
     accuracy = student_accuracy = None
-    if parts.task.verifies and teacher.writes:
+    if parts.task.verifies:
         first = {samples[b].example.id: b for b in reversed(range(len(samples))) if shown[b]}
         rendered = [Rendered(reads[b] or samples[b].token_ids[: samples[b].prompt_length].tolist()) for b in first.values()]
-        answers, _ = teacher.write(rendered, SamplingParams(parts.task.max_new_tokens, temperature=0.0), 0, parts.generator)
-        texts = parts.renderer.decode_all([answer.token_ids for answer in answers])
-        right = [right_of(parts.task.verify(samples[b].example, t)) for b, t in zip(first.values(), texts, strict=True)]
-        accuracy, student_accuracy = mean(right), mean([own[example] for example in first])
+        texts = answers_of(parts, teacher, rendered)
+        if texts is not None:
+            right = [right_of(parts.task.verify(samples[b].example, t)) for b, t in zip(first.values(), texts, strict=True)]
+            accuracy, student_accuracy = mean(right), mean([own[example] for example in first])
     found = Advice(name, "", mean(map(float, shown)), accuracy, student_accuracy, **numbers)
     return replace(found, sentence=sentence(found))
+
+
+def answers_of(parts: Components, teacher: Any, prompts: Sequence[Rendered]) -> list[str] | None:
+    """The teacher's greedy answers as text; None if it cannot write. With another tokenizer it writes tokens of its own."""
+    greedily = SamplingParams(parts.task.max_new_tokens, temperature=0.0)
+    if hasattr(teacher, "answers"):
+        texts: list[str] | None = teacher.answers(prompts, greedily)
+        return texts
+    if not teacher.writes:
+        return None
+    answers, _ = teacher.write(prompts, greedily, 0, parts.generator)
+    return parts.renderer.decode_all([answer.token_ids for answer in answers])
 
 
 def sentence(found: Advice) -> str:
@@ -131,8 +146,8 @@ def sentence(found: Advice) -> str:
     quality = {None: "was not judged", True: "is right more often than the student", False: "is right as often as the student"}
     if found.alignment is None:
         direction = "the verdicts are all alike, so nothing says whether its gradient improves them"
-    elif abs(found.alignment) <= 0.02:
-        direction = "its gradient has little to do with what the verdicts reward"
+    elif found.interval[0] <= 0 <= found.interval[1]:
+        direction = "whether its gradient goes where the verdicts do cannot be told from these prompts"
     else:
         direction = (
             f"its gradient {'goes where the verdicts do' if found.alignment > 0 else 'points away from what they reward'}"
@@ -140,7 +155,7 @@ def sentence(found: Advice) -> str:
     return f"{teacher} {quality[None if gap is None else gap > 0]}; {direction}."
 
 
-def compare(parts: Components, student: Student, samples: list[Sample], teacher: Any) -> dict[str, float | None]:
+def compare(parts: Components, student: Student, samples: list[Sample], teacher: Any) -> dict[str, Any]:
     """Mean KLs, changed first choices, and the alignment of the gradients, on the tokens that have a target."""
     device = student.lm.device
     tokens, scores = pack(samples, device), teacher.score(samples)
@@ -150,13 +165,15 @@ def compare(parts: Components, student: Student, samples: list[Sample], teacher:
         hidden = student.hidden(collate(samples, parts.tokenizer.pad_token_id, device))
     exact = {"full": FullVocabulary(), "topk": TopK(min(teacher.top_k or 16, 16)), "sampled": SampledToken()}
     support: Any = next(exact[kind] for kind in exact if kind in teacher.provides)
+    named = all(getattr(part.alignment, "names_tokens", True) for part in teacher.parts)
+    divergence = reverse_kl if named else total_variation  # ranks have zeros, where a KL is infinite
 
     def taught(logits: Tensor, targets: Mapping[str, Any], rows: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reverse KL to the candidate, with the diagnostics."""
+        """The divergence from the candidate, with the diagnostics."""
         log_s = logits.log_softmax(-1)
         seen = {"teacher": view(logits, log_s, targets["teacher"].log_probs(1.0), rows)}
         own = seen["teacher"]
-        value = support(reverse_kl, own.log_s, own.target, own.tokens)
+        value = support(divergence, own.log_s, own.target, own.tokens)
         value = value if own.target.valid is None else torch.where(own.target.valid, value, 0.0)
         return value, diagnose_views(log_s.detach(), seen, rows)
 
@@ -169,7 +186,7 @@ def compare(parts: Components, student: Student, samples: list[Sample], teacher:
     toward, stats = gradient(taught, tokens, {"teacher": scores})
     counted = valid.bool()
     average = {key: stats[key][counted].mean().item() for key in stats if counted.any()}
-    alignment = None
+    alignment, interval = None, (-1.0, 1.0)
     advantages = advantages_of(samples)
     if advantages is not None and counted.any():
         rewarded = Tokens(
@@ -177,7 +194,8 @@ def compare(parts: Components, student: Student, samples: list[Sample], teacher:
         )
         policy = PolicyGradient(leave_one_out, clip=None)
         verdicts, _ = gradient(lambda logits, _, rows: policy(logits.log_softmax(-1), rows), rewarded, {})
-        alignment = torch.cosine_similarity(toward.flatten().double(), verdicts.flatten().double(), dim=0).item()
+        groups = torch.tensor([sample.group for sample in samples], device=device)[tokens.sample]
+        alignment, interval = interval_of(toward.double(), verdicts.double(), groups)
     agreed = average.get("top1_agreement")
     found = {
         kl: next((average[name] for name in (kl, f"{kl}_shared", f"{kl}_topk") if name in average), None)
@@ -188,7 +206,31 @@ def compare(parts: Components, student: Student, samples: list[Sample], teacher:
         "forward_kl": found["forward_kl"],
         "changed": None if agreed is None else 1 - agreed,
         "alignment": alignment,
+        "interval": interval,
     }
+
+
+def interval_of(one: Tensor, other: Tensor, groups: Tensor, resamples: int = 1000) -> tuple[float, tuple[float, float]]:
+    """The cosine of two gradients [N, H], and the middle 95 % of it over resamples of the prompts.
+
+    With fewer than three prompts whose verdicts differ nothing is known: the interval is (-1, 1).
+
+    Args:
+        groups [N]: the prompt of each token.
+    """
+    prompts, index = groups.unique(return_inverse=True)
+    products = torch.stack([one * other, one.square(), other.square()]).sum(-1)  # [3, N]
+    sums = products.new_zeros(3, len(prompts)).index_add(1, index, products).cpu()
+
+    def cosine(total: Tensor) -> Tensor:
+        return total[0] / (total[1] * total[2]).sqrt().clamp_min(1e-300)
+
+    found = cosine(sums.sum(1)).item()
+    if int((sums[2] > 0).sum()) < 3:
+        return found, (-1.0, 1.0)
+    drawn = torch.randint(len(prompts), (resamples, len(prompts)), generator=torch.Generator().manual_seed(0))
+    low, high = cosine(sums[:, drawn].sum(-1)).quantile(torch.tensor([0.025, 0.975], dtype=sums.dtype)).tolist()
+    return found, (low, high)
 
 
 def advantages_of(samples: Sequence[Sample]) -> Tensor | None:

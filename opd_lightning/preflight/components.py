@@ -15,6 +15,7 @@ from opd_lightning.config.trainer_arguments import epochs_of, last_update
 from opd_lightning.contracts import Generator, RolloutPolicy, Task
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.losses import Objective
+from opd_lightning.losses.seeing_weights import columns_read
 from opd_lightning.models import Pretrained
 from opd_lightning.preflight.data import drop_overlong, preflight
 from opd_lightning.preflight.options import check_adapter, check_optimizer
@@ -117,6 +118,8 @@ def assemble(cfg: DictConfig, folder: Path | None) -> Components:
     teachers = build_teachers(cfg, objective.teachers | rollout.teachers, model)
     teachers = {name: aligned(teacher, renderer) for name, teacher in teachers.items()}
     check_aligned(teachers, objective, rollout, cfg.get("environment"))
+    if "teacher" in teachers:
+        check_columns(objective.weight, teachers["teacher"])
     contexts = {"student": NoContext(model.template_options)} | {name: part.context for name, part in all_parts(teachers)}
     own_renderers = {name: part.own for name, part in all_parts(teachers) if part.aligned}
     template_error = None
@@ -184,8 +187,37 @@ def check_aligned(teachers: dict[str, Any], objective: Objective, rollout: Rollo
             )
         if name == "teacher" and objective.divergence is not None:
             check_provides(teacher, objective.divergence.support)
-            for part in others:
-                part.alignment.check_divergence(objective.divergence.divergence)
+            check_reading(teacher, others, objective, rollout)
+
+
+def check_reading(teacher: Any, others: Sequence[Any], objective: Objective, rollout: RolloutPolicy) -> None:
+    """Raises ValueError if what is read of parts with another tokenizer does not suit the loss or the sampling."""
+    assert objective.divergence is not None
+    if objective.temperature != 1 and ("full" not in teacher.provides or getattr(teacher, "fixed_temperature", False)):
+        raise ValueError(
+            f"loss.temperature={objective.temperature} needs the logits of one teacher's whole vocabulary, and with another "
+            "tokenizer this one gives less; use 1."
+        )
+    k = getattr(objective.divergence.support, "k", None)
+    for part in others:
+        part.alignment.check_divergence(objective.divergence.divergence)
+        if hasattr(part.alignment, "check_sampling") and rollout.student_writes:
+            part.alignment.check_sampling(rollout.sampling)
+        if k is not None and "full" in part.provides and k > len(part.ids[0]):
+            raise ValueError(
+                f"loss.vocab_support.k={k} exceeds the {len(part.ids[0])} tokens that the student shares with "
+                f"{part.own_tokenizer.name}; lower it, or use loss/vocab_support=full."
+            )
+
+
+def check_columns(weight: Any, teacher: Any) -> None:
+    """Raises ValueError if a token weight reads a statistic that this teacher does not give."""
+    exact = columns_read(weight) & {"teacher_entropy", "forward_kl", "reverse_kl"}
+    if exact and (teacher.apart or "full" not in teacher.provides):
+        raise ValueError(
+            f"loss.weight reads {' and '.join(sorted(exact))}, which follows from a teacher's whole vocabulary in the "
+            "student's tokens; choose another weight (loss/weight=ranked reads student_entropy), or another teacher."
+        )
 
 
 def build_teachers(cfg: DictConfig, names: frozenset[str], model: Pretrained) -> dict[str, Any]:

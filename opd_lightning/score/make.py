@@ -106,6 +106,8 @@ def check_teacher(teacher: Any, kind: str, k: int) -> None:
         reason = getattr(part.alignment, "unkept", None)
         if reason is None and "full" not in teacher.provides:
             reason = "of a teacher with another tokenizer the top k are chosen from its whole vocabulary"
+        if reason is None and len(teacher.parts) > 1:
+            reason = "it is one of several teachers, each of which is compared on outcomes of its own"
         if reason is not None:
             raise ValueError(
                 f"scores of {part.own_tokenizer.name}, which has another tokenizer, cannot be kept: {reason}; choose "

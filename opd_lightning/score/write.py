@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from opd_lightning.contracts import RolloutPolicy
-from opd_lightning.data.score_files import Index, pack_samples, save_shard, shard_path
+from opd_lightning.data.score_files import TABLE, Index, pack_samples, save_shard, shard_path
 from opd_lightning.teachers.topk import TopKView
 from opd_lightning.types import Example, Prompts, Sample
 from opd_lightning.utils.seeds import derive_seed
@@ -113,7 +113,9 @@ class ScoreWriter:
         names = sorted(set.union(*(set(part) for part in parts)))
         default = {"valid": lambda n: torch.ones(n, dtype=torch.bool)}
         packed = {
-            name: torch.cat([part[name] if name in part else default[name](len(next(iter(part.values())))) for part in parts])
+            name: parts[0][name]
+            if name.startswith(TABLE)
+            else torch.cat([part[name] if name in part else default[name](len(next(iter(part.values())))) for part in parts])
             for name in names
         }
         return samples, packed
@@ -128,11 +130,11 @@ class ScoreWriter:
         view = TopKView(scores, ids, self.index.k) if "full" in self.teacher.provides else scores
         targets = [view.chunk(slice(start, start + ROWS)) for start in range(0, len(ids), ROWS)]
         top = [target.top(self.index.k) for target in targets]
-        return tensors | {
-            "top_ids": torch.cat([i for i, _ in top]).to(torch.int32).cpu(),
-            "top_logprobs": torch.cat([logprobs for _, logprobs in top]).float().cpu(),
-            "sampled": torch.cat([target.sampled for target in targets]).float().cpu(),
-        }
+        tensors["top_ids"] = torch.cat([i for i, _ in top]).to(torch.int32).cpu()
+        tensors["top_logprobs"] = torch.cat([logprobs for _, logprobs in top]).float().cpu()
+        if (outcomes := getattr(targets[0], "outcomes", None)) is None:
+            return tensors | {"sampled": torch.cat([target.sampled for target in targets]).float().cpu()}
+        return tensors | {f"{TABLE}{name}": column.to(torch.int32).cpu() for name, column in outcomes.of_student().items()}
 
 
 def megabytes(size: float) -> str:

@@ -34,6 +34,7 @@ class BaseTeacher:
         own_tokenizer: the `Pretrained` whose tokenizer it reads; None for the student's.
         alignment: the reading of a teacher with another tokenizer (`alignment.readings`); None chooses one where it is needed.
         aligned: whether it reads text in tokens of its own.
+        apart: whether its targets are over outcomes of its own, such as classes of the student's tokens.
         served: whether a server computes its scores, so that `score` may run in another thread while the student trains.
         takes_end: whether its end token is counted for the one that `model.end_token` chooses.
         fingerprint: by which a resumed run knows a model again that its checkpoint does not hold, after `setup`; or None.
@@ -59,6 +60,7 @@ class BaseTeacher:
     own_tokenizer: Pretrained | None = None
     alignment: Any = None
     aligned = False
+    apart = False
     takes_end = False
 
     def __init__(self, context: NoContext | None = None):
@@ -201,9 +203,9 @@ class Composite(BaseTeacher):
         )
 
     @property
-    def apart(self) -> bool:
-        """Whether a teacher in it has another tokenizer, so that its targets are over outcomes of their own."""
-        return any(part.aligned for part in self.parts)
+    def apart(self) -> bool:  # type: ignore[override]
+        """Whether the targets of a teacher in it are over outcomes of their own."""
+        return any(part.apart for part in self.parts)
 
     def behind(self, context: NoContext) -> Any:
         """A reader of the one set of weights in it, such as those of a top-k view; raises ValueError if there are several."""

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.data.score_files import ScoreFiles, fingerprint_of_vocabulary, fingerprint_of_weights
+from opd_lightning.losses.aligned_targets import CoarseTopK
+from opd_lightning.losses.outcomes import Outcomes
 from opd_lightning.losses.targets import HiddenScores, TopKLogProbs, TopKScores
 from opd_lightning.models import Pretrained, Student
 from opd_lightning.models.output_layers import without_blocks
@@ -40,6 +42,10 @@ class CachedTeacher(BaseTeacher):
         self.path, self.index = path, self.files.index
         self.top_k = self.index.k or None
         self.provides = frozenset({"topk", "sampled"} if self.index.kind == "topk" else {"full", "topk", "sampled"})
+        self.tables = self.files.tables()
+        self.apart = bool(self.tables)
+        if self.apart:  # the written token may be one of several of its outcome
+            self.provides = frozenset({"topk"})
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ValueError if the scores are of another tokenizer's tokens."""
@@ -56,6 +62,9 @@ class CachedTeacher(BaseTeacher):
         """
         super().setup(student, renderer)
         self.fingerprint = Fingerprint(f"teacher.path={self.path}", self.files.first_numbers(), 0.0)
+        if self.apart:
+            every = torch.arange(self.index.vocabulary, device=student.lm.device)
+            self.outcomes = Outcomes.kept(self.tables, ValidIds(len(every), tuple(self.index.absent)).contains(every))
         if self.index.output_layer is None:
             return
         layer = self.index.output_layer
@@ -91,7 +100,11 @@ class CachedTeacher(BaseTeacher):
         valid, cost, size = packed("valid"), Cost(), self.index.vocabulary
         if self.index.kind == "topk":
             ids, logprobs, sampled = packed("top_ids"), packed("top_logprobs"), packed("sampled")
-            assert ids is not None and logprobs is not None and sampled is not None
+            assert ids is not None and logprobs is not None
+            if self.apart:
+                outcomes = self.outcomes
+                return TopKScores(CoarseTopK(outcomes.student.outcome[ids.long()], logprobs, outcomes, valid), size, cost)
+            assert sampled is not None
             return TopKScores(TopKLogProbs(ids.long(), logprobs, sampled, valid), size, cost)
         hidden, head = packed("hidden"), self.output.head
         assert hidden is not None

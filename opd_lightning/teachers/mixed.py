@@ -132,7 +132,7 @@ class MixedTeacher(Composite):
         Raises:
             ValueError: it is not.
         """
-        aligned = [part for part in self.parts if part.aligned]
+        aligned = [part for part in self.parts if part.apart]
         named = all(getattr(part.alignment, "names_tokens", True) for part in aligned)
         if self.space == "log" or self.kind != "full" or not named or len(self.parts) > len(self.teachers):
             raise ValueError(
@@ -141,6 +141,7 @@ class MixedTeacher(Composite):
                 "probability; choose that, or teacher=routed."
             )
         self.provides = frozenset({"full", "topk"})
+        self.fixed_temperature = True  # several tokens are one outcome, whose logits are not known
 
     def remade(self, teachers: dict[str, Any]) -> "MixedTeacher":
         """The same of other teachers."""

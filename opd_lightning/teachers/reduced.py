@@ -1,6 +1,7 @@
 """Targets of teachers that combine others, reduced to the kind that all of them provide."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ def reduced(target: Any, kind: Provides, ids: Tensor, k: int | None) -> Any:
     log_p = target.log_probs(1.0)
     if kind == "sampled":
         return SampledLogProbs(log_p.of_tokens(ids), target.valid)
-    top, logprobs = log_p.top_tokens(k)
-    return TopKLogProbs(top, logprobs, log_p.of_tokens(ids), target.valid)
+    return replace(log_p.truncated(k, ids), valid=target.valid)
 
 
 def joined(targets: Sequence[tuple[Tensor, Any]], kind: Provides, n: int, valid: Tensor | None) -> Any:

@@ -9,36 +9,46 @@ import torch
 from torch import Tensor
 
 from opd_lightning.data.alignment import Alignment
-from opd_lightning.losses.aligned_targets import Outcomes
+from opd_lightning.losses.outcomes import Outcomes
 from opd_lightning.utils.vocabulary import ValidIds
 
 
 @dataclass(frozen=True, eq=False)
 class SharedIds:
-    """The ids [K] of tokens that are the same bytes in both vocabularies, and the student's valid ids."""
+    """The tokens that two vocabularies share, and those that begin the same text.
+
+    Attributes:
+        student_ids, teacher_ids [H]: tokens that are the same bytes in both.
+        known: the student's valid ids.
+        classes [V], [W]: of the student's and the teacher's tokens, see `data.beginnings`; None if each pair is one of its own.
+    """
 
     student_ids: Tensor
     teacher_ids: Tensor
     known: ValidIds
+    classes: tuple[Tensor, Tensor] | None = None
 
     def outcomes(self, teacher: ValidIds) -> Outcomes:
         """The outcomes on which both are compared, for a teacher with these valid ids."""
         return outcomes_of(self, teacher)
 
-    def to_student(self, teacher_ids: Tensor) -> Tensor:
-        """The student's ids of the teacher's; the first number that is none of its ids for tokens that it lacks."""
-        size = max(int(teacher_ids.max()) if teacher_ids.numel() else 0, int(self.teacher_ids.max())) + 1
-        table = torch.full((size,), self.known.size, device=teacher_ids.device)
-        table[self.teacher_ids] = self.student_ids
-        return table[teacher_ids]
-
 
 @lru_cache(maxsize=4)
 def outcomes_of(shared: SharedIds, teacher: ValidIds) -> Outcomes:
     """See `SharedIds.outcomes`; made once."""
-    device = shared.student_ids.device
+    device, pairs = shared.student_ids.device, (shared.student_ids, shared.teacher_ids)
+    sizes = (shared.known.size, teacher.size)
     masks = [ids.contains(torch.arange(ids.size, device=device)) for ids in (shared.known, teacher)]
-    return Outcomes.of(shared.student_ids, shared.teacher_ids, *masks)
+    classes = alone = [torch.arange(size, device=device) + base for size, base in zip(sizes, (0, sizes[0]), strict=True)]
+    if shared.classes is None:
+        inside = shared.teacher_ids < sizes[1]
+        classes = [alone[0], alone[1].scatter(0, shared.teacher_ids[inside], shared.student_ids[inside])]
+    else:  # ids behind a tokenizer's last token are none
+        top = max(int(part.max()) for part in shared.classes) + 1
+        classes = [
+            torch.cat([part[: len(own)], own[len(part) :] + top]) for part, own in zip(shared.classes, alone, strict=True)
+        ]
+    return Outcomes.of((classes[0], classes[1]), (masks[0], masks[1]), pairs)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Match:
         sample [N]: the index of the sample of each of the student's tokens.
         sampler_logprob [N]: log-probability of the student's tokens when they were drawn; None where that is not known.
         vocabulary: of the student.
-        shared: the ids of tokens that are the same bytes in both, and the student's valid ids.
+        shared: the tokens that both have, and those that begin the same text.
     """
 
     student_span: Tensor

@@ -3,7 +3,7 @@
 Each is an object with `provides(kinds)`, what it can tell given what the teacher provides, `check_divergence(divergence)`, and
 `scores(inner, match)`, the teacher's scores of M tokens of its own as scores of the student's N tokens. `teacher.alignment`
 chooses one by its name in `ALIGNMENTS`, or gives another object. One may have `names_tokens` = False where its outcomes are no
-tokens, and `unkept`, why its scores cannot be kept in files.
+tokens, `groups_tokens` = True where `match.shared` shall have classes of tokens, and `unkept`, why its scores cannot be kept.
 """
 
 from typing import Any
@@ -31,10 +31,22 @@ class Spans:
 
         log T_t = log S'(y_t) - c'_g / n
 
-    with S' the log-probabilities with which the tokens were drawn. loss/vocab_support=sampled reads it.
+    with S' the log-probabilities with which the tokens were drawn, which have to be the student's own: a sampling at another
+    temperature or top p is refused. loss/vocab_support=sampled reads it. DPCA (arXiv 2606.09456) aligns to the same spans.
     """
 
     unkept = "spans are for tokens that the student has just drawn, and a recorded rollout has others"
+
+    def check_sampling(self, sampling: Any) -> None:
+        """Raises ValueError for a sampling that changes the student's distribution: S' would be another than the loss's."""
+        usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        changed = {name: found for name, one in usual.items() if (found := getattr(sampling, name)) not in (None, one)}
+        if changed:
+            raise ValueError(
+                f"teacher.alignment=spans spreads the signal of a span by the log-probabilities of the sampling, and "
+                f"rollout.sampling changes these ({', '.join(f'{k}={v}' for k, v in changed.items())}), so that the gradient "
+                "would be biased; use temperature=1, top_p=1 and top_k=0, or choose teacher.alignment=shared."
+            )
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """Sampled log-probabilities."""
@@ -67,18 +79,32 @@ class Spans:
 
 
 class SharedVocabulary:
-    """The divergence over the tokens that both vocabularies hold as the same bytes, where both tokenizations have a boundary.
+    """The divergence over what the next text begins with, where both tokenizations have a boundary.
 
-    At a byte offset where a token begins in both, both predict what follows the same text. With K shared tokens v, and all
-    others as one outcome more,
+    At a byte offset where a token begins in both, both predict the same text, each by its own tokens. An outcome v is a shared
+    token (the same bytes in both vocabularies) with all tokens of either side that only this one has and that the other side
+    would begin with v: the teacher's `ab` belongs to `a` if the student writes `a`, `b` (`data/beginnings.py`). With the K
+    outcomes,
 
-        S~ = (S(v_1), ..., S(v_K), 1 - sum_v S(v)),   T~ likewise,   loss = D(S~, T~)
+        S~(v) = sum of S over the student's tokens of v,   T~(v) likewise of the teacher's,   loss = D(S~, T~)
 
-    for any divergence D of the loss. By the data-processing inequality a KL of these is at most that over all tokens, if
-    both had the same; for equal tokenizers it is that KL, and zero where S = T. A token that begins inside of one of the
-    teacher's has no target. TRL's GOLD and KDFlow compare shared tokens too, without an outcome for the rest, so that their
-    values are no divergence. Of a teacher that tells its top k, the shared ones of these are the outcomes.
+    for any divergence D of the loss. It is a coarsening: by the data-processing inequality a KL of these is at most that over
+    all tokens, if both had the same; for equal tokenizers it is that KL. Where both would write the same texts, S~ = T~, and
+    loss and gradient are zero. Tokens of text that the other side cannot write (special ones, what a normaliser changes)
+    belong to no outcome; S~ and T~ are renormalised without them, so that their mass is neither rewarded nor punished. One
+    bucket for both rests would equate different texts: a student would learn to write its own tokens for the teacher's.
+
+    What stays biased: T~ knows nothing of what follows v within the teacher's longer token. Inside of such a token of the text
+    there is no target; and behind an `a` that the teacher chose as a whole token, it gives `b` less than text does, for it
+    would have written `ab` (Phan et al., arXiv 2512.14954, correct likelihoods for it). Bytes that a tokenizer divides
+    otherwise in front of other text are counted as if alone.
+
+    TRL's GOLD and KDFlow compare shared tokens too, without the others, so that their values are no divergence. Of a teacher
+    that tells its top k, the outcomes of these are compared, and all others as one; what is not listed of a listed outcome is
+    missing there.
     """
+
+    groups_tokens = True
 
     def provides(self, kinds: frozenset[str]) -> frozenset[str]:
         """As much as the teacher, but for the written token, which may be several."""
@@ -129,6 +155,7 @@ class SortedProbabilities:
         return AlignedScores(inner, row, by_rank, match.vocabulary.size, match.vocabulary.absent, metrics)
 
 
+METHODS = ("provides", "check_divergence", "scores")
 ALIGNMENTS = {"spans": Spans(), "shared": SharedVocabulary(), "uld": SortedProbabilities()}
 
 
@@ -136,8 +163,13 @@ def alignment_of(value: Any) -> Any:
     """The reading of a name, or an object that is one; None for None.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or the object lacks a method of a reading.
     """
-    if isinstance(value, str) and value not in ALIGNMENTS:
-        raise ValueError(f"teacher.alignment={value!r} is unknown; choose {', '.join(ALIGNMENTS)}, or null.")
-    return ALIGNMENTS[value] if isinstance(value, str) else value
+    if value is None or (not isinstance(value, str) and all(callable(getattr(value, name, None)) for name in METHODS)):
+        return value
+    if not isinstance(value, str) or value not in ALIGNMENTS:
+        raise ValueError(
+            f"teacher.alignment={value!r} is no reading; choose {', '.join(ALIGNMENTS)}, null, or an object with the methods "
+            f"{', '.join(METHODS)}."
+        )
+    return ALIGNMENTS[value]

@@ -62,18 +62,23 @@ class AlignedScores:
 
 @dataclass(frozen=True)
 class OnShared:
-    """Targets on the shared tokens: of the teacher's logits, or of its top k."""
+    """Targets on the outcomes of both: of the teacher's logits, or of its top k."""
 
     shared: SharedIds
     teacher: ValidIds
 
     def __call__(self, target: Any, valid: Tensor) -> Any:
         """The target for the student, valid [n]."""
-        if isinstance(target, TopKLogProbs):
-            size = self.shared.known.size  # which is no token of the student's
-            ids = self.shared.to_student(target.ids).masked_fill(~target.named, size)
-            return CoarseTopK(ids, target.logprobs, size, valid)
-        return CoarseLogits(target.logits, self.shared.outcomes(self.teacher), valid)
+        outcomes = self.shared.outcomes(self.teacher)
+        if not isinstance(target, TopKLogProbs):
+            return CoarseLogits(target.logits, outcomes, valid)
+        size, known = len(outcomes.teacher), target.named & self.teacher.contains(target.ids)
+        ids = torch.where(known, outcomes.teacher.outcome[torch.where(known, target.ids, 0)], size)
+        both = torch.zeros_like(outcomes.teacher.outcome, dtype=torch.bool)
+        both[outcomes.teacher.first[outcomes.shared]] = True
+        other = ~(known & both[torch.where(known, target.ids, 0)])
+        mass = target.logprobs.exp().masked_fill(~other, 0.0).sum(-1)
+        return CoarseTopK(ids, target.logprobs, outcomes, valid, torch.log1p(-mass.clamp(max=1 - 1e-6)))
 
 
 def by_rank(target: Any, valid: Tensor) -> SortedLogits:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from opd_lightning.contracts import Renderer
 from opd_lightning.data.alignment import Alignment, align, shared_tokens, with_end
+from opd_lightning.data.beginnings import token_classes
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.data.token_bytes import TokenBytes
+from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.teachers.alignment.match import Match, SharedIds, pack_spans
 from opd_lightning.teachers.alignment.readings import alignment_of
 from opd_lightning.teachers.base import BaseTeacher, Composite
 from opd_lightning.teachers.weights.base import Parameters
 from opd_lightning.teachers.weights.external import AnotherTokenizer
-from opd_lightning.types import Example, Rendered, Sample
+from opd_lightning.types import Example, Rendered, Sample, SamplingParams
 from opd_lightning.utils.vocabulary import ValidIds
 
 log = logging.getLogger(__name__)
@@ -103,7 +106,7 @@ class AlignedTeacher(BaseTeacher):
         ValueError: it has no tokenizer of its own, or does not provide what the reading needs.
     """
 
-    aligned = True
+    aligned = apart = True
 
     def __init__(self, teacher: Any, alignment: Any, renderer: ChatRenderer):
         super().__init__(teacher.context)
@@ -130,11 +133,21 @@ class AlignedTeacher(BaseTeacher):
         self.ids = shared_tokens(self.student_bytes, self.teacher_bytes, (renderer.end_id, self.own.end_id))
         self.to_teacher = dict(zip(*self.ids, strict=True))
 
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The classes of tokens that begin the same text; takes seconds for large vocabularies."""
+        return token_classes(self.student_bytes, self.teacher_bytes, self.ids)
+
     def describe(self) -> str:
         """How much of the vocabularies is shared, as text."""
         sizes = [len(tokens.tokenizer.get_vocab()) for tokens in (self.student_bytes, self.teacher_bytes)]
         text = f"another tokenizer ({type(self.alignment).__name__}): {len(self.ids[0])} of the student's {sizes[0]} tokens"
-        return f"{text} and of its {sizes[1]} are the same bytes"
+        text = f"{text} and of its {sizes[1]} are the same bytes"
+        if not getattr(self.alignment, "groups_tokens", False):
+            return text
+        mine, theirs = self.classes
+        grouped = [int(np.isin(a, b).sum()) - len(self.ids[0]) for a, b in ((mine, theirs), (theirs, mine))]
+        return f"{text}; {grouped[0]} and {grouped[1]} others count under the token that the other side would write first"
 
     def setup(self, student: Any, renderer: Renderer) -> None:
         """Set up the teacher with its own renderer, on the student's device."""
@@ -148,7 +161,11 @@ class AlignedTeacher(BaseTeacher):
         self.inner.setup(seen, self.own)
         self.fingerprint = self.inner.parts[0].fingerprint
         student_ids, teacher_ids = (torch.tensor(ids, dtype=torch.long, device=device) for ids in self.ids)
-        self.shared = SharedIds(student_ids, teacher_ids, known)
+        classes = None
+        if getattr(self.alignment, "groups_tokens", False):
+            mine, theirs = (torch.from_numpy(part).to(device) for part in self.classes)
+            classes = (mine, theirs)
+        self.shared = SharedIds(student_ids, teacher_ids, known, classes)
 
     def score(self, samples: Sequence[Sample], max_tokens: int | None = None) -> Any:
         """The teacher's scores of the text, as the reading gives them to the student's tokens.
@@ -231,6 +248,14 @@ class AlignedTeacher(BaseTeacher):
     def rendering(self, chat: Any, tools: Sequence[Any] | None = None) -> Rendered:
         """A chat, rendered with this teacher's own template."""
         return self.own.with_options(self.context.template_options).render(chat, tools)
+
+    def answers(self, prompts: Sequence[Rendered], sampling: SamplingParams) -> list[str] | None:
+        """Texts that the teacher writes behind prompts in its own tokens; None if its weights are not here."""
+        if not self.inner.writes:
+            return None
+        generator = TransformersGenerator(self.own.tokenizer, self.own, pack_weights=False)
+        completions = generator.generate(prompts, sampling, 0, model=self.inner.weights.language_model)
+        return self.own.decode_all([completion.token_ids for completion in completions])
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Check the examples for the teacher."""
