@@ -30,6 +30,9 @@ class Calls:
 class Hermes:
     """JSON between tags: <tool_call>{"name": ..., "arguments": {...}}</tool_call> (Qwen2.5, Qwen3, Hermes)."""
 
+    most: int | None = None
+    """Calls that the template writes in one turn; None has no limit."""
+
     def read(self, text: str) -> Calls:
         """The calls of a reply; a tag that is not closed reaches to the end."""
         content, *blocks = re.split(r"<tool_call>", text)
@@ -38,6 +41,9 @@ class Hermes:
 
 class Llama3:
     """A reply that is JSON alone: {"name": ..., "parameters": {...}}, behind <|python_tag|> or not (Llama 3.1 to 3.3)."""
+
+    most: int | None = 1
+    """See `Hermes`; templates of this family refuse a turn with more."""
 
     def read(self, text: str) -> Calls:
         """The call of a reply; several stand one behind the other, with ";" or blanks between them."""
@@ -58,6 +64,9 @@ class Llama3:
 
 class Mistral:
     """A list of JSON behind a special token: [TOOL_CALLS][{"name": ..., "arguments": {...}}] (Mistral)."""
+
+    most: int | None = None
+    """See `Hermes`."""
 
     def read(self, text: str) -> Calls:
         """The calls of a reply."""

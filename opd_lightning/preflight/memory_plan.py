@@ -1,12 +1,14 @@
 """The plan of a run's memory: what each device holds in each phase of a step, from shapes alone."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from opd_lightning.config import build
 from opd_lightning.losses.head import BLOCK
+from opd_lightning.models import Pretrained
 from opd_lightning.models.packed import onednn
 from opd_lightning.preflight.activations import Shapes, cache_bytes, product_dtype, state_bytes
 from opd_lightning.preflight.components import Components
@@ -27,6 +29,7 @@ KEYS = {
     "weights": "trainer=fsdp2 on more devices, adapter=qlora, or a smaller model",
     "teacher": "teacher.dtype=bfloat16, a smaller teacher, or teacher=remote",
     "scores": "a lower data.batch_size",
+    "user": "environment.user.dtype=bfloat16, or a smaller model for the user",
 }
 """The keys that make each part smaller."""
 
@@ -112,7 +115,7 @@ def plan(
     """The plan for so many devices.
 
     Args:
-        sources: numbers of each teacher that has weights of its own, by name.
+        sources: numbers of each teacher that has weights of its own, and of the environment's models, by name.
         sharded: whether the student is spread over the devices.
     """
     config, width, shards = parts.model.config(), width_of(parts.model.dtype), devices if sharded else 1
@@ -125,6 +128,7 @@ def plan(
     states = state_bytes(lambda some: build(cfg.optim).build(some, 1)[0]) * shapes.trained
     resident = {"weights": weights / shards, "optimizer": states / shards}
     resident |= teachers(parts, shapes, sources, width, cfg)
+    resident |= {name: sources[name] * width_of(model.dtype) for name, model in models_of(parts.environment).items()}
     gradients = shapes.trained * trained_width / shards
     gathered = weights - weights / shards
     names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
@@ -144,6 +148,11 @@ def plan(
         phases["rollout"] = {"gradients": gradients, "gathered weights": gathered, "rollout cache": cached, "logits": logits}
         phases["rollout"]["packed weights"] = packed(parts, cfg, shapes, width)
     return Plan(devices, resident, phases)
+
+
+def models_of(environment: Any) -> dict[str, Pretrained]:
+    """The models of an environment that stay in memory beside the student, by name."""
+    return getattr(environment, "models", {})
 
 
 def teachers(parts: Components, shapes: Shapes, sources: dict[str, int], width: int, cfg: DictConfig) -> dict[str, float]:

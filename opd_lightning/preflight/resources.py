@@ -17,7 +17,7 @@ from opd_lightning.models.flops import matrices
 from opd_lightning.preflight.activations import product_dtype, usual_bytes, without_weights
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
-from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of
+from opd_lightning.preflight.memory_plan import Batch, Plan, models_of, plan, shapes_of
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.weights import Parameters
@@ -114,12 +114,14 @@ def own_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[s
 
 
 def resident_bytes(parts: Components, cfg: DictConfig, weights: Parameters) -> dict[str, float]:
-    """The bytes of `own_bytes`, and of the teachers."""
+    """The bytes of `own_bytes`, of the teachers and of the environment's models."""
     sizes = own_bytes(parts, cfg, weights)
     for name, part in all_parts(parts.teachers):
         source = part.source
         source_bytes = 0 if source is None or part.shares_weights else sizes_of(source)[1] * torch.finfo(source.dtype).bits // 8
         sizes[name] = source_bytes + part.footprint(weights)
+    for name, model in models_of(parts.environment).items():
+        sizes[name] = sizes_of(model)[1] * torch.finfo(model.dtype).bits // 8
     return sizes
 
 
@@ -129,7 +131,7 @@ def plans_of(parts: Components, cfg: DictConfig) -> tuple[Plan, list[tuple[str, 
     most = automatic_tokens(parts, cfg)[0] if cfg.max_tokens_per_microbatch == "auto" else cfg.max_tokens_per_microbatch
     batch = Batch(rows, length, parts.rollout.sampling.max_new_tokens, most)
     local = [(name, part.source) for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights]
-    sources = {name: sizes_of(source)[1] for name, source in local}
+    sources = {name: sizes_of(source)[1] for name, source in [*local, *models_of(parts.environment).items()]}
     sharded, devices = "ModelParallel" in str(cfg.trainer.strategy), cfg.trainer.devices
 
     def made(n: int, spread: bool) -> Plan:
