@@ -243,7 +243,7 @@ def tool_call(call: Any, place: str) -> dict[str, Any]:
 
 
 def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
-    """The calls of a turn, given as a list, one call, or their JSON; each with or without a "function" around name and arguments.
+    """The calls of a turn, given as a list, one call, or their JSON; each may lack the "function" around name and arguments.
 
     Raises:
         ValueError: one has no name.
