@@ -54,8 +54,8 @@ def test_wandb_is_given_no_unset_argument_of_which_it_warns(tmp_path):
 @pytest.mark.slow
 def test_wandb_has_conversations_in_its_table(small):
     """Offline, in the files that are sent: each row is a conversation with its writers, and the verdict on it."""
-    played = ("method=grpo", "environment=calculator", "rollout.sampling.max_new_tokens=8", "callbacks.samples.every=1")
-    folder = run(small(*played, "logger=wandb", "evaluation=none", "trainer.max_steps=3"))
+    played = ("method=grpo", "environment=calculator", "rollout.sampling.max_new_tokens=24", "callbacks.samples.every=1")
+    folder = run(small(*played, "callbacks.samples.n=16", "logger=wandb", "evaluation=none", "trainer.max_steps=3"))
     tables = [json.loads(f.read_text()) for f in folder.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")]
     kept = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(tables) == 3 and all(table["columns"] == list(kept[0]) for table in tables)
