@@ -49,6 +49,15 @@ def undescribed(a):
     return a
 
 
+async def waits(a: int) -> int:
+    """Wait.
+
+    Args:
+        a: One.
+    """
+    return a
+
+
 class Judge:
     """A verifier: right is what says 5."""
 
@@ -140,6 +149,8 @@ HOSTILE = {
     "arguments": ('{"name": "add", "arguments": {"c": 1}}', "error: TypeError: add() got an unexpected"),
     "json": ('{"name": "add", "arguments": {"a": 2', "error: the call "),
     "kind": ('{"name": ["add"], "arguments": {}}', "error: the call "),
+    "surrogate": ('{"name": "add", "arguments": {"a": "\\ud800", "b": 3}}', "error: the call "),
+    "nested": ('{"name": "add", "arguments": {"a": ' + "[" * 700 + "]" * 700 + "}}", "error: the call "),
     "deep": ("[" * 5000, "error: the call "),
 }
 
@@ -203,6 +214,8 @@ def test_limits_of_turns_and_tokens_hold():
         ({"tools": "tests.nothing.here"}, "environment.tools=tests.nothing.here cannot be imported"),
         ({"tools": ["tests.test_tools.undescribed"]}, "is not described .*Args"),
         ({"tools": []}, "environment.tools is empty"),
+        ({"tools": ["tests.test_tools.waits"]}, "waits is asynchronous"),
+        ({"tools": ["tests.test_tools.add", "operator.add"]}, "another tool is called add too"),
         ({"format": "xml"}, "environment.format='xml' is unknown"),
         ({"max_turns": 0}, "environment.max_turns=0 must be at least 1"),
         ({"format": "hermes"}, r"environment\.role=tool: .* refuses such a turn .*no tools.*environment\.role=user"),

@@ -6,10 +6,13 @@
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 PROBE = {"name": "probe", "arguments": {"value": 1, "text": "x"}}
 """A call that chat templates are asked to write."""
+DEEPEST = 64
+"""Values within values, of the arguments of a call; templates write them by recursion."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,24 @@ def gathered(content: str, blocks: list[Any]) -> Calls:
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             if not isinstance(value["name"], str) or not isinstance(arguments, dict):
                 raise ValueError("a call has a name, a text, and arguments, an object")
-            calls.append({"name": value["name"], "arguments": arguments})
+            calls.append(writable({"name": value["name"], "arguments": arguments}))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             errors.append(f"the call {str(block).strip()[:80]!r} cannot be read ({type(error).__name__}: {error})")
     return Calls(content, calls, errors)
+
+
+def writable(call: dict[str, Any]) -> dict[str, Any]:
+    """A call that chat templates can write.
+
+    Raises:
+        ValueError: it has half of a surrogate pair, which is no text, or values within values that go too deep.
+    """
+    text = json.dumps(call, ensure_ascii=False)
+    text.encode()
+    depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)  # brackets in texts count, which is harmless
+    if depth > DEEPEST:
+        raise ValueError(f"it has values within values to a depth of {depth}")
+    return call
 
 
 def format_of(renderer: Any) -> Any | None:

@@ -191,10 +191,22 @@ def functions_of(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
             members = [f for key, f in defined if f.__module__ == found.__name__ and not key.startswith("_")]
         if not members or not all(callable(member) for member in members):
             raise ValueError(f"environment.tools={name} is no function, and no module with functions.")
-        functions |= {member.__name__: member for member in members}
+        for member in members:
+            check_tool(name, member, functions)
+            functions[member.__name__] = member
     if not functions:
         raise ValueError("environment.tools is empty; name functions or a module (environment.tools=[my_tools.search]).")
     return functions
+
+
+def check_tool(name: str, function: Callable[..., Any], others: Mapping[str, Callable[..., Any]]) -> None:
+    """Raises ValueError if a function is asynchronous, or another one has its name."""
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(
+            f"environment.tools={name}: {function.__name__} is asynchronous; wrap it in one that waits (asyncio.run)."
+        )
+    if others.get(function.__name__, function) is not function:
+        raise ValueError(f"environment.tools={name}: another tool is called {function.__name__} too; rename one.")
 
 
 def schema_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:

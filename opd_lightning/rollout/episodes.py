@@ -17,8 +17,8 @@ from opd_lightning.utils.threads import Failed
 
 log = logging.getLogger(__name__)
 
-MAX_TURNS = 64
-"""An environment that never ends is stopped after so many replies."""
+MAX_TURNS = 1000
+"""An environment that never ends is stopped after so many replies, if neither the limit of tokens nor the window does it."""
 FAILED = "the environment failed: "
 """Begins the feedback of an episode whose environment has failed."""
 
