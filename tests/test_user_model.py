@@ -11,7 +11,7 @@ from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.environments import UserModel, user_model
 from opd_lightning.generation import OwnModel
 from opd_lightning.preflight.components import assemble
-from opd_lightning.preflight.resources import plans_of, resident_bytes, student
+from opd_lightning.preflight.resources import memory, plans_of, resident_bytes, student
 from opd_lightning.rollout.episodes import Episodes
 from opd_lightning.step.log import log_rollout
 from opd_lightning.training.run import run
@@ -106,6 +106,8 @@ def test_the_users_model_is_counted_in_costs_and_in_the_plan_of_memory(small, ot
     parts = assemble(cfg, None)
     own, others = plans_of(parts, limited(cfg, parts.task.max_new_tokens))
     assert own.resident["user"] == own.resident["weights"] and all(plan.resident["user"] for _, plan in others)
+    (told,) = memory(parts, limited(cfg, parts.task.max_new_tokens))
+    assert ", user " in told.text and "the environment's answers come on top" in told.text
     assert resident_bytes(parts, cfg, student(parts, cfg)[0])["user"] == own.resident["user"]
 
     class Costly(Says):

@@ -18,6 +18,7 @@ from opd_lightning.preflight.activations import product_dtype, usual_bytes, with
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
 from opd_lightning.preflight.memory_plan import Batch, Plan, models_of, plan, shapes_of
+from opd_lightning.preflight.rendering import as_played
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 from opd_lightning.teachers.weights import Parameters
@@ -98,7 +99,8 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
     more = "; ".join(f"{words(other.devices, way)} {other.peak / GIB:.2g}" for way, other in others)
     text = f"about {own.peak / GIB:.2g} GiB in the {own.phase} ({breakdown}) of the {name}'s {capacity / GIB:.3g}"
-    yield CheckResult("memory", state, f"{text}{remedy}. Each of: {more}")
+    beside = "" if parts.environment is None else "; the environment's answers come on top"
+    yield CheckResult("memory", state, f"{text}{beside}{remedy}. Each of: {more}")
 
 
 def words(devices: int, way: str) -> str:
@@ -143,8 +145,9 @@ def plans_of(parts: Components, cfg: DictConfig) -> tuple[Plan, list[tuple[str, 
 
 
 def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
-    """The samples of a rollout, and the longest of them in tokens."""
-    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
+    """The samples of a rollout, and the longest of them in tokens; what environments will answer is not known."""
+    shown = as_played(parts.examples[:512], parts.environment)
+    longest = max(lengths(shown, parts.renderer, NoContext(parts.model.template_options)), default=0)
     return cfg.data.batch_size * parts.rollout.sampling.n, longest + parts.rollout.sampling.max_new_tokens
 
 

@@ -23,8 +23,8 @@ def conversation_text(renderer: Any, sample: Sample, student: str | None = None)
     names = [(student or sample.source) if own else "environment" for own, _ in parts]
     answers = ["\n".join(str(turn["content"]) for turn in answers) for _, *answers in exchanges_of(sample.turns)]
     gaps = [i for i, (own, _) in enumerate(parts) if not own]
-    if len(gaps) == len(answers):
+    if len(gaps) <= len(answers):  # a sample that is cut has fewer
         texts = [*texts]
-        for i, text in zip(gaps, answers, strict=True):
+        for i, text in zip(gaps, answers, strict=False):
             texts[i] = text
     return "\n".join(f"{name}: {text.strip()}" for name, text in zip(names, texts, strict=True))
