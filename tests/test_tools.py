@@ -1,9 +1,11 @@
 """Tools in conversations: calls in each template's format, hostile tools, limits, and who learns from whose tokens."""
 
 import json
+import random
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -178,6 +180,36 @@ def test_several_calls_and_unreadable_ones_go_on_in_every_template(template):
     assert sample.metrics["tool_errors"] == 2 and sample.metrics["tool_calls"] == 5
     words = ChatRenderer(tokenizer(template)).tokenizer
     assert words.decode(generator.asked[2]).count("cannot be read") + words.decode(generator.asked[2]).count("no JSON") >= 1
+
+
+PIECES = [
+    *'[]{};\n"5',
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<think>",
+    "</think>",
+    "<|im_start|>",
+    "\u220e",
+    "\\ud800",
+]
+PIECES += ['{"name": "add", "arguments": {"a": 2, "b": 3}}', '{"name": "add", "parameters": {"a": 2, "b": 3}}', "assistant\n"]
+PIECES += ['{"name": "hostile", "arguments": {"kind": "special"}}', '{"name": "x", "arguments": "{}"}', "<|eot_id|>"]
+
+
+@pytest.mark.parametrize("template", [*CALL, "tagged", "gemma3", "smollm2"])
+def test_whatever_the_student_writes_the_episode_goes_on(template):
+    """Replies of random pieces, special tokens among them; the student's own tokens stand in its later prompts."""
+    draw, renderer = random.Random(template), ChatRenderer(tokenizer(template))
+    options = {"format": "hermes", "role": "user"} if template in ("gemma3", "smollm2") else {}
+    make = environment(renderer, max_turns=4, **options)
+    for _ in range(15):
+        texts = ["".join(draw.choices(PIECES, k=draw.randint(0, 6))) for _ in range(4)]
+        generator = Scripted(renderer, *texts)
+        (sample,) = Episodes(make, renderer, SamplingParams(9999), False).play([EXAMPLE], 0, generator)
+        own = [[*renderer.template.encode(text, []), renderer.end_id] for text in texts[: len(generator.asked)]]
+        assert sample.token_ids[sample.loss_mask].tolist() == [*chain(*own)] and sample.verdict is not None
+        assert all(b[: len(a)] == a for a, b in pairwise(generator.asked)) and sample.metrics["failed"] == 0
 
 
 def test_limits_of_seconds_hold_for_many_calls_at_once():
