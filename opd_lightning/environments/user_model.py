@@ -1,6 +1,6 @@
 """UserModel: a user who is played by a language model, and answers each of the student's replies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opd_lightning.contracts import Task
@@ -83,30 +83,31 @@ class UserModels:
 
     Args:
         options: of `UserModel`.
+        models: those that stay in memory beside the student, by name.
+    """
 
-    Attributes:
-        models: the user's model, where it has one.
+    def __init__(self, options: Mapping[str, Any], models: Mapping[str, Any]):
+        self.options, self.models = options, models
+
+    def __call__(self) -> UserModel:
+        """A new episode."""
+        return UserModel(**self.options)
+
+
+def user_model(task: Task, user: User, instruction: str, max_turns: int = 2, stop: str | None = "DONE") -> UserModels:
+    """Makes a new episode each time it is called.
 
     Raises:
         ValueError: the instruction lacks a placeholder or has others, or there are no turns.
     """
-
-    def __init__(self, task: Task, user: User, instruction: str, max_turns: int = 2, stop: str | None = "DONE"):
-        if max_turns < 1:
-            raise ValueError(f"environment.max_turns={max_turns} must be at least 1.")
-        try:
-            whole = instruction.format(prompt="\1", reply="\2")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"environment.instruction is no format string of {{prompt}} and {{reply}} ({error}).") from error
-        if "\1" not in whole or "\2" not in whole:
-            raise ValueError("environment.instruction must have the placeholders {prompt} and {reply}.")
-        self.options = task, user, instruction, max_turns, stop
-        self.models = {"user": source} if (source := getattr(user, "source", None)) is not None else {}
-
-    def __call__(self) -> UserModel:
-        """A new episode."""
-        return UserModel(*self.options)
-
-
-user_model = UserModels
-"""The name in `conf/environment/user_model.yaml`."""
+    if max_turns < 1:
+        raise ValueError(f"environment.max_turns={max_turns} must be at least 1.")
+    try:
+        whole = instruction.format(prompt="\1", reply="\2")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"environment.instruction is no format string of {{prompt}} and {{reply}} ({error}).") from error
+    if "\1" not in whole or "\2" not in whole:
+        raise ValueError("environment.instruction must have the placeholders {prompt} and {reply}.")
+    options = {"task": task, "user": user, "instruction": instruction, "max_turns": max_turns, "stop": stop}
+    source = getattr(user, "source", None)
+    return UserModels(options, {} if source is None else {"user": source})
