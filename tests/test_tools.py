@@ -325,6 +325,8 @@ FAULTS += [
     ("step", None, "not a pair"),
     ("step", ("hi", None), "not a list of turns"),
     ("reset", [{"role": "user"}], "the turn"),
+    ("reset", [{"role": "user", "content": "long" * 99}], "no reply fits"),
+    ("message", None, "the turn None"),
 ]
 FAULTS += [("step", ([{"role": "user", "content": None}], None), "the turn"), ("step", ([], 1.0), "not a Verdict")]
 FAULTS += [("verdict", Verdict(number), "scores lie in") for number in (float("nan"), 7.0, -1.0)]
@@ -334,7 +336,7 @@ FAULTS += [("verdict", Verdict(number), "scores lie in") for number in (float("n
 def test_whatever_an_environment_does_fails_its_episode_alone(fault, value, words):
     """The student does not learn from an episode that did not begin."""
     renderer = ChatRenderer(tokenizer("chatml"))
-    episodes = Episodes(lambda: Faulty(fault, value), renderer, SamplingParams(20), False)
+    episodes = Episodes(lambda: Faulty(fault, value), renderer, SamplingParams(20), False, window=300)
     bad, good = episodes.play([replace(EXAMPLE, id="x"), EXAMPLE], 0, Scripted(renderer, *"abcd"))
     assert bad.metrics["failed"] == 1 and bad.verdict.content == 0.0 and words in bad.verdict.feedback
     assert bad.include_in_loss == (fault != "reset") and bad.trainable > 0 and bad.finish_reason == "environment"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from opd_lightning.contracts import Environment, Generator
-from opd_lightning.rollout.stepping import begun, closed, judged, stepped, tried
+from opd_lightning.rollout.stepping import begun, checked_turns, closed, judged, stepped, tried
 from opd_lightning.types import Completion, Example, Messages, Rendered, Sample, SamplingParams, Verdict
 from opd_lightning.utils.dtypes import real_dtype
 from opd_lightning.utils.seeds import derive_seed
@@ -147,16 +147,22 @@ class Episodes:
         Where an environment cannot begin, the student replies to the example's own chat once, and does not learn from it.
         """
         environments = [self.environment() for _ in rows]
-        found, episodes = begun(environments, [example for example, _ in rows]), []
-        for environment, (example, group), first in zip(environments, rows, found, strict=True):
-            messages = example.messages if isinstance(first, Failed) else first
-            tools = getattr(environment, "tools", None) or example.tools
-            shown = replace(example, messages=messages, tools=tools)  # teachers add their context to these messages
-            prompt = self.renderer.render(messages, *([tools] if tools else [])).token_ids
-            episodes.append(Episode(shown, group, environment, messages, prompt, tools=tools))
-            if isinstance(first, Failed):
-                episodes[-1].failure, episodes[-1].begun = first.text, False
-        return episodes
+        found = begun(environments, [example for example, _ in rows])
+        return [self.first(*row, one, messages) for row, one, messages in zip(rows, environments, found, strict=True)]
+
+    def first(self, example: Example, group: int, environment: Environment, messages: Messages | Failed) -> Episode:
+        """A new episode with its first messages, or with the example's own where the environment has failed."""
+        tools, failed = getattr(environment, "tools", None) or example.tools, isinstance(messages, Failed)
+        chat = example.messages if isinstance(messages, Failed) else messages
+        shown = replace(example, messages=chat, tools=tools)  # teachers add their context to these messages
+        prompt = self.renderer.render(chat, *([tools] if tools else [])).token_ids
+        episode = Episode(shown, group, environment, chat, prompt, tools=tools, begun=not failed)
+        if isinstance(messages, Failed):
+            episode.failure = messages.text
+        elif self.limit(episode) < 1:
+            text = f"its first messages are {len(prompt)} tokens of the model's window of {self.window}, so no reply fits"
+            return self.first(example, group, environment, Failed(text))
+        return episode
 
     def reply(self, episode: Episode, completion: Completion) -> tuple[Episode, str] | None:
         """Add the student's reply; returns its text where the environment answers it."""
@@ -192,7 +198,7 @@ class Episodes:
     def go_on(self, episode: Episode, text: str, answers: Messages) -> None:
         """Add the environment's messages, up to where the next reply begins."""
         message = getattr(episode.environment, "message", None)
-        turn = {"role": "assistant", "content": text} if message is None else tried(lambda: message(text))
+        turn = {"role": "assistant", "content": text} if message is None else tried(lambda: checked_turns([message(text)])[0])
         if isinstance(turn, Failed):
             episode.fail(turn.text)
             return
