@@ -68,6 +68,8 @@ class Environment(Protocol):
         judges              True, on what makes episodes too: its verdicts are those of training, also without a verifier
         close()             called when the episode is over
         metrics             numbers of the episode by name, always the same names; their means are logged
+        flops               of models that answered in the episode
+        models              on what makes episodes: the `Pretrained` beside the student by name, for the plan of memory
     """
 
     def reset(self, example: Example) -> Messages:

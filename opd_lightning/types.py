@@ -168,8 +168,7 @@ class Sample:
     """One sequence with its data. Tensors are on the CPU.
 
     Attributes:
-        example: its prompt.
-        group: samples of one prompt share it.
+        example, group: its prompt; samples of one prompt share the group.
         token_ids [L]: prompt, what the student wrote, what an environment wrote.
         loss_mask [L]: True on trainable tokens; gaps are the environment's.
         prompt_length: a teacher may read its own prompt in place of token_ids[:prompt_length].
@@ -183,6 +182,7 @@ class Sample:
         metrics: numbers of its episode, such as "turns", whose means are logged; empty without an environment.
         turns: its messages behind the prompt, without the last reply; empty where it has one reply.
         turn_verdicts: the environment's verdict on each reply, or None; empty where it gives none.
+        environment_flops: of models that answered in its episode.
     """
 
     example: Example
@@ -200,6 +200,7 @@ class Sample:
     metrics: Mapping[str, float] = field(default_factory=dict)
     turns: Messages = field(default_factory=list)
     turn_verdicts: Sequence[Verdict | None] = ()
+    environment_flops: int = 0
 
     @property
     def completion_ids(self) -> list[int]:

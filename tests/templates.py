@@ -1,9 +1,11 @@
 """Chat templates in the documented formats of six families, and a byte-level tokenizer with their special tokens."""
 
 from functools import cache
+from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERMES_TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ messages[0].content + '\n\n' if messages[0].role == 'system' }}"
@@ -42,7 +44,7 @@ QWEN3 = (  # thoughts before the last question are dropped, empty ones of calls 
 )
 LLAMA3 = (  # one call at a time, its arguments are "parameters"
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>"
-    "\n\n{% if m.tool_calls %}"
+    "\n\n{% if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one call at once') }}{% endif %}"
     '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments | tojson }}}'
     "{% else %}{{ tools | tojson + '\n\n' if tools and loop.first }}{{ m.content | trim }}{% endif %}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
@@ -50,6 +52,7 @@ LLAMA3 = (  # one call at a time, its arguments are "parameters"
 GEMMA3 = (  # no system turn of its own, no tools
     "{{ bos_token }}{% set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}"
     "{% for m in messages if m.role != 'system' %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
     "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ system if loop.first }}{{ m.content | trim }}"
     "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
@@ -110,3 +113,25 @@ def tokenizer(template: str, regex: bool = False) -> PreTrainedTokenizerFast:
     made.add_tokens([AddedToken(word, special=False) for word in ADDED])
     made.chat_template = TEMPLATES[template][0]
     return made
+
+
+def save_chat_model(folder: Path, seed: int) -> str:
+    """A random model with the ChatML template, which writes calls now and then."""
+    made = tokenizer("chatml")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(made),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        bos_token_id=made.bos_token_id,
+    )
+    lm = LlamaForCausalLM(config)
+    lm.lm_head.weight.data[made.convert_tokens_to_ids("<tool_call>")] *= 30
+    lm.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return str(folder)

@@ -60,6 +60,25 @@ TAKEN = {
         ],
         None,
     ),
+    **{
+        f"calls_{kind}": (
+            [USER, {"role": "assistant", "content": "", "tool_calls": calls}, RESULT],
+            [
+                USER,
+                {"role": "assistant", "content": ""}
+                | {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"town": "Porto"}}}]},
+                RESULT,
+            ],
+            None,
+        )
+        for kind, calls in {
+            "flat": [{"name": "weather", "arguments": {"town": "Porto"}}],
+            "text": '[{"function": {"name": "weather", "arguments": {"town": "Porto"}}}]',
+            "texts": ['{"name": "weather", "arguments": {"town": "Porto"}}'],
+            "one": {"type": "function", "function": {"name": "weather", "arguments": {"town": "Porto"}}},
+        }.items()
+    },
+    "no_calls": ([USER, {"role": "assistant", "content": "Yo", "tool_calls": "[]"}], [USER], "Yo"),
     "parts": ([{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}], [USER], None),
     "developer": ([{"role": "developer", "content": "Be brief."}, USER], [SYSTEM, USER], None),
     "function_role": (

@@ -51,6 +51,19 @@ def test_wandb_is_given_no_unset_argument_of_which_it_warns(tmp_path):
     assert without_anonymous(None) is None
 
 
+@pytest.mark.slow
+def test_wandb_has_conversations_in_its_table(small):
+    """Offline, in the files that are sent: each row is a conversation with its writers, and the verdict on it."""
+    played = ("method=grpo", "environment=calculator", "rollout.sampling.max_new_tokens=24", "callbacks.samples.every=1")
+    folder = run(small(*played, "callbacks.samples.n=16", "logger=wandb", "evaluation=none", "trainer.max_steps=3"))
+    tables = [json.loads(f.read_text()) for f in folder.glob("wandb/offline-run-*/files/media/table/samples_*.table.json")]
+    kept = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(tables) == 3 and all(table["columns"] == list(kept[0]) for table in tables)
+    assert sorted(map(str, (row for t in tables for row in t["data"]))) == sorted(str(list(row.values())) for row in kept)
+    texts = [row["completion"] for row in kept]
+    assert any(text.startswith("student: ") and "\nenvironment: " in text for text in texts)
+
+
 def test_tensorboard_has_every_number_once_and_the_configuration(small):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

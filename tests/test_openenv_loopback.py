@@ -18,7 +18,10 @@ pytest.importorskip("websockets", reason="needs the extra openenv")
 
 
 def serve(socket) -> None:
-    """One session: asks for a digit, rewards each reply by its number of even digits, ends with the second; "9 9 9" hangs."""
+    """One session: asks for a digit, rewards each reply by its number of even digits, ends with the second.
+
+    "9 9 9" hangs, "7 7 7" ends the connection, and "5 5 5" has a reward that is no number.
+    """
     steps = 0
     for text in socket:
         message = json.loads(text)
@@ -31,8 +34,11 @@ def serve(socket) -> None:
             said = message["data"]["message"]
             if "9 9 9" in said:
                 time.sleep(3)
+            if "7 7 7" in said:
+                return
             even = sum(word in "02468" for word in said.split())
             answer = {"observation": {"text": f"{even % 10}"}, "reward": min(even, 4) / 8, "done": steps == 2}
+            answer |= {"reward": float("nan")} if "5 5 5" in said else {}
         socket.send(json.dumps({"type": "observation", "data": answer}))
 
 
@@ -57,6 +63,18 @@ def test_episodes_over_a_real_connection(url, renderer):  # noqa: F811
     assert [s.verdict.content for s in samples] == [0.375, 0.0, 0.0] and [s.metrics["failed"] for s in samples] == [0, 1, 0]
     assert [v.content for v in samples[0].turn_verdicts] == [0.25, 0.125]
     assert "TimeoutError" in samples[1].verdict.feedback
+
+
+def test_servers_that_die_or_answer_nonsense_fail_their_episodes_alone(url, renderer):  # noqa: F811
+    """One of two servers is gone from the beginning; of the other one connection breaks, and one reward is NaN."""
+    make = OpenEnv([url, "http://127.0.0.1:9"], observation="text", seconds=0.5)
+    some = list(WorldTask(n_train=6, n_eval=1).examples("train"))
+    replies = ["7 7 7", "1", "5 5 5", "1", "2 4", "1", "6"]
+    samples = Episodes(make, renderer, SamplingParams(30), False).play(some, 0, Scripted(renderer, replies))
+    assert [s.metrics["failed"] for s in samples] == [1, 1, 1, 1, 0, 1] and samples[4].verdict.content == 0.375
+    assert [s.include_in_loss for s in samples] == [True, False] * 3 and not any(s.verdict.content for s in samples[:4])
+    said = [s.verdict.feedback for s in samples]
+    assert "ConnectionClosed" in said[0] and "reward is nan" in said[2] and "refused" in said[1]
 
 
 @pytest.mark.slow

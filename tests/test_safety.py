@@ -28,6 +28,7 @@ from opd_lightning.training.run import Stopped, run
 from opd_lightning.types import Completion, Example, Rendered, SamplingParams
 from opd_lightning.utils import errors
 from opd_lightning.utils.atomic_files import locked, read_lines
+from tests.templates import save_chat_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "150"}
 
@@ -267,6 +268,10 @@ METHODS = {
     "ema": ["method=sdft", "teacher=ema"],
     "grpo": ["method=grpo", "model=world"],
     "episodes": ["method=grpo", "model=world", "environment=lookup", "evaluation=episodes"],
+    "tools": [
+        *("method=opd", "environment=tool_use", "environment.tools=tests.test_tools.add", "environment.max_turns=3"),
+        *("rollout.sampling.max_new_tokens=40", "evaluation=none"),
+    ],
     "lora": ["method=sdft", "teacher=ema", "adapter=lora", "trainer.precision=bf16-mixed"],
     "ddp": ["method=sdft", "teacher=ema", "trainer=ddp", "trainer.devices=2"],
     "ddp_lora": ["method=sdft", "adapter=lora", "trainer.precision=bf16-mixed", "trainer=ddp", "trainer.devices=2"],
@@ -308,7 +313,16 @@ def test_a_run_that_is_killed_ends_bit_by_bit_like_one_that_is_not(tiny, other, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+def test_runs_with_tools_that_are_killed_end_like_one_that_is_not(tmp_path):
+    """The student writes calls by chance, most of which are answered with errors; weights are equal bit by bit."""
+    paths = [save_chat_model(tmp_path / name, seed) for seed, name in enumerate(("student", "teacher"))]
+    killed_at_random(*paths, tmp_path, "tools", kills=3, seed=2)
+    (file,) = tmp_path.glob("whole/*/seed-0/metrics.csv")
+    assert sum(row["rollout/tool_calls"] for row in read_csv(file)[1:]) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "tools"])
 def test_runs_that_are_killed_again_and_again_end_like_ones_that_are_not(tiny, other, tmp_path, name):
     killed_at_random(tiny, other, tmp_path, name, kills=5, seed=2)
 

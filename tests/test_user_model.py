@@ -6,12 +6,17 @@ from functools import partial
 import pytest
 import torch
 
+from opd_lightning.config.limits import limited
 from opd_lightning.data.renderer import ChatRenderer
 from opd_lightning.environments import UserModel, user_model
 from opd_lightning.generation import OwnModel
+from opd_lightning.preflight.components import assemble
+from opd_lightning.preflight.resources import memory, plans_of
 from opd_lightning.rollout.episodes import Episodes
+from opd_lightning.step.log import log_rollout
 from opd_lightning.training.run import run
-from opd_lightning.types import Example, SamplingParams
+from opd_lightning.types import Cost, Example, Rollout, SamplingParams
+from opd_lightning.utils.metrics import StepMetrics
 from tests.templates import tokenizer
 from tests.test_tools import Judge, Scripted
 
@@ -71,6 +76,8 @@ def test_a_model_of_its_own_answers_by_its_seed_within_its_window(other):
     once = user(chats, 1)
     assert user(chats, 1) == once != user(chats, 2)
     assert user([[{"role": "user", "content": "1 " * 127}], chats[0]], 1)[0] is None
+    (_, nothing), (_, cost) = user.write([[{"role": "user", "content": "1 " * 127}], chats[0]], 1)
+    assert nothing == Cost() and len(user.renderer.render(chats[0]).token_ids) < cost.tokens and cost.flops > 0
     assert not any(p.requires_grad and p.grad is not None for p in user.lm.parameters()) and user.lm.device == torch.device(
         "cpu"
     )
@@ -91,6 +98,30 @@ def test_users_that_make_no_sense_are_refused(options, sentence):
         user_model(Judge(), Says(), **{"instruction": ASK, **options})
 
 
+def test_the_users_model_is_counted_in_costs_and_in_the_plan_of_memory(small, other):
+    """FLOPs are those of what it wrote; its weights stand beside the student's in every phase."""
+    cfg = small(
+        "method=grpo", "environment=user_model", f"environment.user.path={other}", "evaluation=none", "data.batch_size=2"
+    )
+    parts = assemble(cfg, None)
+    own, others = plans_of(parts, limited(cfg, parts.task.max_new_tokens))
+    assert own.resident["user"] == own.resident["weights"] and all(plan.resident["user"] for _, plan in others)
+    (told,) = memory(parts, limited(cfg, parts.task.max_new_tokens))
+    assert ", user " in told.text and "the environment's answers come on top" in told.text
+
+    class Costly(Says):
+        def write(self, chats, seed):
+            return [(text, Cost(3, 5)) for text in self(chats, seed)]
+
+    renderer = ChatRenderer(tokenizer("chatml"))
+    player = Episodes(user_model(Judge(), Costly("why?", "DONE.", "sure?"), ASK), renderer, SamplingParams(90), False)
+    samples = player.play(asked(2), 3, Scripted(renderer, "4", "3", "5", "6"))
+    assert [sample.environment_flops for sample in samples] == [10, 5]
+    metrics = StepMetrics(torch.device("cpu"))
+    log_rollout(metrics, Rollout(samples), 7)
+    assert metrics.totals["flops/environment"] == 15
+
+
 @pytest.mark.slow
 def test_a_resumed_run_with_a_user_is_the_run_without_a_break(small, other, tmp_path):
     """The user's words are drawn from the step and the turn alone; weights are equal bit by bit."""
@@ -103,3 +134,5 @@ def test_a_resumed_run_with_a_user_is_the_run_without_a_break(small, other, tmp_
     a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, broken))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert json.loads((whole / "evaluation.json").read_text())["end"]["new/turns"] > 1
+    costs = [json.loads((folder / "ledger.json").read_text())["flops"]["environment"] for folder in (whole, broken)]
+    assert costs[0] == costs[1] > 0

@@ -30,6 +30,12 @@ def learned(turn: Mapping[str, Any]) -> bool:
     return turn["role"] == "assistant" and not any(turn.get(key) in (False, "false", "False", "0") for key in UNTRAINED)
 
 
+def exchanges_of(turns: Messages) -> list[Messages]:
+    """Replies that are learned, each with the turns behind it."""
+    begins = [i for i, turn in enumerate(turns) if learned(turn)]
+    return [turns[a:b] for a, b in zip(begins, [*begins, len(turns)][1:], strict=True)]
+
+
 def conversation_of(renderer: Any, messages: Messages, turns: Messages, tools: Sequence[Any] | None = None) -> Conversation:
     """The tokens of a chat and the turns behind it, up to the end of the last reply.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd_lightning.data.chat_template import ChatTemplate, described, special_ids
+from opd_lightning.data.chat_template import RARE, ChatTemplate, described, special_ids
 from opd_lightning.data.conversations import conversation_of
 from opd_lightning.types import Conversation, Messages, Rendered
 from opd_lightning.utils.vocabulary import ValidIds
@@ -167,11 +167,13 @@ class ChatRenderer:
 
     def behind_any(self, messages: Messages, answers: Messages, tools: Sequence[Any] | None) -> list[int]:
         """Token ids behind the end of a reply of other words, where the template drops a part of the reply itself."""
-        chat = [*messages, {"role": "assistant", "content": PROBE}, *answers]
+        written = f"{messages}{answers}{tools}{self.tokenizer.chat_template}"
+        probe = next(chr(code) for code in RARE if chr(code) not in written)
+        chat = [*messages, {"role": "assistant", "content": probe}, *answers]
         text, spans = self.template.spans(chat, reply_follows=True, **described(tools))
-        at = text.find(PROBE) + len(PROBE)
+        at = text.find(probe) + len(probe)
         ends = "|".join(re.escape(str(self.tokenizer.convert_ids_to_tokens(i))) for i in self.known_ends)
-        if text.count(PROBE) != 1 or (end := re.compile(rf"\s*(?:{ends})").match(text, at)) is None:
+        if text.count(probe) != 1 or (end := re.compile(rf"\s*(?:{ends})").match(text, at)) is None:
             raise ValueError(
                 "the chat template of the model rewrites earlier turns when others follow, so a conversation cannot go on from "
                 "the tokens that were written; use another model, or environment=single_turn."

@@ -221,6 +221,8 @@ class ScoreFiles:
 
     def tables(self) -> dict[str, Tensor]:
         """The tensors that are of the vocabulary, by name; none where each of the student's tokens is an outcome."""
+        if not self.index.shards:
+            return {}
         shard = self.open(0)
         return {name.removeprefix(TABLE): shard.get_tensor(name) for name in shard.keys() if name.startswith(TABLE)}  # noqa: SIM118
 

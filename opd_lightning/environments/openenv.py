@@ -1,6 +1,7 @@
 """OpenEnv: environments of the OpenEnv protocol on a server, one session for each episode (package websockets)."""
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -43,7 +44,7 @@ class Session:
     def step(self, reply: str) -> tuple[Messages, Verdict | None]:
         """The observation behind a reply; none at the end, with the rewards as the verdict."""
         answer = self.ask("step", {**self.options.action, self.options.reply: reply})
-        self.rewards.append(float(answer.get("reward") or 0.0))
+        self.rewards.append(finite(answer.get("reward") or 0.0))
         own = Verdict(bounded(self.rewards[-1]), feedback=self.text(answer) or None)
         if not answer.get("done") and len(self.rewards) < self.options.max_turns:
             return [{"role": self.options.role, "content": self.text(answer)}], own
@@ -135,6 +136,13 @@ class OpenEnv:
     def __call__(self) -> Session:
         """A new session."""
         return Session(self.urls[next(self.made) % len(self.urls)], self)
+
+
+def finite(reward: Any) -> float:
+    """A reward as a number; raises ValueError if it is none, as JSON's NaN."""
+    if not math.isfinite(number := float(reward)):
+        raise ValueError(f"the server's reward is {number}")
+    return number
 
 
 def bounded(reward: float) -> float:

@@ -6,10 +6,13 @@
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 PROBE = {"name": "probe", "arguments": {"value": 1, "text": "x"}}
 """A call that chat templates are asked to write."""
+DEEPEST = 64
+"""Values within values, of the arguments of a call; templates write them by recursion."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Calls:
 class Hermes:
     """JSON between tags: <tool_call>{"name": ..., "arguments": {...}}</tool_call> (Qwen2.5, Qwen3, Hermes)."""
 
+    most: int | None = None
+    """Calls that the template writes in one turn; None has no limit."""
+
     def read(self, text: str) -> Calls:
         """The calls of a reply; a tag that is not closed reaches to the end."""
         content, *blocks = re.split(r"<tool_call>", text)
@@ -38,6 +44,9 @@ class Hermes:
 
 class Llama3:
     """A reply that is JSON alone: {"name": ..., "parameters": {...}}, behind <|python_tag|> or not (Llama 3.1 to 3.3)."""
+
+    most: int | None = 1
+    """See `Hermes`; templates of this family refuse a turn with more."""
 
     def read(self, text: str) -> Calls:
         """The call of a reply; several stand one behind the other, with ";" or blanks between them."""
@@ -58,6 +67,9 @@ class Llama3:
 
 class Mistral:
     """A list of JSON behind a special token: [TOOL_CALLS][{"name": ..., "arguments": {...}}] (Mistral)."""
+
+    most: int | None = None
+    """See `Hermes`."""
 
     def read(self, text: str) -> Calls:
         """The calls of a reply."""
@@ -84,10 +96,24 @@ def gathered(content: str, blocks: list[Any]) -> Calls:
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
             if not isinstance(value["name"], str) or not isinstance(arguments, dict):
                 raise ValueError("a call has a name, a text, and arguments, an object")
-            calls.append({"name": value["name"], "arguments": arguments})
+            calls.append(writable({"name": value["name"], "arguments": arguments}))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             errors.append(f"the call {str(block).strip()[:80]!r} cannot be read ({type(error).__name__}: {error})")
     return Calls(content, calls, errors)
+
+
+def writable(call: dict[str, Any]) -> dict[str, Any]:
+    """A call that chat templates can write.
+
+    Raises:
+        ValueError: it has half of a surrogate pair, which is no text, or values within values that go too deep.
+    """
+    text = json.dumps(call, ensure_ascii=False)
+    text.encode()
+    depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)  # brackets in texts count, which is harmless
+    if depth > DEEPEST:
+        raise ValueError(f"it has values within values to a depth of {depth}")
+    return call
 
 
 def format_of(renderer: Any) -> Any | None:

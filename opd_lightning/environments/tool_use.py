@@ -15,6 +15,9 @@ from opd_lightning.environments.tool_calls import FORMATS, Calls, format_of
 from opd_lightning.types import Example, Messages, Verdict
 from opd_lightning.utils.threads import Failed, call_all
 
+UNKNOWN = "unknown"
+"""The name of a call that cannot be read."""
+
 
 class ToolUse:
     """Answers calls of tools; a reply without a call ends the episode, and the task judges it.
@@ -27,7 +30,7 @@ class ToolUse:
         max_turns: replies; a call in the last one is not answered.
         seconds: for one call, which is answered with an error after them.
         max_characters: longer answers are cut.
-        role: of the answers.
+        role: of the answers; those to one reply are one turn if it is not "tool".
 
     Attributes:
         metrics: numbers of the episode so far.
@@ -59,12 +62,16 @@ class ToolUse:
         return example.messages
 
     def message(self, reply: str) -> dict[str, Any]:
-        """A reply as a turn of the chat, with its calls."""
+        """A reply as a turn of the chat, with a call for each answer, as many as the template takes.
+
+        What the student reads behind it are its own tokens. A call that cannot be read has a place of its own, since templates
+        refuse answers without calls.
+        """
         found = self.form.read(reply)
-        if not found.calls or found.errors:
-            return {"role": "assistant", "content": reply}
-        calls = [{"id": identifier(i), "type": "function", "function": call} for i, call in enumerate(found.calls)]
-        return {"role": "assistant", "content": found.content, "tool_calls": calls}
+        named = [*found.calls, *[{"name": UNKNOWN, "arguments": {}}] * len(found.errors)][: self.form.most]
+        calls = [{"id": identifier(i), "type": "function", "function": call} for i, call in enumerate(named)]
+        turn = {"role": "assistant", "content": reply if found.errors else found.content}
+        return turn | ({"tool_calls": calls} if calls and self.role == "tool" else {})
 
     def step(self, reply: str) -> tuple[Messages, Verdict | None]:
         """The answers of the tools that a reply calls, at once; none at the end."""
@@ -79,13 +86,16 @@ class ToolUse:
         results = call_all([partial(self.call, call) for call in found.calls], self.seconds)
         texts = [f"error: {result.text}" if isinstance(result, Failed) else str(result) for result in results]
         texts += [f"error: {error}" for error in found.errors]
-        names = [call["name"] for call in found.calls] + ["unknown"] * len(found.errors)
+        names = [call["name"] for call in found.calls] + [UNKNOWN] * len(found.errors)
         self.metrics["tool_calls"] += len(texts)
         failed = [text for text in texts if text.startswith("error: ")]
         self.metrics["tool_errors"] += len(failed)
         self.errors += [text[:500] for text in failed]
+        texts = [cut(text, self.max_characters) for text in texts]
+        if self.role != "tool":  # templates without turns of tools have users and assistants alternate
+            return [{"role": self.role, "content": "\n".join(texts)}]
         return [
-            {"role": self.role, "tool_call_id": identifier(i), "name": name, "content": cut(text, self.max_characters)}
+            {"role": "tool", "tool_call_id": identifier(i), "name": name, "content": text}
             for i, (name, text) in enumerate(zip(names, texts, strict=True))
         ]
 
@@ -148,7 +158,23 @@ def tool_use(
         )
     functions = functions_of([tools] if isinstance(tools, str) else list(tools))
     schemas = [schema_of(name, function) for name, function in functions.items()]
+    check_role(renderer, role, schemas)
     return partial(ToolUse, task, functions, schemas, form, max_turns, seconds, max_characters, role)
+
+
+def check_role(renderer: Any, role: str, schemas: list[dict[str, Any]]) -> None:
+    """Raises ValueError if the chat template has no such turn behind a call."""
+    call = {"id": identifier(0), "type": "function", "function": {"name": UNKNOWN, "arguments": {}}}
+    calls = {"tool_calls": [call]} if role == "tool" else {}
+    answer = {"role": role, "tool_call_id": identifier(0), "name": UNKNOWN, "content": "x"}
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", **calls}, answer]
+    try:
+        renderer.template.text(chat, reply_follows=True, tools=schemas)
+    except ValueError as error:
+        raise ValueError(
+            f"environment.role={role}: the chat template of the model refuses such a turn behind a call ({error.__cause__}); "
+            "set environment.role=user, or give model.chat_template=<file>."
+        ) from error
 
 
 def functions_of(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
@@ -165,10 +191,22 @@ def functions_of(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
             members = [f for key, f in defined if f.__module__ == found.__name__ and not key.startswith("_")]
         if not members or not all(callable(member) for member in members):
             raise ValueError(f"environment.tools={name} is no function, and no module with functions.")
-        functions |= {member.__name__: member for member in members}
+        for member in members:
+            check_tool(name, member, functions)
+            functions[member.__name__] = member
     if not functions:
         raise ValueError("environment.tools is empty; name functions or a module (environment.tools=[my_tools.search]).")
     return functions
+
+
+def check_tool(name: str, function: Callable[..., Any], others: Mapping[str, Callable[..., Any]]) -> None:
+    """Raises ValueError if a function is asynchronous, or another one has its name."""
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(
+            f"environment.tools={name}: {function.__name__} is asynchronous; wrap it in one that waits (asyncio.run)."
+        )
+    if others.get(function.__name__, function) is not function:
+        raise ValueError(f"environment.tools={name}: another tool is called {function.__name__} too; rename one.")
 
 
 def schema_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:

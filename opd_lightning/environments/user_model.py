@@ -1,14 +1,17 @@
 """UserModel: a user who is played by a language model, and answers each of the student's replies."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from opd_lightning.contracts import Task
 from opd_lightning.environments.user_simulator import UserSimulator
-from opd_lightning.types import Example, Messages, Verdict
+from opd_lightning.types import Cost, Example, Messages, Verdict
 
 User = Callable[[Sequence[Messages], int], Sequence[str | None]]
-"""The replies to chats, drawn from a seed; None says nothing more."""
+"""The replies to chats, drawn from a seed; None says nothing more.
+
+It may also have `write(chats, seed)`, which gives the cost beside each reply, and `source`, the `Pretrained` that it loads.
+"""
 
 
 class UserModel(UserSimulator):
@@ -22,7 +25,12 @@ class UserModel(UserSimulator):
         instruction: its first turn, with the placeholders {prompt}, the chat's last turn, and {reply}.
         max_turns: of the user behind the prompt.
         stop: a turn that has this text ends the episode; None does not.
+
+    Attributes:
+        flops: of the user's turns so far.
     """
+
+    flops = 0
 
     def __init__(self, task: Task, user: User, instruction: str, max_turns: int, stop: str | None):
         super().__init__(task, [])
@@ -51,20 +59,42 @@ class UserModel(UserSimulator):
         """The user's answers in several episodes, written at once and drawn from the seed."""
         going = [i for i, one in enumerate(environments) if len(one.seen) < 2 * one.max_turns]
         chats = [environments[i].read(replies[i]) for i in going]
-        said = dict(zip(going, environments[going[0]].user(chats, seed), strict=True)) if going else {}
-        return [(environment.answered(said.get(i)), None) for i, environment in enumerate(environments)]
+        said = dict(zip(going, written(environments[going[0]].user, chats, seed), strict=True)) if going else {}
+        return [(one.answered(*said.get(i, (None, Cost()))), None) for i, one in enumerate(environments)]
 
-    def answered(self, text: str | None) -> Messages:
+    def answered(self, text: str | None, cost: Cost) -> Messages:
         """The user's turn with this text; none where it says nothing, or that it is content."""
+        self.flops += cost.flops
         if not text or (self.stop is not None and self.stop in text):
             return []
         self.seen.append({"role": "assistant", "content": text})
         return [{"role": "user", "content": text}]
 
 
-def user_model(
-    task: Task, user: User, instruction: str, max_turns: int = 2, stop: str | None = "DONE"
-) -> Callable[[], UserModel]:
+def written(user: Any, chats: Sequence[Messages], seed: int) -> list[tuple[str | None, Cost]]:
+    """The replies to chats with their costs, which are 0 where the user does not tell them."""
+    if hasattr(user, "write"):
+        return list(user.write(chats, seed))
+    return [(text, Cost()) for text in user(chats, seed)]
+
+
+class UserModels:
+    """Makes a `UserModel` for each episode.
+
+    Args:
+        options: of `UserModel`.
+        models: those that stay in memory beside the student, by name.
+    """
+
+    def __init__(self, options: Mapping[str, Any], models: Mapping[str, Any]):
+        self.options, self.models = options, models
+
+    def __call__(self) -> UserModel:
+        """A new episode."""
+        return UserModel(**self.options)
+
+
+def user_model(task: Task, user: User, instruction: str, max_turns: int = 2, stop: str | None = "DONE") -> UserModels:
     """Makes a new episode each time it is called.
 
     Raises:
@@ -78,4 +108,6 @@ def user_model(
         raise ValueError(f"environment.instruction is no format string of {{prompt}} and {{reply}} ({error}).") from error
     if "\1" not in whole or "\2" not in whole:
         raise ValueError("environment.instruction must have the placeholders {prompt} and {reply}.")
-    return partial(UserModel, task, user, instruction, max_turns, stop)
+    options = {"task": task, "user": user, "instruction": instruction, "max_turns": max_turns, "stop": stop}
+    source = getattr(user, "source", None)
+    return UserModels(options, {} if source is None else {"user": source})

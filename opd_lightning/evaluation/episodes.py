@@ -8,7 +8,7 @@ from opd_lightning.contracts import Environment, Generator, Renderer, Task
 from opd_lightning.evaluation.estimate import Estimate, average, proportion
 from opd_lightning.models import Student
 from opd_lightning.rollout.conversation_text import conversation_text
-from opd_lightning.rollout.episodes import Episodes
+from opd_lightning.rollout.episodes import Episodes, refuse_failures
 from opd_lightning.types import Sample, SamplingParams, Verdict
 from opd_lightning.utils.seeds import derive_seed
 
@@ -60,8 +60,8 @@ class EpisodeAccuracy:
         samples: list[Sample] = []
         for start in range(0, len(self.examples), self.batch_size):
             part = self.examples[start : start + self.batch_size]
-            samples += self.episodes.play(part, derive_seed(0, "episodes", start), generator)
-        judged = [(sample, self.verdict(sample)) for sample in samples]
+            samples += self.episodes.play_some(part, derive_seed(0, "episodes", start), generator)
+        judged = [(sample, self.verdict(sample)) for sample in refuse_failures(samples)]
         self.outcomes = {
             sample.example.id: {
                 "skill": sample.example.skill,

@@ -8,7 +8,8 @@ import torch
 
 from opd_lightning.generation.transformers import TransformersGenerator
 from opd_lightning.models import Pretrained
-from opd_lightning.types import Messages, SamplingParams
+from opd_lightning.models.flops import Sizes
+from opd_lightning.types import Cost, Messages, SamplingParams
 
 
 class OwnModel:
@@ -44,15 +45,22 @@ class OwnModel:
 
     def __call__(self, chats: Sequence[Messages], seed: int) -> list[str | None]:
         """A reply to each chat, all drawn at once from the seed; None to a chat that leaves no room in the model's window."""
+        return [text for text, _ in self.write(chats, seed)]
+
+    def write(self, chats: Sequence[Messages], seed: int) -> list[tuple[str | None, Cost]]:
+        """The replies with the cost of each, the tokens that it read and wrote among it."""
         if self.lm is None:
             device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else torch.device("cpu")
             lm: Any = self.source.model()
             self.lm = lm.to(device).eval()
         prompts = [self.renderer.render(chat) for chat in chats]
         fits = [i for i, p in enumerate(prompts) if len(p.token_ids) + self.sampling.max_new_tokens <= self.window]
-        texts: list[str | None] = [None] * len(prompts)
+        sizes = Sizes.of(self.lm)
+        found: list[tuple[str | None, Cost]] = [(None, Cost())] * len(prompts)
         if fits:
             done = self.generator.generate([prompts[i] for i in fits], self.sampling, seed, model=lambda: nullcontext(self.lm))
             for i, completion in zip(fits, done, strict=True):
-                texts[i] = self.renderer.decode(completion.token_ids).strip()
-        return texts
+                pair = len(prompts[i].token_ids), len(completion.token_ids)
+                text = self.renderer.decode(completion.token_ids).strip()
+                found[i] = text, Cost(sum(pair), sizes.write([pair]))
+        return found

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from opd_lightning.config import build
 from opd_lightning.losses.head import BLOCK
+from opd_lightning.models import Pretrained
 from opd_lightning.models.packed import onednn
 from opd_lightning.preflight.activations import Shapes, cache_bytes, product_dtype, state_bytes
 from opd_lightning.preflight.components import Components
@@ -30,6 +31,7 @@ KEYS = {
     "teacher": "teacher.dtype=bfloat16, trainer=fsdp2 on more devices, teacher.offload=true, or teacher=remote",
     "gathered teacher": "teacher.dtype=bfloat16, or teacher=remote",
     "scores": "a lower data.batch_size",
+    "user": "environment.user.dtype=bfloat16, or a smaller model for the user",
 }
 """The keys that make each part smaller."""
 
@@ -120,7 +122,7 @@ def plan(
     """The plan for so many devices.
 
     Args:
-        sources: numbers of each teacher that has weights of its own, by name.
+        sources: numbers of each teacher that has weights of its own, and of the environment's models, by name.
         sharded: whether the student is spread over the devices.
     """
     config, width, shards = parts.model.config(), width_of(parts.model.dtype), devices if sharded else 1
@@ -133,6 +135,7 @@ def plan(
     resident = {"weights": weights / shards, "optimizer": states / shards}
     whole = teachers(parts, shapes, sources, width, cfg)
     resident |= at_rest(parts, whole, shards, cfg)
+    resident |= {name: sources[name] * width_of(model.dtype) for name, model in models_of(parts.environment).items()}
     gradients /= shards
     gathered = weights - weights / shards
     names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
@@ -161,6 +164,11 @@ def trained(parts: Components, cfg: DictConfig, shapes: Shapes) -> tuple[float, 
     """The bytes of the weights that are trained, which are those of their gradients, and of the optimizer's state."""
     states = state_bytes(lambda some: build(cfg.optim).build(some, 1)[0])
     return float(shapes.trained * (4 if cfg.adapter is not None else width_of(parts.model.dtype))), states * shapes.trained
+
+
+def models_of(environment: Any) -> dict[str, Pretrained]:
+    """The models of an environment that stay in memory beside the student, by name."""
+    return getattr(environment, "models", {})
 
 
 def teachers(parts: Components, shapes: Shapes, sources: dict[str, int], width: int, cfg: DictConfig) -> dict[str, float]:

@@ -15,7 +15,8 @@ from opd_lightning.models import Pretrained
 from opd_lightning.preflight.activations import Shapes, product_dtype, without_weights
 from opd_lightning.preflight.checks import CheckResult, lengths
 from opd_lightning.preflight.components import Components
-from opd_lightning.preflight.memory_plan import Batch, Plan, plan, shapes_of, trained
+from opd_lightning.preflight.memory_plan import Batch, Plan, models_of, plan, shapes_of, trained
+from opd_lightning.preflight.rendering import as_played
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.contexts import NoContext
 
@@ -86,7 +87,8 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
     more = "; ".join(f"{words(other.devices, way)} {other.peak / GIB:.2g}" for way, other in others)
     text = f"about {own.peak / GIB:.2g} GiB in the {own.phase} ({breakdown}) of the {name}'s {capacity / GIB:.3g}"
-    yield CheckResult("memory", state, f"{text}{remedy}. Each of: {more}")
+    beside = "" if parts.environment is None else "; the environment's answers come on top"
+    yield CheckResult("memory", state, f"{text}{beside}{remedy}. Each of: {more}")
 
 
 def words(devices: int, way: str) -> str:
@@ -115,7 +117,7 @@ def planner(parts: Components, cfg: DictConfig) -> tuple[Shapes, Planner]:
     """The student's shapes, and what plans with them."""
     shapes, (rows, length) = shapes_of(parts, cfg), batch_shape(parts, cfg)
     local = [(name, part.source) for name, part in all_parts(parts.teachers) if part.source and not part.shares_weights]
-    sources = {name: size_of(source) for name, source in local}
+    sources = {name: size_of(source) for name, source in [*local, *models_of(parts.environment).items()]}
 
     def planned(most: int | None, devices: int, spread: bool) -> Plan:
         batch = Batch(rows, length, parts.rollout.sampling.max_new_tokens, most)
@@ -125,8 +127,9 @@ def planner(parts: Components, cfg: DictConfig) -> tuple[Shapes, Planner]:
 
 
 def batch_shape(parts: Components, cfg: DictConfig) -> tuple[int, int]:
-    """The samples of a rollout, and the longest of them in tokens."""
-    longest = max(lengths(list(parts.examples), parts.renderer, NoContext(parts.model.template_options)), default=0)
+    """The samples of a rollout, and the longest of them in tokens; what environments will answer is not known."""
+    shown = as_played(parts.examples[:512], parts.environment)
+    longest = max(lengths(shown, parts.renderer, NoContext(parts.model.template_options)), default=0)
     return cfg.data.batch_size * parts.rollout.sampling.n, longest + parts.rollout.sampling.max_new_tokens
 
 

@@ -8,6 +8,7 @@ import torch
 
 from opd_lightning.contracts import Environment, Generator, Renderer
 from opd_lightning.rollout.base import check_options, single_turn
+from opd_lightning.rollout.stepping import closed
 from opd_lightning.types import Completion, Example, Prompts, Rendered, Rollout, Sample, SamplingParams
 
 
@@ -77,7 +78,10 @@ class DatasetRollout:
 def begun(environment: Callable[[], Environment], example: Example) -> Example:
     """An example with the messages and tools with which an environment begins its episode."""
     episode = environment()
-    messages = episode.reset(example)
+    try:
+        messages = episode.reset(example)
+    finally:
+        closed([episode])
     return replace(example, messages=messages, tools=getattr(episode, "tools", None) or example.tools)
 
 

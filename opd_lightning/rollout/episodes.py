@@ -4,21 +4,23 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from opd_lightning.contracts import Environment, Generator
+from opd_lightning.rollout.stepping import begun, checked_turns, closed, judged, stepped, tried
 from opd_lightning.types import Completion, Example, Messages, Rendered, Sample, SamplingParams, Verdict
 from opd_lightning.utils.dtypes import real_dtype
 from opd_lightning.utils.seeds import derive_seed
-from opd_lightning.utils.threads import Failed, call_all, failure
+from opd_lightning.utils.threads import Failed
 
 log = logging.getLogger(__name__)
 
-MAX_TURNS = 64
-"""An environment that never ends is stopped after so many replies."""
+MAX_TURNS = 1000
+"""An environment that never ends is stopped after so many replies, if neither the limit of tokens nor the window does it."""
+FAILED = "the environment failed: "
+"""Begins the feedback of an episode whose environment has failed."""
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Episode:
     policy_version: int | None = None
     tools: list[dict[str, Any]] | None = None
     failure: str | None = None
+    begun: bool = True
     turn_verdicts: list[Verdict | None] = field(default_factory=list)
     exchanges: list[Messages] = field(default_factory=list)
 
@@ -57,6 +60,12 @@ class Episode:
         """The number of replies in so many tokens."""
         own = self.trainable[:length]
         return sum(now and not before for now, before in zip(own, [False, *own], strict=False))
+
+    def fail(self, text: str) -> None:
+        """End the episode with a verdict of failure, which keeps the text."""
+        self.failure, self.finish_reason = text, "environment"
+        self.verdict = Verdict(0.0, feedback=f"{FAILED}{text}")
+        log.warning(f"warning: an episode of example {self.example.id} failed in its environment: {text}")
 
     def metrics(self, length: int) -> dict[str, float]:
         """Numbers of the episode: turns, tokens of the environment, whether it failed, and the environment's own."""
@@ -92,15 +101,20 @@ class Episodes:
         self.window = sys.maxsize if window is None else window
 
     def play(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
-        """`sampling.n` samples of each example, those of one example adjacent."""
+        """`sampling.n` samples of each example, those of one example adjacent.
+
+        Raises:
+            ValueError: every episode failed.
+        """
+        return refuse_failures(self.play_some(examples, seed, generator))
+
+    def play_some(self, examples: Sequence[Example], seed: int, generator: Generator) -> list[Sample]:
+        """The samples of `play`, which may all have failed."""
         episodes = self.begin([(e, group) for group, e in enumerate(examples) for _ in range(self.sampling.n)])
         try:
             self.play_all(episodes, seed, generator)
         finally:
-            for close in (close for e in episodes if (close := getattr(e.environment, "close", None)) is not None):
-                close()
-        if episodes and all(episode.failure for episode in episodes):
-            raise ValueError(f"every episode failed in its environment, the first for this: {episodes[0].failure}; mend it.")
+            closed([episode.environment for episode in episodes])
         return [self.sample(episode) for episode in episodes]
 
     def play_all(self, episodes: Sequence[Episode], seed: int, generator: Generator) -> None:
@@ -130,26 +144,33 @@ class Episodes:
     def begin(self, rows: Sequence[tuple[Example, int]]) -> list[Episode]:
         """New episodes with their environments' first messages, one for each example and group.
 
-        Raises:
-            ValueError: an environment cannot begin.
+        Where an environment cannot begin, the student replies to the example's own chat once, and does not learn from it.
         """
         environments = [self.environment() for _ in rows]
-        pairs = list(zip(environments, rows, strict=True))
-        found = side_by_side(environments, [partial(environment.reset, row[0]) for environment, row in pairs])
-        episodes = []
-        for (environment, (example, group)), messages in zip(pairs, found, strict=True):
-            if isinstance(messages, Failed):
-                raise ValueError(f"the environment cannot begin an episode of example {example.id} ({messages.text}).")
-            tools = getattr(environment, "tools", None) or example.tools
-            shown = replace(example, messages=messages, tools=tools)  # teachers add their context to these messages
-            prompt = self.renderer.render(messages, *([tools] if tools else [])).token_ids
-            episodes.append(Episode(shown, group, environment, messages, prompt, tools=tools))
-        return episodes
+        found = begun(environments, [example for example, _ in rows])
+        return [self.first(*row, one, messages) for row, one, messages in zip(rows, environments, found, strict=True)]
+
+    def first(self, example: Example, group: int, environment: Environment, messages: Messages | Failed) -> Episode:
+        """A new episode with its first messages, or with the example's own where the environment has failed."""
+        tools, failed = getattr(environment, "tools", None) or example.tools, isinstance(messages, Failed)
+        chat = example.messages if isinstance(messages, Failed) else messages
+        shown = replace(example, messages=chat, tools=tools)  # teachers add their context to these messages
+        prompt = self.renderer.render(chat, *([tools] if tools else [])).token_ids
+        episode = Episode(shown, group, environment, chat, prompt, tools=tools, begun=not failed)
+        if isinstance(messages, Failed):
+            episode.failure = messages.text
+        elif self.limit(episode) < 1:
+            text = f"its first messages are {len(prompt)} tokens of the model's window of {self.window}, so no reply fits"
+            return self.first(example, group, environment, Failed(text))
+        return episode
 
     def reply(self, episode: Episode, completion: Completion) -> tuple[Episode, str] | None:
         """Add the student's reply; returns its text where the environment answers it."""
         episode.add(completion.token_ids, True, completion.logprobs)
         episode.policy_version = completion.policy_version
+        if episode.failure is not None:
+            episode.fail(episode.failure)
+            return None
         if completion.finish_reason == "length":
             episode.finish_reason = "length"
             return None
@@ -163,24 +184,24 @@ class Episodes:
         found = stepped([episode.environment for episode, _ in replies], [text for _, text in replies], seed)
         for (episode, text), result in zip(replies, found, strict=True):
             if isinstance(result, Failed):
-                episode.failure, episode.finish_reason = result.text, "environment"
-                episode.verdict = Verdict(0.0, feedback=f"the environment failed: {result.text}")
-                log.warning(f"warning: an episode of example {episode.example.id} failed in its environment: {result.text}")
+                episode.fail(result.text)
                 continue
             answers, verdict = result
             episode.turn_verdicts.append(verdict)
             if answers:
                 self.go_on(episode, text, answers)
+            elif isinstance(whole := judged(episode.environment, self.renderer.decode(episode.last_reply)), Failed):
+                episode.fail(whole.text)
             else:
-                episode.finish_reason = "stop"
-                judge = getattr(episode.environment, "verdict", None)
-                whole = None if judge is None else judge(self.renderer.decode(episode.last_reply))
-                episode.verdict = verdict if whole is None else whole
+                episode.finish_reason, episode.verdict = "stop", verdict if whole is None else whole
 
     def go_on(self, episode: Episode, text: str, answers: Messages) -> None:
         """Add the environment's messages, up to where the next reply begins."""
         message = getattr(episode.environment, "message", None)
-        turn = {"role": "assistant", "content": text} if message is None else message(text)
+        turn = {"role": "assistant", "content": text} if message is None else tried(lambda: checked_turns([message(text)])[0])
+        if isinstance(turn, Failed):
+            episode.fail(turn.text)
+            return
         more = [episode.tools] if episode.tools else []
         episode.add(self.renderer.between(episode.messages, text if message is None else turn, answers, *more), False)
         episode.messages = [*episode.messages, turn, *answers]
@@ -207,37 +228,20 @@ class Episodes:
             logprobs=torch.tensor([0.0] * n + episode.logprobs[:last], dtype=real_dtype()) if sampled else None,
             verdict=episode.verdict,
             policy_version=episode.policy_version,
-            include_in_loss=not self.mask_truncated or reason != "length",
+            include_in_loss=episode.begun and (not self.mask_truncated or reason != "length"),
             metrics=episode.metrics(last),
             turns=[turn for exchange in episode.exchanges[: episode.replies(last) - 1] for turn in exchange],
             turn_verdicts=tuple(episode.turn_verdicts) if any(episode.turn_verdicts) else (),
+            environment_flops=int(getattr(episode.environment, "flops", 0)),
         )
 
 
-def stepped(environments: Sequence[Environment], replies: Sequence[str], seed: int) -> list[Any]:
-    """The results of one step for each environment, at once where they can step together; one may be a `Failed`."""
-    together = getattr(environments[0], "step_all", None) if environments else None
-    if together is None:
-        return side_by_side(environments, [partial(one.step, text) for one, text in zip(environments, replies, strict=True)])
-    try:
-        return list(together(environments, replies, seed))
-    except Exception as error:  # a program of the user's
-        return [Failed(failure(error))] * len(environments)
-
-
-def side_by_side(environments: Sequence[Environment], calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of one call for each environment; those of threaded ones run at once, and one may be a `Failed`."""
-    if not environments:
-        return []
-    if getattr(environments[0], "threaded", False):
-        return call_all(calls, getattr(environments[0], "step_seconds", None))
-    results: list[Any] = []
-    for call in calls:
-        try:
-            results.append(call())
-        except Exception as error:  # a program of the user's
-            results.append(Failed(failure(error)))
-    return results
+def refuse_failures(samples: list[Sample]) -> list[Sample]:
+    """The samples of episodes; raises ValueError if all of them failed in their environments."""
+    if samples and all(sample.metrics.get("failed") for sample in samples):
+        first = str(samples[0].verdict.feedback if samples[0].verdict else "").removeprefix(FAILED)
+        raise ValueError(f"every episode failed in its environment, the first for this: {first}; mend it.")
+    return samples
 
 
 def truncate(completion: Completion, limit: int) -> Completion:

@@ -31,6 +31,8 @@ def log_rollout(metrics: StepMetrics, rollout: Rollout, flops: int) -> None:
     metrics.total("student_tokens", int((lengths * own).sum()))
     metrics.total("teacher_tokens", rollout.teacher_cost.tokens)
     metrics.total("flops/rollout", flops + rollout.teacher_cost.flops)
+    if any(sample.metrics for sample in samples):
+        metrics.total("flops/environment", sum(sample.environment_flops for sample in samples))
 
 
 def log_tokens(

@@ -139,6 +139,8 @@ def tools_of(value: Any, place: str) -> list[dict[str, Any]] | None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: the tools are {str(value)[:60]!r}, no JSON ({error}); give JSON schemas.") from error
     found = [found] if isinstance(found, dict) else found
+    if isinstance(found, list):
+        found = [parsed(one) for one in found]
     if not found or (isinstance(found, float) and math.isnan(found)):
         return None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
@@ -206,6 +208,8 @@ def turn(raw: Any, place: str) -> dict[str, Any]:
         fields["tool_calls"], content = [tool_call(content, place)], ""
     if "function_call" in fields:  # the older format of APIs, with one call
         fields["tool_calls"] = [tool_call(fields.pop("function_call"), place)]
+    if "tool_calls" in fields:
+        fields |= {"tool_calls": calls} if (calls := calls_of(fields.pop("tool_calls"), place)) else {}
     if content is None and "tool_calls" not in fields:
         raise wrong
     return {"role": ROLES[role], "content": joined(content, wrong, place), **json.loads(json.dumps(fields, default=str))}
@@ -232,13 +236,34 @@ def joined(content: Any, wrong: ValueError, place: str) -> str:
 
 def tool_call(call: Any, place: str) -> dict[str, Any]:
     """A function call, given as an object or its JSON, in the form of tool_calls; arguments are unchanged."""
-    try:
-        parsed = json.loads(call) if isinstance(call, str) else call
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, Mapping) or "name" not in parsed:
+    found = parsed(call)
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
         raise ValueError(f"{place}: a call is {str(call)[:60]!r}, not {{'name': ..., 'arguments': {{...}}}}; mend the row.")
-    return {"type": "function", "function": dict(parsed)}
+    return {"type": "function", "function": dict(found)}
+
+
+def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
+    """The calls of a turn, given as a list, one call, or their JSON; each may lack the "function" around name and arguments.
+
+    Raises:
+        ValueError: one has no name.
+    """
+    found = parsed(value)
+    calls = [parsed(one) for one in (found if isinstance(found, list) else [found] if found else [])]
+    made = []
+    for call in calls:
+        inside = call.get("function") if isinstance(call, Mapping) else None
+        outer = {k: v for k, v in call.items() if v is not None} if isinstance(inside, Mapping) else {}
+        made.append({**outer, **tool_call(call if inside is None else inside, place)})
+    return made
+
+
+def parsed(value: Any) -> Any:
+    """The value of a JSON text; other values and other texts as they are."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def check_reply(message: Mapping[str, Any], part: str, place: str, skippable: bool = False) -> None:

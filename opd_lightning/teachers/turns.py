@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_lightning.data.conversations import learned
-from opd_lightning.types import Attempt, Messages, Sample
+from opd_lightning.data.conversations import exchanges_of
+from opd_lightning.types import Attempt, Sample
 
 
 def at_every_reply(teacher: Any, sample: Sample, own: Attempt | None, others: Sequence[Attempt]) -> Sample:
@@ -60,9 +60,3 @@ def gaps_of(sample: Sample) -> list[tuple[int, int]]:
     mask: Tensor = sample.loss_mask
     own = mask.nonzero().squeeze(1).tolist()
     return [(a + 1, b) for a, b in pairwise(own) if b > a + 1]
-
-
-def exchanges_of(turns: Messages) -> list[Messages]:
-    """Replies that are learned, each with the turns behind it."""
-    begins = [i for i, turn in enumerate(turns) if learned(turn)]
-    return [turns[a:b] for a, b in zip(begins, [*begins, len(turns)][1:], strict=True)]

@@ -1,6 +1,7 @@
 """Threads that wait for other people's programs and servers. They are daemons: a program that ends does not wait for them."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -32,9 +33,10 @@ def call_all(calls: Sequence[Callable[[], Any]], seconds: float | None = None, w
         threads = [threading.Thread(target=run, args=(c, box), daemon=True) for c, box in zip(part, boxes, strict=True)]
         for thread in threads:
             thread.start()
+        end = None if seconds is None else time.monotonic() + seconds  # of all, which began together
         for thread, box in zip(threads, boxes, strict=True):
             with interruptible():
-                thread.join(seconds)
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
             results.append(box.get() if not box.empty() else Failed(f"no answer within {seconds:g} s"))
     return results
 
