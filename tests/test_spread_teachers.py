@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from opd_lightning.data.batching import collate
 from opd_lightning.models import Frozen, Pretrained
-from opd_lightning.models.sharding import Sharding, full_tensor
+from opd_lightning.models.sharding import Sharding, full_tensor, text_layers
+from opd_lightning.teachers.fingerprint import Fingerprint
 from tests.conftest import save_tiny
 from tests.test_commands import call
 from tests.test_long_texts import ragged
@@ -45,6 +46,19 @@ def test_a_spread_model_reads_and_writes_like_a_whole_one(alone, other, offload)
     with spread.eval_mode() as lm, whole.eval_mode() as expected:  # as for writing
         assert torch.allclose(lm(batches()[0].input_ids).logits, expected(batches()[0].input_ids).logits, atol=1e-5)
         assert torch.equal(spread.read(batches()).hidden, two.hidden)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_fingerprint_has_a_layer_of_a_spread_model_at_a_time(alone, other, offload):
+    whole, spread, seen = frozen(other), frozen(other, alone, offload), []
+    layers = text_layers(spread.lm)
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda *_: seen.append(sum(not isinstance(next(one.parameters()), DTensor) for one in layers))
+        )
+    found = [Fingerprint.of("teacher.path", model) for model in (whole, spread)]
+    assert seen == [1] * len(layers) and len(layers) > 1 and found[1].difference(found[0].numbers) < 1e-5
+    assert all(isinstance(p, DTensor) for p in spread.parameters())
 
 
 def test_devices_with_fewer_batches_read_a_token_instead(alone, other, monkeypatch):

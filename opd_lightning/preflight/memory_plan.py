@@ -30,6 +30,8 @@ KEYS = {
     "teacher": "teacher.dtype=bfloat16, trainer=fsdp2 on more devices, teacher.offload=true, or teacher=remote",
     "gathered teacher": "teacher.dtype=bfloat16, or teacher=remote",
     "scores": "a lower data.batch_size",
+    "files": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
+    "weights that are spread": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
 }
 """The keys that make each part smaller."""
 
@@ -47,10 +49,14 @@ class Plan:
     resident: dict[str, float]
     phases: dict[str, dict[str, float]]
 
+    def bytes_in(self, phase: str) -> float:
+        """All bytes of a phase."""
+        return sum((self.resident | self.phases[phase]).values())
+
     @property
     def phase(self) -> str:
         """The phase that takes most."""
-        return max(self.phases, key=lambda name: sum((self.resident | self.phases[name]).values()))
+        return max(self.phases, key=self.bytes_in)
 
     @property
     def parts(self) -> dict[str, float]:
@@ -60,7 +66,12 @@ class Plan:
     @property
     def peak(self) -> float:
         """All bytes of the phase that takes most."""
-        return sum(self.parts.values())
+        return self.bytes_in(self.phase)
+
+    @property
+    def loaded(self) -> float:
+        """All bytes of the phase that takes most of those behind loading."""
+        return max(self.bytes_in(name) for name in self.phases if name != "load")
 
     @property
     def student(self) -> float:
@@ -146,7 +157,7 @@ def plan(
     update = {"activations": activations, "logits": head + table, "scores": scores, "gradients": gradients}
     reading = {"gradients": gradients, "gathered weights": gathered, "activations": batch.tokens * shapes.layer / 2}
     reading |= {"scores": scores, "gathered teacher": max(gathered_to_read(parts, whole, shards, cfg), default=0.0)}
-    phases = {"update": update, "score": reading, "load": loading(parts, shapes, sources, width, whole, shards)}
+    phases = {"update": update, "score": reading, "load": loading(parts, cfg, shapes, sources, width, whole, shards)}
     if parts.rollout.student_writes or parts.rollout.teachers:
         cached = batch.rows * batch.length * cache_bytes(config, width)
         logits = 8 * batch.rows * config.vocab_size
@@ -208,13 +219,18 @@ def head_bytes(parts: Components, part: Any) -> int:
 
 
 def loading(
-    parts: Components, shapes: Shapes, sources: dict[str, int], width: int, whole: dict[str, float], shards: int
+    parts: Components, cfg: DictConfig, shapes: Shapes, sources: dict[str, int], width: int, whole: dict[str, float], shards: int
 ) -> dict[str, float]:
-    """The bytes beside what stays while weights are copied out of their files, before there is an optimizer."""
-    most = max(
-        [shapes.all * width, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)]
-    )
-    spread_later = max([shapes.all * width, *whole.values()]) * (1 - 1 / shards)
+    """The bytes beside what stays while weights are copied out of their files, before there is an optimizer.
+
+    Files, and teachers that are spread later, are on the host; a GPU has only the student, and copies of it, as a whole.
+    """
+    student = shapes.all * width
+    if on_gpu(cfg):
+        copies = sum(whole[name] for name, part in all_parts(parts.teachers) if part.frozen and part.source is None)
+        return {"optimizer": 0.0, "weights that are spread": (student + copies) * (1 - 1 / shards)}
+    most = max([student, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)])
+    spread_later = max([student, *whole.values()]) * (1 - 1 / shards)
     return {"optimizer": 0.0, "files": float(most), "weights that are spread": spread_later}
 
 
