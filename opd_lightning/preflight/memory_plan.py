@@ -157,7 +157,7 @@ def plan(
     update = {"activations": activations, "logits": head + table, "scores": scores, "gradients": gradients}
     reading = {"gradients": gradients, "gathered weights": gathered, "activations": batch.tokens * shapes.layer / 2}
     reading |= {"scores": scores, "gathered teacher": max(gathered_to_read(parts, whole, shards, cfg), default=0.0)}
-    phases = {"update": update, "score": reading, "load": loading(parts, cfg, shapes, sources, width, whole, shards)}
+    phases = {"update": update, "score": reading, "load": loading(parts, cfg, shapes.all * width, whole, shards)}
     if parts.rollout.student_writes or parts.rollout.teachers:
         cached = batch.rows * batch.length * cache_bytes(config, width)
         logits = 8 * batch.rows * config.vocab_size
@@ -218,18 +218,15 @@ def head_bytes(parts: Components, part: Any) -> int:
     return int(config.vocab_size * config.hidden_size * width_of(model.dtype))
 
 
-def loading(
-    parts: Components, cfg: DictConfig, shapes: Shapes, sources: dict[str, int], width: int, whole: dict[str, float], shards: int
-) -> dict[str, float]:
+def loading(parts: Components, cfg: DictConfig, student: float, whole: dict[str, float], shards: int) -> dict[str, float]:
     """The bytes beside what stays while weights are copied out of their files, before there is an optimizer.
 
     Files, and teachers that are spread later, are on the host; a GPU has only the student, and copies of it, as a whole.
     """
-    student = shapes.all * width
     if on_gpu(cfg):
         copies = sum(whole[name] for name, part in all_parts(parts.teachers) if part.frozen and part.source is None)
         return {"optimizer": 0.0, "weights that are spread": (student + copies) * (1 - 1 / shards)}
-    most = max([student, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)])
+    most = max([student, *(whole[name] for name, part in all_parts(parts.teachers) if part.source)])
     spread_later = max([student, *whole.values()]) * (1 - 1 / shards)
     return {"optimizer": 0.0, "files": float(most), "weights that are spread": spread_later}
 
