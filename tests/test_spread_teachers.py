@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from opd_lightning.data.batching import collate
-from opd_lightning.models import Frozen, Pretrained
+from opd_lightning.models import Frozen, Pretrained, Student
 from opd_lightning.models.sharding import Sharding, full_tensor, text_layers
 from opd_lightning.teachers.fingerprint import Fingerprint
 from tests.conftest import save_tiny
@@ -46,6 +47,15 @@ def test_a_spread_model_reads_and_writes_like_a_whole_one(alone, other, offload)
     with spread.eval_mode() as lm, whole.eval_mode() as expected:  # as for writing
         assert torch.allclose(lm(batches()[0].input_ids).logits, expected(batches()[0].input_ids).logits, atol=1e-5)
         assert torch.equal(spread.read(batches()).hidden, two.hidden)
+
+
+def test_scores_of_a_spread_student_outlive_its_whole_weights(alone, tiny):
+    """Also of one whose head is not trained, as under an adapter."""
+    whole, spread = (Student(Pretrained(tiny).model()).requires_grad_(False) for _ in range(2))
+    spread.sharding = alone
+    fully_shard(spread, mesh=alone.mesh)
+    one, two = (model.read(batches()).chunk(slice(None)).logits for model in (whole, spread))
+    assert torch.allclose(one, two, atol=1e-5)
 
 
 @pytest.mark.parametrize("offload", [False, True])

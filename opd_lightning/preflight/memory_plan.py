@@ -149,7 +149,9 @@ def plan(
     names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
     hidden = 4 * batch.rows * batch.completion * config.hidden_size * len(names)
     moving = sum(not part.frozen and part.gives_hidden_states for _, part in all_parts(parts.teachers))
-    scores = hidden + (4 * shapes.head * moving if shapes.trained > shapes.added else 0) + heads(parts, whole, shards)
+    own = [p.gives_hidden_states and not p.source and not (p.frozen and whole[n]) for n, p in all_parts(parts.teachers)]
+    copied = 4 * moving if shapes.trained > shapes.added else width * sum(own) * (shards > 1)
+    scores = hidden + shapes.head * copied + heads(parts, whole, shards)
     chunk = 4 * min(cfg.logits_chunk_size, batch.rows * batch.completion) * config.vocab_size
     head = chunk * (1 + len(names)) + 4 * min(BLOCK, chunk)
     table = 4 * shapes.head if shapes.trained >= shapes.head and cfg.adapter is None else 0
