@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from experiments.gpu import run
+from experiments.gpu import parts, run
 
 
 def options(folder) -> argparse.Namespace:
@@ -32,6 +32,14 @@ def test_a_part_that_fails_or_takes_too_long_is_recorded(tmp_path, monkeypatch):
     assert failed["state"] == "failed" and slow["state"].startswith("stopped after") and slow["reason"] == "before"
     found = {"machine": {"device": "cpu", "cores": 2, "commit": "x"}, "small": True, "seconds": 1.0, "parts": [failed, slow]}
     assert "|losses|failed|||NO|" in run.table(found)
+
+
+def test_seconds_that_are_predicted_have_no_rate_and_no_peak(capsys):
+    timed = {"way": "ours", "work": "opd, 2 prompts", "seconds": "2", "rollout": "1", "score": "1", "update": "0"}
+    timed |= {"tokens_per_second": "9", "peak_mib": "5"}
+    parts.tell_steps([timed, timed | {"way": "unavoidable", "tokens_per_second": "", "peak_mib": ""}])
+    rows = [json.loads(line.removeprefix("ROW ")) for line in capsys.readouterr().out.splitlines()]
+    assert [row["value"] for row in rows] == ["2 (rollout 1, score 1, update 0)", "9; 5", "2 (rollout 1, score 1, update 0)"]
 
 
 @pytest.mark.slow

@@ -50,6 +50,21 @@ def test_a_teacher_is_spread_with_the_student_and_may_rest_on_the_host(small, mo
     assert away.resident["teacher"] == 0 and away.phases["score"]["gathered teacher"] == one.resident["teacher"]
 
 
+def test_a_teacher_larger_than_the_student_takes_less_where_it_is_spread(small, tmp_path, monkeypatch):
+    """By its shapes alone; on a CPU all of it is loaded first, a GPU never has it as a whole."""
+    tokenizer, sizes = world_tokenizer(), {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=32, architectures=["LlamaForCausalLM"], **sizes)
+    for saved in (config, tokenizer):
+        saved.save_pretrained(tmp_path / "large")
+    cfg = small("method=opd", f"model.teacher={tmp_path / 'large'}", "data.batch_size=8")
+    _, (*_, (_, copied), (_, spread)) = planned(cfg)
+    assert spread.loaded < 0.3 * copied.loaded and spread.peak == pytest.approx(copied.peak, rel=0.1)
+    assert "files take most: model.dtype=bfloat16, teacher.dtype=bfloat16" in f"{spread.remedy(cfg)}"
+    monkeypatch.setattr("opd_lightning.preflight.memory_plan.on_gpu", lambda cfg: True)
+    _, (*_, (_, copied), (_, spread)) = planned(cfg)
+    assert spread.peak < 0.3 * copied.peak and "files" not in spread.phases["load"]
+
+
 @pytest.mark.slow
 def test_what_is_trained_decides(small):
     """An adapter has gradients and averages of its own alone; weights in 4 bits take an eighth of 32."""
@@ -72,7 +87,7 @@ def test_what_takes_most_names_a_key(small, monkeypatch):
     for expected, words in cases.items():
         assert expected in text(small(*words, "logits_chunk_size=1")), words
     told = text(small("method=sft", "max_tokens_per_microbatch=null"))
-    assert "Each of: 1 device" in told and "8 devices with trainer=fsdp2" in told
+    assert "Each of, once loaded: 1 device" in told and "8 devices with trainer=fsdp2" in told
 
 
 def test_a_batch_on_more_devices():

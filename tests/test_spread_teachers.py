@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from opd_lightning.data.batching import collate
-from opd_lightning.models import Frozen, Pretrained
-from opd_lightning.models.sharding import Sharding, full_tensor
+from opd_lightning.models import Frozen, Pretrained, Student
+from opd_lightning.models.sharding import Sharding, full_tensor, text_layers
+from opd_lightning.teachers.fingerprint import Fingerprint
 from tests.conftest import save_tiny
 from tests.test_commands import call
 from tests.test_long_texts import ragged
@@ -47,6 +49,28 @@ def test_a_spread_model_reads_and_writes_like_a_whole_one(alone, other, offload)
         assert torch.equal(spread.read(batches()).hidden, two.hidden)
 
 
+def test_scores_of_a_spread_student_outlive_its_whole_weights(alone, tiny):
+    """Also of one whose head is not trained, as under an adapter."""
+    whole, spread = (Student(Pretrained(tiny).model()).requires_grad_(False) for _ in range(2))
+    spread.sharding = alone
+    fully_shard(spread, mesh=alone.mesh)
+    one, two = (model.read(batches()).chunk(slice(None)).logits for model in (whole, spread))
+    assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_fingerprint_has_a_layer_of_a_spread_model_at_a_time(alone, other, offload):
+    whole, spread, seen = frozen(other), frozen(other, alone, offload), []
+    layers = text_layers(spread.lm)
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda *_: seen.append(sum(not isinstance(next(one.parameters()), DTensor) for one in layers))
+        )
+    found = [Fingerprint.of("teacher.path", model) for model in (whole, spread)]
+    assert seen == [1] * len(layers) and len(layers) > 1 and found[1].difference(found[0].numbers) < 1e-5
+    assert all(isinstance(p, DTensor) for p in spread.parameters())
+
+
 def test_devices_with_fewer_batches_read_a_token_instead(alone, other, monkeypatch):
     spread = frozen(other, alone)
     monkeypatch.setattr(alone, "most", lambda number: 5)
@@ -64,8 +88,11 @@ def test_a_part_of_a_tensor_is_this_devices(alone):
 
 def test_an_offloaded_model_is_on_its_device_only_while_it_is_read(other, monkeypatch):
     """Where it is moved, and what its scores hold; that a GPU's memory is free in between needs a GPU."""
-    model, moves = frozen(other, None, True), []
+    moves: list[str] = []
     monkeypatch.setattr(Frozen, "to", lambda self, place: moves.append(str(place)) or self)
+    model = frozen(other, None, True)
+    assert moves == ["cpu"]  # Lightning may have loaded it on the GPU
+    moves.clear()
     model.place = torch.device("cuda")
     with model.eval_mode():
         assert moves == ["cuda"]

@@ -43,7 +43,8 @@ class Probe:
 
     def __init__(self, valid_ids: ValidIds, rows: int = 2, length: int = 16):
         draw = torch.Generator().manual_seed(derive_seed(0, "probe"))
-        ids = torch.tensor([i for i in range(valid_ids.size) if i not in set(valid_ids.absent)])
+        ids = torch.arange(valid_ids.size)
+        ids = ids[valid_ids.contains(ids)]
         self.rows = ids[torch.randint(0, len(ids), (rows, length), generator=draw)].tolist()
 
     @torch.no_grad()

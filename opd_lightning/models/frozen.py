@@ -40,8 +40,8 @@ class Frozen(Student):
         self.place, self.sharding, self.offload = torch.device(device), sharding, offload
         if sharding is not None:
             sharding.spread(self, offload)
-        elif not offload:
-            self.to(self.place)
+        else:
+            self.to("cpu" if offload else self.place)
 
     @contextmanager
     def eval_mode(self) -> Iterator[PreTrainedModel]:

@@ -101,10 +101,12 @@ class Student(nn.Module):
         """This model's next-token distributions on the completions of all batches, without gradient and in eval mode.
 
         Args:
-            snapshot: copy the head's weights if they are trained, so that later updates do not change the scores.
+            snapshot: copy the head's weights if they are trained, so that later updates do not change the scores. They are
+                copied in any case where they are spread over devices, for the whole head is freed behind this.
         """
         with self.reading() as lm, fast_on_cpu(lm):
-            return self.scores([self.hidden(sequences) for sequences in batches], snapshot and self.head.weight.requires_grad)
+            copy = self.sharding is not None or (snapshot and self.head.weight.requires_grad)
+            return self.scores([self.hidden(sequences) for sequences in batches], copy)
 
     def scores(self, hidden: Sequence[Tensor], copy: bool) -> HiddenScores:
         """The distributions of hidden states [n, H] of each batch; `copy` copies the head's weights."""

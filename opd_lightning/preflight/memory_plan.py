@@ -32,6 +32,8 @@ KEYS = {
     "gathered teacher": "teacher.dtype=bfloat16, or teacher=remote",
     "scores": "a lower data.batch_size",
     "user": "environment.user.dtype=bfloat16, or a smaller model for the user",
+    "files": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
+    "weights that are spread": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
 }
 """The keys that make each part smaller."""
 
@@ -49,10 +51,14 @@ class Plan:
     resident: dict[str, float]
     phases: dict[str, dict[str, float]]
 
+    def bytes_in(self, phase: str) -> float:
+        """All bytes of a phase."""
+        return sum((self.resident | self.phases[phase]).values())
+
     @property
     def phase(self) -> str:
         """The phase that takes most."""
-        return max(self.phases, key=lambda name: sum((self.resident | self.phases[name]).values()))
+        return max(self.phases, key=self.bytes_in)
 
     @property
     def parts(self) -> dict[str, float]:
@@ -62,7 +68,12 @@ class Plan:
     @property
     def peak(self) -> float:
         """All bytes of the phase that takes most."""
-        return sum(self.parts.values())
+        return self.bytes_in(self.phase)
+
+    @property
+    def loaded(self) -> float:
+        """All bytes of the phase that takes most of those behind loading."""
+        return max(self.bytes_in(name) for name in self.phases if name != "load")
 
     @property
     def student(self) -> float:
@@ -141,7 +152,9 @@ def plan(
     names = [name for name, _ in all_parts({k: v for k, v in parts.teachers.items() if k in parts.objective.teachers})]
     hidden = 4 * batch.rows * batch.completion * config.hidden_size * len(names)
     moving = sum(not part.frozen and part.gives_hidden_states for _, part in all_parts(parts.teachers))
-    scores = hidden + (4 * shapes.head * moving if shapes.trained > shapes.added else 0) + heads(parts, whole, shards)
+    own = [p.gives_hidden_states and not p.source and not (p.frozen and whole[n]) for n, p in all_parts(parts.teachers)]
+    copied = 4 * moving if shapes.trained > shapes.added else width * sum(own) * (shards > 1)
+    scores = hidden + shapes.head * copied + heads(parts, whole, shards)
     chunk = 4 * min(cfg.logits_chunk_size, batch.rows * batch.completion) * config.vocab_size
     head = chunk * (1 + len(names)) + 4 * min(BLOCK, chunk)
     table = 4 * shapes.head if shapes.trained >= shapes.head and cfg.adapter is None else 0
@@ -149,7 +162,7 @@ def plan(
     update = {"activations": activations, "logits": head + table, "scores": scores, "gradients": gradients}
     reading = {"gradients": gradients, "gathered weights": gathered, "activations": batch.tokens * shapes.layer / 2}
     reading |= {"scores": scores, "gathered teacher": max(gathered_to_read(parts, whole, shards, cfg), default=0.0)}
-    phases = {"update": update, "score": reading, "load": loading(parts, shapes, sources, width, whole, shards)}
+    phases = {"update": update, "score": reading, "load": loading(parts, cfg, shapes.all * width, whole, shards)}
     if parts.rollout.student_writes or parts.rollout.teachers:
         cached = batch.rows * batch.length * cache_bytes(config, width)
         logits = 8 * batch.rows * config.vocab_size
@@ -215,14 +228,16 @@ def head_bytes(parts: Components, part: Any) -> int:
     return int(config.vocab_size * config.hidden_size * width_of(model.dtype))
 
 
-def loading(
-    parts: Components, shapes: Shapes, sources: dict[str, int], width: int, whole: dict[str, float], shards: int
-) -> dict[str, float]:
-    """The bytes beside what stays while weights are copied out of their files, before there is an optimizer."""
-    most = max(
-        [shapes.all * width, *(sources[n] * width_of(p.source.dtype) for n, p in all_parts(parts.teachers) if n in sources)]
-    )
-    spread_later = max([shapes.all * width, *whole.values()]) * (1 - 1 / shards)
+def loading(parts: Components, cfg: DictConfig, student: float, whole: dict[str, float], shards: int) -> dict[str, float]:
+    """The bytes beside what stays while weights are copied out of their files, before there is an optimizer.
+
+    Files, and teachers that are spread later, are on the host; a GPU has only the student, and copies of it, as a whole.
+    """
+    if on_gpu(cfg):
+        copies = sum(whole[name] for name, part in all_parts(parts.teachers) if part.frozen and part.source is None)
+        return {"optimizer": 0.0, "weights that are spread": (student + copies) * (1 - 1 / shards)}
+    most = max([student, *(whole[name] for name, part in all_parts(parts.teachers) if part.source)])
+    spread_later = max([student, *whole.values()]) * (1 - 1 / shards)
     return {"optimizer": 0.0, "files": float(most), "weights that are spread": spread_later}
 
 

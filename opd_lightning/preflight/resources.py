@@ -73,7 +73,10 @@ def disk(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
 
 
 def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
-    """Check results on the planned memory of one device in the phase that takes most, and on 1, 4 and 8 devices."""
+    """Check results on the planned memory of one device in the phase that takes most, and on 1, 4 and 8 devices.
+
+    The latter are without loading, which on a GPU's machine takes the host's memory.
+    """
     made, (name, capacity) = planner(parts, cfg), device(cfg)
     if (minimum := made[1](1, *spread_of(cfg)).student) > capacity:
         text = f"weights, gradients and optimizer alone take {minimum / GIB:.2g} GiB of the {name}'s {capacity / GIB:.2g}"
@@ -85,10 +88,10 @@ def memory_of(parts: Components, cfg: DictConfig) -> Iterator[CheckResult]:
     breakdown = ", ".join(f"{part} {size / GIB:.2g}" for part, size in own.parts.items())
     state = "pass" if own.peak < 0.7 * capacity else "warn"
     remedy = "" if state == "pass" else f"; {own.remedy(cfg)}"
-    more = "; ".join(f"{words(other.devices, way)} {other.peak / GIB:.2g}" for way, other in others)
+    more = "; ".join(f"{words(other.devices, way)} {other.loaded / GIB:.2g}" for way, other in others)
     text = f"about {own.peak / GIB:.2g} GiB in the {own.phase} ({breakdown}) of the {name}'s {capacity / GIB:.3g}"
     beside = "" if parts.environment is None else "; the environment's answers come on top"
-    yield CheckResult("memory", state, f"{text}{beside}{remedy}. Each of: {more}")
+    yield CheckResult("memory", state, f"{text}{beside}{remedy}. Each of, once loaded: {more}")
 
 
 def words(devices: int, way: str) -> str:
