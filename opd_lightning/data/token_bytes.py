@@ -159,6 +159,16 @@ class TokenBytes:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
         return list(encoded.input_ids), [(int(start), int(end)) for start, end in encoded.offset_mapping]
 
+    def encoded_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, as `encoded` gives them; without offsets and several times faster for many."""
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        before, self.backend.encode_special_tokens = self.backend.encode_special_tokens, True
+        try:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            self.backend.encode_special_tokens = before
+
 
 def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
     """The tokens by their bytes, without a leading blank; where these are no UTF-8, the text has a replacement character."""
