@@ -9,8 +9,8 @@ Both models continue plain text, without a chat's turns. English: a question and
 shipped instructions; German: sentences from german.jsonl. Writes results.csv: nats per byte of the rest of held-out texts,
 before and after. Each run is a process of its own; what results.csv has is not made again. A run is a language, a rollout
 (`student` continues the prompts itself, `texts` takes the texts' own continuations) and a reading. `teacher` is Gemma's own
-number; `reverse` is `shared` with the reverse KL; `shuffled` is a control of `shared`, whose targets stand on the wrong tokens of
-a completion.
+number; `reverse` is `shared` with the reverse KL; `shuffled` is a control of `shared`, whose targets stand on the wrong
+tokens of a completion.
 """
 
 import argparse

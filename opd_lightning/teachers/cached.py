@@ -54,9 +54,9 @@ class CachedTeacher(BaseTeacher):
             return
         if self.index.compared == "outcomes" or self.files.has("valid"):
             raise ValueError(
-                f"teacher.path={self.path} has top-k scores of some tokens only and no table of outcomes, as an earlier version "
-                "wrote them for a teacher with another tokenizer; they are no scores of the student's tokens. Score it again "
-                "with python -m opd_lightning.score."
+                f"teacher.path={self.path} has top-k scores for some places only and no table of outcomes, as an earlier "
+                "version wrote for a teacher with another tokenizer; they would be read as its scores of the student's tokens. "
+                "Score it again with python -m opd_lightning.score."
             )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
