@@ -112,6 +112,7 @@ class TokenBytes:
         data = text.encode()
         ends = np.maximum.accumulate(ends)
         ends[-1:] = len(data)
+        ends = inside_characters(ends, [self.table[i] for i in ids], data)
         starts = np.concatenate([[0], ends[:-1]])
         exact = [REPLACEMENT.encode() not in data[start:end] for start, end in zip(starts, ends, strict=True)]
         return Spelling(list(ids), text, ends, np.array(exact, dtype=bool))
@@ -195,6 +196,19 @@ def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
             mapped[ends == stop + bad] = size
         done = stop + bad
     return Spelling(list(ids), "".join(pieces), mapped, exact)
+
+
+def inside_characters(ends: np.ndarray, parts: list[bytes | None], data: bytes) -> np.ndarray:
+    """The ends of tokens, with those inside of what several write together, where their bytes are these of the text."""
+    found, first, start = ends.copy(), 0, 0
+    for i, end in enumerate(ends.tolist()):
+        if end == start:
+            continue
+        group = [part for part in parts[first : i + 1] if part is not None]
+        if len(group) == i + 1 - first and b"".join(group) == data[start:end]:
+            found[first : i + 1] = start + np.cumsum([len(part) for part in group])
+        first, start = i + 1, end
+    return found
 
 
 def decoder_kinds(backend: Any) -> set[str]:
