@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -292,7 +293,8 @@ def curves(axes: Axes, rows: Sequence[Row], spec: Mapping[str, Any], y: str, nam
         few = len(xs) == 2
         line = {"linestyle": "--", "linewidth": 0.8, "markersize": 6} if few else {"markersize": 3}
         label = ", ".join(str(names.get(value, value)) for value in labels.values())
-        colour, marker = COLOURS[style], MARKERS[style]
+        again, place = divmod(style, len(COLOURS))  # beyond the colours, with another marker
+        colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
         axes.plot(xs, list(map(mean, ys)), label=label, color=colour, marker=marker, **line)
         if few:
             axes.vlines(xs, list(map(min, ys)), list(map(max, ys)), color=colour, linewidth=1)
@@ -305,7 +307,7 @@ def styles(names: Sequence[str]) -> list[int]:
     """The style of each name: its method's, or one that is left; beside methods, first one that no method has."""
     fixed = {name: STYLES[method] for name in names if (method := SAME.get(name, name)) in STYLES}
     order = [*range(len(STYLES) if fixed else 0, len(COLOURS)), *range(len(STYLES) if fixed else 0)]
-    free = (i for i in order if i not in fixed.values())
+    free = chain((i for i in order if i not in fixed.values()), count(len(COLOURS)))
     return [fixed[name] if name in fixed else next(free) for name in names]
 
 

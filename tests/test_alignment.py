@@ -126,6 +126,15 @@ def test_a_character_split_over_tokens_is_aligned_by_its_bytes():
     assert whole.bounds.tolist() == [0, 4] and whole.teacher.tolist() == [0, 2]
 
 
+def test_a_split_character_is_aligned_by_its_bytes_beside_what_is_no_text():
+    """Two bytes of one character behind a byte alone, which the decoder writes as a replacement character."""
+    tokens = table("unigram")
+    alone, unknown, *character = (tokens.tokenizer.convert_tokens_to_ids(t) for t in ("<0x80>", "<unk>", "<0xC2>", "<0x80>"))
+    spelling = tokens.spell([alone, unknown, *character])
+    assert spelling.text.endswith("\x80") and np.diff(spelling.ends)[-2:].tolist() == [1, 1]
+    check_pair(tokens, table("byte_bpe"), spelling.ids, ended=False)
+
+
 def test_what_is_no_text_is_marked():
     tokens = table("small_bpe")
     part = tokens.table.index("🙂".encode()[:1])

@@ -148,8 +148,9 @@ LEFT_OUT = {
     "AdaSwitch 2510.07842": "it hands over to the teacher within a completion by a running average; rollout=speculative does "
     "so by the teacher's ranks",
     "replay (DistiLLM 2402.03898)": "a buffer of completions is state that a run would save; num_iterations reuses a rollout",
-    "AsyncOPD 2606.24143": "training and generation take turns here",
-    "TCOD 2604.24005": "its curriculum over turns is an environment's, and there is no multi-turn one but the calculator",
+    "AsyncOPD 2606.24143": "rollout.async_steps writes ahead with older weights (tests.test_overlap); its estimate by 64 draws "
+    "is not here, and loss/vocab_support=topk_sampled reads a top k and one draw",
+    "TCOD 2604.24005": "its limit of turns grows with the updates, and an environment's max_turns is one number",
     "Lightning OPD 2604.13010": "expressible since scores can be cached: teacher=cached rollout=recorded (tests.test_score)",
     "KETCHUP 2504.19024, GAE-OPD, CR-OPD": "they learn a value or bootstrap K steps; returns are whole sums",
     "OPRD 2606.06021, LOPD 2608.13040": "they match hidden states, which no teacher's targets carry",

@@ -156,6 +156,7 @@ def test_a_method_has_one_style_in_all_figures():
         assert len(set(found.values())) == 3 and all(found[name] == STYLES[name] for name in names if name in STYLES)
     assert styles(["smollm2_keep-opd", "opd_sampled"]) == [STYLES["opd"], STYLES["opd_sampled"]]
     assert styles(["x", "y"]) == [0, 1]
+    assert len(set(styles(["x"] * 40))) == 40
 
 
 def test_a_cell_is_a_mean_or_a_paired_difference():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opd_lightning.data.score_files import Index, ScoreFiles, pack_samples, save_shard, shard_path
+from opd_lightning.teachers.cached import CachedTeacher
 from opd_lightning.types import Example, Sample
 
 
@@ -77,7 +78,42 @@ def test_what_has_changed_is_named(tmp_path, asked, prompt, sentence):
 )
 def test_the_difference_of_two_indices_is_named(change, sentence):
     settings = {"trainer": {"precision": "32-true"}}
-    begun = Index("topk", 1, 9, [], "", None, settings, 1, "student", data="x", template="x")
+    begun = Index("topk", 1, 9, [], "", None, settings, 1, "student", data="x", template="x", compared="tokens")
+    assert replace(begun, compared="").difference(begun) == "an earlier version of this package began it"
     found = begun.difference(replace(begun, **change))
     assert found is None if sentence is None else sentence in found
     assert "an earlier version" in replace(begun, data="").difference(begun)
+
+
+def top_k(folder, samples, scores, compared, **more) -> ScoreFiles:
+    """A folder of top-k scores, one number for all tokens of each sample."""
+    rows = torch.cat([torch.full((s.trainable, 2), score) for s, score in zip(samples, scores, strict=True)])
+    tensors = {"top_ids": torch.zeros_like(rows, dtype=torch.int32), "top_logprobs": rows, **more}
+    save_shard(shard_path(folder, 0), pack_samples(samples) | tensors, [s.example.id for s in samples])
+    shards = [{"samples": len(samples), "tokens": 0}]
+    Index("topk", 2, 9, [], "", None, {}, 1, "student", compared=compared, shards=shards, complete=True).write(folder)
+    return ScoreFiles(folder)
+
+
+def test_scores_of_outcomes_are_known_again_by_what_is_most_probable(tmp_path):
+    """They have no scores of the written tokens."""
+    table = {"table.outcome": torch.zeros(9, dtype=torch.int32), "table.shared": torch.zeros(1, dtype=torch.int32)}
+    found = top_k(tmp_path, [sample("a", 1), sample("b", 1)], [-1.0, -torch.inf], "outcomes", **table)
+    assert found.first_numbers().tolist() == [-1.0, -1.0]
+    with pytest.raises(ValueError, match="has several scores of a completion of example c"):
+        found.find([sample("c", 1)])
+
+
+@pytest.mark.parametrize(
+    ("compared", "marked", "refused"),
+    [("", True, True), ("", False, False), ("tokens", True, False), ("outcomes", False, True)],
+)
+def test_scores_that_may_be_of_outcomes_and_do_not_say_which_are_refused(tmp_path, compared, marked, refused):
+    """An earlier version wrote the scores of a teacher with another tokenizer like any top k, and which tokens have some."""
+    more = {"sampled": torch.zeros(2)} | ({"valid": torch.tensor([True, False])} if marked else {})
+    top_k(tmp_path, [sample("a", 1, 2)], [-1.0], compared, **more)
+    if not refused:
+        assert not CachedTeacher(str(tmp_path)).apart
+        return
+    with pytest.raises(ValueError, match=r"no table of outcomes.*Score it again"):
+        CachedTeacher(str(tmp_path))

@@ -9,7 +9,8 @@ Both models continue plain text, without a chat's turns. English: a question and
 shipped instructions; German: sentences from german.jsonl. Writes results.csv: nats per byte of the rest of held-out texts,
 before and after. Each run is a process of its own; what results.csv has is not made again. A run is a language, a rollout
 (`student` continues the prompts itself, `texts` takes the texts' own continuations) and a reading. `teacher` is Gemma's own
-number; `shuffled` is a control of `shared`, whose targets stand on the wrong tokens of a completion.
+number; `reverse` is `shared` with the reverse KL; `shuffled` is a control of `shared`, whose targets stand on the wrong
+tokens of a completion.
 """
 
 import argparse
@@ -37,6 +38,7 @@ TEXT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 """A chat as plain text: the template of both models."""
 READINGS = {
     "shared": ["teacher.alignment=shared", "loss/divergence=forward_kl"],
+    "reverse": ["teacher.alignment=shared", "loss/divergence=reverse_kl"],
     "spans": ["teacher.alignment=spans", "loss/vocab_support=sampled"],
     "uld": ["teacher.alignment=uld", "loss/divergence=total_variation"],
     "shuffled": ["teacher=shuffled", "loss/divergence=forward_kl"],

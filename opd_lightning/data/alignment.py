@@ -5,7 +5,6 @@ text that are whole tokens in both. No model is needed.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,10 +83,11 @@ def shared_tokens(student: TokenBytes, teacher: TokenBytes, ends: tuple[int, int
     return student_ids, [pairs[i] for i in student_ids]
 
 
-def by_spelling(tokens: TokenBytes) -> dict[tuple[bytes, bool], Sequence[int]]:
+def by_spelling(tokens: TokenBytes) -> dict[tuple[bytes, bool], list[int]]:
     """The ids of tokens by their bytes and whether they are special; those of byte fallback last."""
     found: dict[tuple[bytes, bool], list[int]] = defaultdict(list)
-    for i, part in enumerate(tokens.table):
-        if part:
-            found[part, i in tokens.special].append(i)
-    return {key: sorted(ids, key=lambda i: (i in tokens.fallback, i)) for key, ids in found.items()}
+    for last in (False, True):
+        for i, part in enumerate(tokens.table):
+            if part and (i in tokens.fallback) is last:
+                found[part, i in tokens.special].append(i)
+    return found

@@ -79,10 +79,9 @@ def first_tokens(own: TokenBytes, ids: np.ndarray, other: TokenBytes, paired: fr
 def first_of(tokens: TokenBytes, anchor: str, texts: list[str]) -> list[int]:
     """The first token of each text behind an anchor; -1 where it is not the text's beginning, or merges with the anchor."""
     head = tokens.encoded(anchor)[0] if anchor else []
-    encoded = tokens.tokenizer([anchor + text for text in texts], add_special_tokens=False, split_special_tokens=True)
     found = []
-    for text, ids in zip(texts, encoded.input_ids, strict=True):
-        own = ids[len(head) :] if ids[: len(head)] == head else []
+    for text, encoded in zip(texts, tokens.encoded_batch([anchor + text for text in texts]), strict=True):
+        own = encoded[len(head) :] if encoded[: len(head)] == head else []
         first = next((i for i in own if tokens.table[i] != b""), -1)
         data = tokens.table[first] if first >= 0 else None
         found.append(first if data and text.encode().startswith(data) else -1)

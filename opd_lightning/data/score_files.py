@@ -54,6 +54,7 @@ class Index:
         num_generations: samples per prompt and pass.
         source: "student", "teacher" or "dataset".
         data, template: digests of the training examples, and of the chat templates.
+        compared: "tokens", or "outcomes" of a teacher with another tokenizer; "" where an earlier version did not say.
         models: numbers of the models that score and write, by which they are known again; see `teachers.fingerprint`.
         shards: the number of samples and trainable tokens of each.
         complete: whether all shards are there.
@@ -70,6 +71,7 @@ class Index:
     source: str
     data: str = ""
     template: str = ""
+    compared: str = ""
     models: dict[str, Any] = field(default_factory=dict)
     shards: list[dict[str, int]] = field(default_factory=list)
     complete: bool = False
@@ -99,7 +101,7 @@ class Index:
 
     def difference(self, now: "Index") -> str | None:
         """What decides the scores and is another in the index of now, as text; None where nothing is."""
-        if not self.data:
+        if not self.data or not self.compared:
             return "an earlier version of this package began it"
         for name, text in OPAQUE.items():
             if getattr(self, name) != getattr(now, name):
@@ -226,6 +228,10 @@ class ScoreFiles:
         shard = self.open(0)
         return {name.removeprefix(TABLE): shard.get_tensor(name) for name in shard.keys() if name.startswith(TABLE)}  # noqa: SIM118
 
+    def has(self, name: str) -> bool:
+        """Whether any shard has this tensor."""
+        return any(name in self.open(number).keys() for number in range(len(self.index.shards)))  # noqa: SIM118
+
     def rows(self, name: str, place: Place) -> Tensor | None:
         """A sample's part of a tensor; None if the shard has no such tensor."""
         shard = self.open(place.shard)
@@ -265,14 +271,16 @@ class ScoreFiles:
 
     def alike(self, a: Place, b: Place) -> bool:
         """Whether two places have the same scores, up to rounding."""
-        pairs = [(self.rows(name, a), self.rows(name, b)) for name in ("sampled", "hidden")]
-        return all(torch.allclose(x.float(), y.float(), 0.02, 0.02) for x, y in pairs if x is not None and y is not None)
+        return torch.allclose(self.numbers(a), self.numbers(b), 0.02, 0.02)
 
     def first_numbers(self) -> Tensor:
         """The scores of the first sample, by which the folder is known again."""
-        place = next(iter(self.by_example.values()))[0]
-        numbers = [part for name in ("sampled", "hidden") if (part := self.rows(name, place)) is not None]
-        return torch.cat([part.float().flatten()[:256] for part in numbers])
+        return self.numbers(next(iter(self.by_example.values()))[0]).flatten()[:256]
+
+    def numbers(self, place: Place) -> Tensor:
+        """The scores of a sample: of what it wrote, the hidden states, or of what is most probable."""
+        found = next(part for name in ("sampled", "hidden", "top_logprobs") if (part := self.rows(name, place)) is not None)
+        return found.float().clamp_min(-1e4)
 
     def why_other(self, example: Example, prompt: Sequence[int]) -> str:
         """Why there is nothing here for an example, of which the student now reads this prompt."""

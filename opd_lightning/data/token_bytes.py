@@ -112,6 +112,7 @@ class TokenBytes:
         data = text.encode()
         ends = np.maximum.accumulate(ends)
         ends[-1:] = len(data)
+        ends = inside_characters(ends, [self.table[i] for i in ids], data)
         starts = np.concatenate([[0], ends[:-1]])
         exact = [REPLACEMENT.encode() not in data[start:end] for start, end in zip(starts, ends, strict=True)]
         return Spelling(list(ids), text, ends, np.array(exact, dtype=bool))
@@ -159,6 +160,16 @@ class TokenBytes:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
         return list(encoded.input_ids), [(int(start), int(end)) for start, end in encoded.offset_mapping]
 
+    def encoded_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, as `encoded` gives them; without offsets and several times faster for many."""
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        before, self.backend.encode_special_tokens = self.backend.encode_special_tokens, True
+        try:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            self.backend.encode_special_tokens = before
+
 
 def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
     """The tokens by their bytes, without a leading blank; where these are no UTF-8, the text has a replacement character."""
@@ -185,6 +196,19 @@ def by_bytes(ids: list[int], parts: list[bytes], blank: int) -> Spelling:
             mapped[ends == stop + bad] = size
         done = stop + bad
     return Spelling(list(ids), "".join(pieces), mapped, exact)
+
+
+def inside_characters(ends: np.ndarray, parts: list[bytes | None], data: bytes) -> np.ndarray:
+    """The ends of tokens, with those inside of what several write together, where their bytes are these of the text."""
+    found, first, start = ends.copy(), 0, 0
+    for i, end in enumerate(ends.tolist()):
+        if end == start:
+            continue
+        group = [part for part in parts[first : i + 1] if part is not None]
+        if len(group) == i + 1 - first and b"".join(group) == data[start:end]:
+            found[first : i + 1] = start + np.cumsum([len(part) for part in group])
+        first, start = i + 1, end
+    return found
 
 
 def decoder_kinds(backend: Any) -> set[str]:

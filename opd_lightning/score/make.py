@@ -155,6 +155,7 @@ def describe(cfg: DictConfig, parts: Components, student: Student, kind: str, k:
         source="student" if parts.rollout.student_writes else "teacher" if parts.rollout.teachers else "dataset",
         data=digest_of_data(parts),
         template=digest_of_templates(parts),
+        compared="outcomes" if any(part.aligned for part in teacher.parts) else "tokens",
     )
 
 

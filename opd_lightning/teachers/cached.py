@@ -29,7 +29,7 @@ class CachedTeacher(BaseTeacher):
         context: none.
 
     Raises:
-        ValueError: the folder holds no complete scores.
+        ValueError: the folder holds no complete scores, or scores of an earlier version that could be misread.
     """
 
     scores_any_text = False
@@ -44,8 +44,20 @@ class CachedTeacher(BaseTeacher):
         self.provides = frozenset({"topk", "sampled"} if self.index.kind == "topk" else {"full", "topk", "sampled"})
         self.tables = self.files.tables()
         self.apart = bool(self.tables)
+        self.check_outcomes()
         if self.apart:  # the written token may be one of several of its outcome
             self.provides = frozenset({"topk"})
+
+    def check_outcomes(self) -> None:
+        """Raises ValueError for scores that may be of outcomes, and do not say which."""
+        if self.index.kind != "topk" or self.apart or self.index.compared == "tokens":
+            return
+        if self.index.compared == "outcomes" or self.files.has("valid"):
+            raise ValueError(
+                f"teacher.path={self.path} has top-k scores for some places only and no table of outcomes, as an earlier "
+                "version wrote for a teacher with another tokenizer; they would be read as its scores of the student's tokens. "
+                "Score it again with python -m opd_lightning.score."
+            )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ValueError if the scores are of another tokenizer's tokens."""
