@@ -9,6 +9,7 @@ from threading import Timer
 import pytest
 import torch
 
+from opd_lightning.generation.server import check_model, inspection, shape_in
 from opd_lightning.generation.server_process import StartedServer, interpreter
 from opd_lightning.models import Pretrained
 from opd_lightning.runs.metrics_file import read_csv
@@ -105,6 +106,17 @@ def test_the_weights_that_are_served_are_compared_with_a_local_copy(server, fold
     RemoteTeacher(Servers(server.url), local=folders["teacher"], tolerance=1e-4).check_tokenizer(tokenizer)
     with pytest.raises(ValueError, match="serves other weights than"):
         RemoteTeacher(Servers(server.url), local=folders["student"]).check_tokenizer(tokenizer)
+
+
+def test_a_server_tells_the_shape_of_its_model(server, folders):
+    """So another one than the student is noticed whose folder is not seen here, as one by a hub's name."""
+    config = Pretrained(folders["teacher"]).config()
+    assert shape_in(inspection(server)) == {
+        name: getattr(config, name) for name in ("hidden_size", "vocab_size", "num_hidden_layers")
+    }
+    check_model(server, {"model": "a/hub-id"}, config)
+    with pytest.raises(ValueError, match="serves another model, a/hub-id"):
+        check_model(server, {"model": "a/hub-id"}, Pretrained("stand-in://llama").config())
 
 
 @pytest.mark.slow

@@ -223,6 +223,37 @@ def test_another_model_is_refused_before_weights_are_sent(student, renderer, tmp
     assert "/pause" not in stub.calls
 
 
+PRINTED = """Qwen3ForCausalLM()(
+  (model): Qwen3Model()(
+    (embed_tokens): VocabParallelEmbedding(num_embeddings={vocab}, num_embeddings_per_partition=576, embedding_dim={hidden}, \
+org_vocab_size={vocab}, num_embeddings_padded=576, tp_size=1)
+    (layers): ModuleList()(
+      (0): PPMissingLayer()
+      {layers}Qwen3DecoderLayer()(
+        (mlp): Qwen3MLP()
+      )
+    )
+  )
+)"""
+"""vLLM's print of a model whose first layer is on another device."""
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_another_model_by_a_hubs_name_is_refused_by_its_layers(student, renderer, layers):
+    config = student.lm.config
+    assert config.num_hidden_layers == 2
+    stub = Stub(settings=SETTINGS | {"model_config": SETTINGS["model_config"] | {"model": "Qwen/Other"}})
+    line = "(1): " if layers == 2 else "(1-3, 4): 4 x "
+    stub.printed = PRINTED.format(vocab=config.vocab_size, hidden=config.hidden_size, layers=line)
+    engine = generator(renderer, stub)
+    if layers == 2:
+        engine.update_weights(student, 0)
+        return
+    with pytest.raises(ValueError, match=r"another model, Qwen/Other \(num_hidden_layers 5\), than the student .*rs 2\)"):
+        engine.update_weights(student, 0)
+    assert "/pause" not in stub.calls
+
+
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "256.1.1.1", "203.0.113.7"])
 def test_a_host_that_is_not_this_machines_is_refused(student, renderer, host):
     engine = VLLMServerGenerator(renderer.tokenizer, renderer, start=True, python="python3", host=host)

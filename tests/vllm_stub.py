@@ -20,6 +20,7 @@ class Stub(ThreadingHTTPServer):
         fail: the number of next completions that end in an internal error.
         version: of the weights; a new server has "default".
         calls: the paths that were asked for.
+        printed: the model, as a worker prints it.
     """
 
     daemon_threads = True
@@ -29,7 +30,7 @@ class Stub(ThreadingHTTPServer):
         self.settings, self.fail, self.version, self.calls = settings, 0, "default", []
         self.lm = Pretrained("stand-in://qwen3").model().eval()
         self.weights: dict[str, torch.Tensor] = {}
-        self.folder, self.lock, self.open = "", threading.Lock(), False
+        self.folder, self.lock, self.open, self.printed = "", threading.Lock(), False, ""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -41,6 +42,8 @@ class Stub(ThreadingHTTPServer):
         match path.partition("?")[0]:
             case "/server_info":
                 return 200, {"vllm_config": self.settings}
+            case "/collective_rpc":
+                return 200, {"results": [self.printed]}
             case "/init_weight_transfer_engine":
                 self.folder = body["init_info"]["folder"]
             case "/start_weight_update":

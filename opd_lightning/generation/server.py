@@ -1,7 +1,9 @@
 """A vLLM server of this library's own: a port for it, and how it must have been started."""
 
 import json
+import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def check_model(server: Server, served: dict[str, Any], student: Any) -> None:
     """Raises ValueError if a server's model has another shape than the student, whose weights would not fit into it."""
     text = student.get_text_config().to_dict()
     own = {"model_type": student.model_type} | {name: text.get(name) for name in SHAPE[1:]}
-    for name, value in configuration_of(served).items():
+    for name, value in (configuration_of(served) or shape_in(inspection(server))).items():
         if own.get(name) is not None and value != own[name]:
             raise ValueError(
                 f"the server at {server.url} serves another model, {served.get('model')} ({name} {value}), than the student "
@@ -86,3 +88,21 @@ def configuration_of(served: dict[str, Any]) -> dict[str, Any]:
             return {}
     found = found | (found.get("text_config") or {}) | {"model_type": found.get("model_type")}
     return {name: found[name] for name in SHAPE if found.get(name) is not None}
+
+
+def inspection(server: Server) -> str:
+    """vLLM's print of the first worker's model, which shows a model that is known by a hub's name; "" if there is none."""
+    with suppress(ServerError, KeyError, IndexError, TypeError):
+        return str(server.post("/collective_rpc", {"method": "get_model_inspection"}, timeout=60)["results"][0])
+    return ""
+
+
+def shape_in(printed: str) -> dict[str, int]:
+    """What a printed model says of its shape: the sizes of its input layer, and its layers on all devices."""
+    embedding = re.search(r"\(embed_tokens\): VocabParallelEmbedding\(.*?embedding_dim=(\d+), org_vocab_size=(\d+)", printed)
+    # Equal layers share a line, as in "(0-27, 29): 29 x Qwen3DecoderLayer()("; those of other devices are PPMissingLayer.
+    layers = re.findall(r"^ *\([\d, -]+\): (?:(\d+) x )?(?:\w*Decoder|PPMissing)Layer\(", printed, re.MULTILINE)
+    if embedding is None or not layers:
+        return {}
+    count = sum(int(equal or 1) for equal in layers)
+    return {"hidden_size": int(embedding[1]), "vocab_size": int(embedding[2]), "num_hidden_layers": count}
