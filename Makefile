@@ -47,7 +47,7 @@ test-slow: .venv/dev  ## the tests that take minutes
 	@touch $@
 
 test-vllm: .venv-vllm/ok  ## the engine tests with vLLM on the CPU, in an environment of its own (half an hour)
-	OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -m vllm tests/test_engines.py tests/test_remote_vllm.py tests/test_server_faults.py
+	OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -m vllm tests/test_engines.py tests/test_remote_vllm.py tests/test_server_faults.py tests/test_smollm2_vllm.py
 
 check: .venv/dev  ## lint and types
 	$(BIN)/ruff check .
