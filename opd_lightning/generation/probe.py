@@ -70,8 +70,8 @@ class Probe:
         if not difference <= bound:
             raise ValueError(
                 f"the engine's log-probabilities differ by {difference:.2g} nats per token from the student's "
-                f"(generator.max_mismatch={bound:g}): its weights are not those of the last update, it serves another model "
-                "than the student, or it computes the model differently. Serve the student's start model, take "
-                "generator=transformers, give both the same dtype, or raise the bound."
+                f"(generator.max_mismatch={bound:g}): its weights are not those of the last update, it serves another model, "
+                "or it computes the model differently. Serve the student's start model, take generator=transformers, give both "
+                "the same dtype, or raise the bound."
             )
         return difference
