@@ -68,7 +68,8 @@ def test_every_study_of_a_page_is_a_configuration():
     assert all(f"study={study}" in commands for study in there)
 
 
-@pytest.mark.parametrize("study", ["teachers", *(pytest.param(s, marks=pytest.mark.slow) for s in SWEEPS if s != "teachers")])
+@pytest.mark.slow
+@pytest.mark.parametrize("study", SWEEPS)
 def test_a_study_is_made_and_collected(study, tmp_path, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     short = [*ONE_UPDATE, *SWEEPS[study], "logger=none", "callbacks.progress=null", f"output_dir={tmp_path / 'outputs'}"]

@@ -171,7 +171,7 @@ def rows(folder: Path) -> list[dict]:
         (50, 4, HealthChecks),
         pytest.param(2, 4, Checkpoint, marks=pytest.mark.slow),
         pytest.param(2, 5, HealthChecks, marks=pytest.mark.slow),
-        (1, 1, Checkpoint),
+        pytest.param(1, 1, Checkpoint, marks=pytest.mark.slow),
     ],
 )
 def test_metrics_are_those_of_an_unbroken_run_wherever_it_broke(small, monkeypatch, every, step, place):
@@ -489,6 +489,7 @@ def test_what_the_world_does_is_told_in_one_sentence(error, told):
     assert errors.explain(RuntimeError("shapes do not match")) is None
 
 
+@pytest.mark.slow
 def test_the_package_imports_without_what_only_unix_has():
     """As on Windows: neither fcntl nor resource, no SIGALRM, no killpg."""
     code = (

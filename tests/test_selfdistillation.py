@@ -276,7 +276,9 @@ def test_a_merged_adapter_is_the_same_model(tiny, world):
         ),
         pytest.param(["method=sdft", "teacher=sync", "teacher.every=2"], marks=pytest.mark.slow),
         ["method=sdpo", "rollout.num_generations=3", "trainer.precision=bf16-mixed"],
-        ["method=sdft", "adapter=lora", "adapter.r=2", "adapter.lora_dropout=0.3", "optim.lr=0.01"],
+        pytest.param(
+            ["method=sdft", "adapter=lora", "adapter.r=2", "adapter.lora_dropout=0.3", "optim.lr=0.01"], marks=pytest.mark.slow
+        ),
     ],
     ids=["ema", "ema_lora", "factors", "sync", "sdpo", "frozen_lora"],
 )
