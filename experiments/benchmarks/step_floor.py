@@ -6,32 +6,18 @@ update    the products of the student's layers and of both output layers, forwar
 """
 
 import json
-import statistics
 import sys
-import time
 
 import step_work as work
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opd_lightning.models.cost_model import NUMBERS
+from opd_lightning.models.cost_model import NUMBERS, usual
 from opd_lightning.models.flops import Sizes
 from opd_lightning.utils.products import product, suits
 
 
-def usual(step, device: str, rounds: int = 7) -> float:
-    """The median seconds of a step."""
-    seconds = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[1:])
-
-
-def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
+def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """FLOPs of a large product in a second, and bytes that the memory gives in a second."""
     left, right = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     multiply = product if suits(right) else torch.nn.functional.linear
@@ -45,7 +31,7 @@ def main(given: dict) -> None:
     dtype = torch.float32 if given["kind"] == "float32" else torch.bfloat16
     sizes, teacher = (Sizes.of(AutoModelForCausalLM.from_pretrained(given[who], dtype=dtype)) for who in ("model", "teacher"))
     tokenizer = AutoTokenizer.from_pretrained(given["model"])
-    products, memory = rates(given["device"], dtype)
+    products, memory = rates(torch.device(given["device"]), dtype)
     rows, new = given["prompts"] * given["samples"], given["new"]
     chats = [[{"role": "user", "content": text}] for text in work.prompts(given["prompts"])]
     lengths = [
