@@ -28,6 +28,7 @@ from opd_lightning.step.rollouts import rollouts_of
 from opd_lightning.step.scoring import Scoring
 from opd_lightning.teachers.fingerprint import Fingerprint
 from opd_lightning.types import Example, Prompts, Sample, Verdict
+from opd_lightning.utils import freed_memory
 from opd_lightning.utils.interrupts import Interrupted
 from opd_lightning.utils.metrics import Ledger, StepMetrics
 from opd_lightning.utils.seeds import derive_seed, seeded
@@ -107,6 +108,7 @@ class DistillationModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def on_train_start(self) -> None:
+        freed_memory.keep(self.device.type)
         self.rollouts.start(self)
 
     def training_step(self, prompts: Prompts, batch_idx: int) -> dict[str, Any]:

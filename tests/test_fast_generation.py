@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from opd_lightning.generation import TransformersGenerator
-from opd_lightning.generation.batches import cache_support
+from opd_lightning.generation.batches import CACHES, DETECTED, batch_support, cache_support
 from opd_lightning.generation.decoding import PLAIN, Reader, Shortcuts, padded
 from opd_lightning.generation.draws import by_logarithm, drawn, exponentials
 from opd_lightning.generation.probe import reading_gap
@@ -217,3 +217,22 @@ def test_the_gap_is_that_of_the_distribution_that_was_drawn_from(models):
     (done,) = written(lm, sampling, prompts=PROMPTS[:1], valid_ids=ids)
     assert reading_gap(lm, PROMPTS[0], done, processors_of(sampling, ids)) < 1e-5
     assert reading_gap(lm, PROMPTS[0], done, processors_of(SAMPLING, ids)) > 1e-2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rounding_in_bfloat16_is_not_taken_for_a_model_that_mixes_rows(models, name, monkeypatch):
+    """Nor for one whose cache cannot be repeated; the tokens that are read do not hang on rounding."""
+    lm = models[name].float()
+    with torch.autocast("cpu", torch.bfloat16), packed.packed(lm):
+        for seed in range(4):
+            prompt = torch.randint(3, lm.config.vocab_size, (4,), generator=torch.Generator().manual_seed(seed)).tolist()
+            DETECTED.pop(lm, None), CACHES.pop(lm, None)
+            assert (batch_support(lm, prompt), cache_support(lm, prompt)) == ("any", True)
+        forward = type(lm).forward
+        monkeypatch.setattr(type(lm), "forward", lambda self, *args, **given: forward(self, *args, **given | UNMASKED))
+        DETECTED.pop(lm)
+        assert batch_support(lm, prompt) == "equal"
+        DETECTED.pop(lm)
+
+
+UNMASKED = {"attention_mask": None, "position_ids": None}

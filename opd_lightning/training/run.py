@@ -38,7 +38,7 @@ from opd_lightning.runs.status import horizon, is_finished, is_worker, read_stat
 from opd_lightning.training.loggers import close_loggers, loggers
 from opd_lightning.training.parts import checked, data_of, module_of, warn_of_near_duplicates
 from opd_lightning.training.result import Result, result_names
-from opd_lightning.utils import errors
+from opd_lightning.utils import errors, freed_memory
 from opd_lightning.utils.atomic_files import locked, replace_text
 from opd_lightning.utils.secrets import redact_secrets
 from opd_lightning.utils.seeds import derive_seed
@@ -214,6 +214,7 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
         raise stopped(trainer, folder) from stop
     finally:
         module.rollouts.close()
+        freed_memory.give_back()
         close_loggers(trainer)
         for callback in chosen:
             if isinstance(callback, Checkpoint):
