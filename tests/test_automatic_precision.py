@@ -70,7 +70,7 @@ def test_a_first_step_that_differs_trains_in_float32_as_if_it_had_been_set(small
     """The weights are equal bit by bit, nothing is left of the beginning, and the run goes on so."""
     monkeypatch.setattr(narrow, "BOUND", 0.0)
     caplog.set_level(logging.WARNING, "opd_lightning")
-    words = ("method=sft", *QUICK)
+    words = ("method=sft", *QUICK, "trainer.max_steps=1")
     fallen, exact = run(small(*words)), run(small(*words, "trainer.precision=32-true"))
     (told,) = [r.getMessage() for r in caplog.records if "bfloat16" in r.getMessage()]
     assert "change the loss on prompts by" in told and "a KL of" in told and "goes on in float32" in told

@@ -27,7 +27,7 @@ KEYS = {
 
 def of_teacher(name: str) -> tuple[str, ...]:
     """The remedies of the teacher or reference with this name, which is numbered where it has several parts."""
-    node = name.split()[0]
+    node = name.split(maxsplit=1)[0]
     return (f"{node}.dtype=bfloat16", SPREAD, f"{node}.offload=true", "teacher=remote")
 
 
