@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +93,34 @@ def test_a_run_keeps_its_precision_on_another_machine(small, gpu, monkeypatch):
     monkeypatch.setattr(automatic_precision, "takes_gpu", lambda cfg: False)
     assert run(small("method=sft", *QUICK, "trainer.max_steps=2")) == folder
     assert recorded(folder) == (MIXED, MIXED) and compared == [4] and read_status(folder)["step"] == 2
+
+
+SCRIPT = """
+import sys
+from opd_lightning.config import compose
+from opd_lightning.preflight import automatic_precision, narrow
+from opd_lightning.training.run import run
+
+automatic_precision.takes_gpu = automatic_precision.has_bfloat16 = lambda _: True
+narrow.BOUND = 0.0
+run(compose(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_all_devices_go_on_in_float32_together(tiny, other, tmp_path, trainer):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    given = {"model.path": tiny, "model.teacher": other, "output_dir": tmp_path, "trainer": trainer, "trainer.devices": 2}
+    given |= {"trainer.accelerator": "cpu", "trainer.max_steps": 2, "data.batch_size": 4, "task.n_train": 16, "logger": "none"}
+    words = [*(f"{key}={value}" for key, value in given.items()), "method=opd", "evaluation=none"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for more in (["study.name=auto"], ["study.name=set", "trainer.precision=32-true"]):
+        command = [sys.executable, str(tmp_path / "script.py"), *words, *more]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-1500:]
+    one, two = (state(next(tmp_path.glob(f"{name}/*/seed-0"))) for name in ("auto", "set"))
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 @pytest.mark.parametrize("precision", [EXACT, MIXED])
