@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from opd_lightning import Distillation
 from opd_lightning.check import examine
 from opd_lightning.config import compose
 from opd_lightning.config.precision import AUTO, EXACT, MIXED, with_precision
@@ -160,3 +161,9 @@ def test_check_says_what_auto_is_here(small, gpu, monkeypatch):
 
 def test_what_is_no_number_does_not_agree():
     assert narrow.agree(0.02, 0.0) and not narrow.agree(0.021, 0.0) and not narrow.agree(0.0, float("nan"))
+
+
+def test_in_python_auto_is_float32(gpu, tiny):
+    """The Trainer is the user's, whose precision is not known when the teacher is loaded."""
+    made = Distillation("sft", tiny, overrides=["task=world", "task.n_train=16", "task.n_eval=4", "evaluation=none"])
+    assert made.cfg.trainer.precision == EXACT == made.trainer(max_steps=1, accelerator="cpu").precision
