@@ -55,10 +55,14 @@ def contexts_of(arguments: list[str]) -> dict[str, DictConfig]:
 def advice(cfg: DictConfig, contexts: dict[str, DictConfig]) -> "list[Advice]":
     """What each candidate would tell the student; the models are loaded."""
     from opd_lightning.config.limits import limited  # takes seconds, as what follows
+    from opd_lightning.config.precision import with_precision
     from opd_lightning.preflight.advice import advise
     from opd_lightning.preflight.architecture import load
+    from opd_lightning.preflight.automatic_precision import precision_of
     from opd_lightning.preflight.components import assemble
+    from opd_lightning.runs.identity import run_folder
 
+    cfg = with_precision(cfg, precision_of(cfg, run_folder(cfg)).precision)
     made = assemble(cfg, None)
     with closing(made.generator):
         return advise(made, load(made, limited(cfg, made.task.max_new_tokens)), contexts)

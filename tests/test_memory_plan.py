@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opd_lightning.config.limits import limited
 from opd_lightning.preflight.components import assemble
 from opd_lightning.preflight.memory_plan import Batch
+from opd_lightning.preflight.memory_remedies import remedies
 from opd_lightning.preflight.resources import memory, plans_of
 from opd_lightning.toy.world import world_tokenizer
 
@@ -59,7 +60,7 @@ def test_a_teacher_larger_than_the_student_takes_less_where_it_is_spread(small, 
     cfg = small("method=opd", f"model.teacher={tmp_path / 'large'}", "data.batch_size=8")
     _, (*_, (_, copied), (_, spread)) = planned(cfg)
     assert spread.loaded < 0.3 * copied.loaded and spread.peak == pytest.approx(copied.peak, rel=0.1)
-    assert "files take most: model.dtype=bfloat16, teacher.dtype=bfloat16" in f"{spread.remedy(cfg)}"
+    assert spread.remedy(cfg) == "files take most: teacher.dtype=bfloat16, teacher=remote, or a smaller model"
     monkeypatch.setattr("opd_lightning.preflight.memory_plan.on_gpu", lambda cfg: True)
     _, (*_, (_, copied), (_, spread)) = planned(cfg)
     assert spread.peak < 0.3 * copied.peak and "files" not in spread.phases["load"]
@@ -88,6 +89,18 @@ def test_what_takes_most_names_a_key(small, monkeypatch):
         assert expected in text(small(*words, "logits_chunk_size=1")), words
     told = text(small("method=sft", "max_tokens_per_microbatch=null"))
     assert "Each of, once loaded: 1 device" in told and "8 devices with trainer=fsdp2" in told
+
+
+def test_a_remedy_changes_something(small):
+    """Also the keys' places: a teacher without a dtype of its own is not told of one."""
+    given = small("method=opd", "teacher.dtype=bfloat16", "teacher.offload=true", "model.checkpointing=true", "adapter=lora")
+    assert remedies("teacher", given) == "trainer=fsdp2 on more devices, or teacher=remote"
+    assert remedies("files", given) == "model.dtype=bfloat16, teacher=remote, or a smaller model"
+    assert remedies("activations", given) == "a lower max_tokens_per_microbatch"
+    other = small("method=sdft", "teacher=frozen", "optim=adamw_8bit", "generator.pack_weights=false")
+    assert remedies("teacher", other) == "trainer=fsdp2 on more devices, or teacher.offload=true"
+    assert remedies("files", other) == "a smaller model" and remedies("packed weights", other) == ""
+    assert remedies("optimizer", other) == "trainer=fsdp2 on more devices, or adapter=lora"
 
 
 def test_a_batch_on_more_devices():

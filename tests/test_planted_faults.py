@@ -188,7 +188,7 @@ FAULTS = {
     ),
     "C19": (
         lambda f: ["method=sft", "model.dtype=bfloat16"],
-        "fail configuration: model.dtype=bfloat16 with trainer.precision=32",
+        "fail configuration: model.dtype=bfloat16 with trainer.precision=auto",
     ),
     "C19, bf16": (lambda f: ["method=sft", "trainer.precision=bf16-true"], "warn precision: weights are trained in bfloat16"),
     "C20": (lambda f: ["method=sft", "+trainer.accumulate_grad_batches=4"], "fail configuration: .*data.batch_size"),

@@ -262,6 +262,15 @@ def test_missing_seeds_are_named(study):
     assert any("opd-00000000 has no finished run of seed 1, 2" in sentence for sentence in load_study(study)[1])
 
 
+def test_a_seed_in_another_precision_is_named_and_stays(study):
+    for seed, precision in enumerate(("bf16-mixed", "32-true", "bf16-mixed")):
+        path = study / "opd-00000000" / f"seed-{seed}" / "config.yaml"
+        path.write_text(path.read_text().replace("trainer:\n", f"trainer:\n  precision: {precision}\n"))
+    runs, sentences = load_study(study)
+    assert len(runs) == 12
+    assert "opd-00000000/seed-1 was trained in 32-true, most of its other seeds in bf16-mixed" in sentences
+
+
 def test_rates_are_chosen_on_validation_among_those_that_reach_the_target(tmp_path):
     for rate, new, prior in ((1e-5, 0.5, 0.99), (1e-4, 0.95, 0.8), (1e-3, 0.97, 0.2)):
         for seed in (0, 1):

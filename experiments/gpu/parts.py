@@ -128,7 +128,9 @@ def fsdp2(a: argparse.Namespace) -> None:
     """FSDP2 on one device against one device without it, on given completions."""
     states = []
     for more in ([], ["trainer=fsdp2", "trainer.devices=1"]):
-        folder, _ = made(a, "method=kd", *more, f"study.name={'fsdp2' if more else 'one'}", steps=3)
+        folder, _ = made(
+            a, "method=kd", "trainer.precision=32-true", *more, f"study.name={'fsdp2' if more else 'one'}", steps=3
+        )
         states.append(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"])
     one, two = states
     at_most("greatest difference of weights after 3 updates", max(float((one[k] - two[k]).abs().max()) for k in one), 2e-6)

@@ -12,8 +12,10 @@ from opd_lightning.config import build
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
 from opd_lightning.config.overrides import unwritable
+from opd_lightning.config.precision import with_precision
 from opd_lightning.models import Student
 from opd_lightning.preflight.architecture import architecture, load, logits
+from opd_lightning.preflight.automatic_precision import precision_of
 from opd_lightning.preflight.checks import data, models, probe, prompts, updates, verifier, warmup
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.devices import devices
@@ -54,10 +56,13 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
     def trainer() -> Iterator[CheckResult]:
         build(cfg.trainer, logger=False)
         settings = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision") if key in cfg.trainer}
-        yield CheckResult("trainer", "pass", ", ".join(f"{key} {value}" for key, value in settings.items()))
+        text = ", ".join(f"{key} {value}" for key, value in settings.items())
+        yield CheckResult("trainer", "pass", f"{text} (auto: {choice.reason})" if choice.reason else text)
 
     if not attempt("configuration", configuration):
         return results
+    choice = precision_of(cfg, run_folder(cfg))
+    cfg = with_precision(cfg, choice.precision)
     attempt("trainer", trainer)
     attempt("devices", lambda: devices(cfg))
     attempt("write access", access)
@@ -73,11 +78,12 @@ def examine(cfg: DictConfig, fast: bool = False) -> list[CheckResult]:
     if not attempt("parts", parts):
         return results
     with closing(components[0].generator):
-        examine_parts(components[0], limited(cfg, components[0].task.max_new_tokens), fast, attempt)
+        limits = limited(cfg, components[0].task.max_new_tokens)
+        examine_parts(components[0], limits, fast, attempt, choice.tentative)
     return results
 
 
-def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callable[..., bool]) -> None:
+def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callable[..., bool], tentative: bool) -> None:
     """The checks that need the components."""
     attempt("models", lambda: models(made))
     attempt("weights", lambda: weights(made))
@@ -101,7 +107,7 @@ def examine_parts(made: Components, cfg: DictConfig, fast: bool, attempt: Callab
     if not fast and attempt("architecture", student):
         attempt("logits", lambda: logits(made, students[0]))
         attempt("teacher", lambda: probe(made, students[0]))
-        attempt("bfloat16", lambda: bfloat16(made, cfg, students[0]))
+        attempt("bfloat16", lambda: bfloat16(made, cfg, students[0], tentative))
 
 
 def said_once(result: CheckResult, before: Sequence[CheckResult]) -> CheckResult:

@@ -13,29 +13,12 @@ from opd_lightning.models import Pretrained
 from opd_lightning.models.packed import onednn
 from opd_lightning.preflight.activations import Shapes, cache_bytes, product_dtype, state_bytes
 from opd_lightning.preflight.components import Components
+from opd_lightning.preflight.memory_remedies import remedies
 from opd_lightning.teachers.base import all_parts
 from opd_lightning.teachers.weights import Parameters
 
 BITS = {"nf4": 4.127, "fp4": 4.127}
 """Bits of a weight with its share of the scales, which are stored in 8 bits for 64 weights."""
-
-KEYS = {
-    "activations": "model.checkpointing=true, or a lower max_tokens_per_microbatch",
-    "logits": "a lower logits_chunk_size",
-    "rollout cache": "a lower data.batch_size or rollout.sampling.max_new_tokens, or generator=vllm_server on other devices",
-    "packed weights": "generator.pack_weights=false",
-    "gathered weights": "generator=vllm_server on other devices",
-    "optimizer": "trainer=fsdp2 on more devices, optim=adamw_8bit or adapter=lora",
-    "gradients": "trainer=fsdp2 on more devices, or adapter=lora",
-    "weights": "trainer=fsdp2 on more devices, adapter=qlora, or a smaller model",
-    "teacher": "teacher.dtype=bfloat16, trainer=fsdp2 on more devices, teacher.offload=true, or teacher=remote",
-    "gathered teacher": "teacher.dtype=bfloat16, or teacher=remote",
-    "scores": "a lower data.batch_size",
-    "user": "environment.user.dtype=bfloat16, or a smaller model for the user",
-    "files": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
-    "weights that are spread": "model.dtype=bfloat16, teacher.dtype=bfloat16, teacher=remote, or a smaller model",
-}
-"""The keys that make each part smaller."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +66,10 @@ class Plan:
     def remedy(self, cfg: DictConfig) -> str:
         """The keys that make its greatest part smaller, of those that are left to turn."""
         for name in sorted(self.parts, key=lambda name: -self.parts[name]):
-            key = KEYS.get(name, KEYS["teacher"])
-            if name == "activations" and cfg.model.get("checkpointing"):
-                key = (
-                    "a lower max_tokens_per_microbatch, or adapter=lora"
-                    if cfg.adapter is None
-                    else "a lower max_tokens_per_microbatch"
-                )
             if name in ("optimizer", "gradients") and cfg.adapter is not None:
                 continue  # an adapter's are small
-            return f"{name} take most: {key}"
+            if found := remedies(name, cfg):
+                return f"{name} take most: {found}"
         return ""
 
 

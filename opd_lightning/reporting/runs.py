@@ -87,6 +87,16 @@ def load_study(folder: Path) -> tuple[list[Run], list[str]]:
     return comparable(runs, left_out, folder)
 
 
+def other_precisions(runs: list[Run], folder: Path) -> list[str]:
+    """A sentence for each run that trainer.precision=auto gave another precision than most of its cell; it stays."""
+    told = []
+    for cell in sorted({r.cell for r in runs}):
+        found = [(r.folder.relative_to(folder), r.config["trainer"].get("precision")) for r in runs if r.cell == cell]
+        common = Counter(precision for _, precision in found).most_common(1)[0][0]
+        told += [f"{place} was trained in {own}, most of its other seeds in {common}" for place, own in found if own != common]
+    return told
+
+
 def with_label(folder: Path | str, status: dict[str, Any]) -> str:
     """A run's folder, behind the label in its status.json if there is one."""
     return f"{status['label']} ({folder})" if status.get("label") else str(folder)
@@ -125,6 +135,7 @@ def comparable(runs: list[Run], left_out: list[str], folder: Path) -> tuple[list
         odd = [r for r in full_length if r.ledger["steps"] != common]
         left_out += [f"{r.folder.relative_to(folder)} took {r.ledger['steps']} updates, its other seeds {common}" for r in odd]
         runs = [r for r in runs if r not in odd]
+    left_out += other_precisions(runs, folder)
     seeds = {r.seed for r in runs}
     for cell in sorted({r.cell for r in runs}):
         missing = sorted(seeds - {r.seed for r in runs if r.cell == cell})

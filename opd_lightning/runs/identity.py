@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from opd_lightning.config import first_stage, plain
 from opd_lightning.config.composing import ENDLESS_SCHEDULES
+from opd_lightning.config.precision import EXACT, is_auto, with_precision
 from opd_lightning.config.trainer_arguments import epochs_of
+from opd_lightning.utils.atomic_files import read_object
 
 HASHED = (
     "init_from_run",
@@ -31,6 +33,8 @@ HASHED = (
 TRANSPORT = ("servers",)
 """Nodes in them that are not in the hash: where a model is served does not change the result."""
 
+PRECISION = "precision"
+"""The key of a run's precision in status.json; runs from before trainer.precision=auto lack it."""
 
 LATER = {"max_rows": None, "train_on": "last", "columns.tools": None}
 """Options of tasks that were added later, with the values that change nothing."""
@@ -80,8 +84,23 @@ def without_later(name: str, value: Any) -> Any:
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again."""
+    """<output_dir>/<study>/<name>-<hash>/seed-<seed>: the same command finds its run again, on another machine too.
+
+    `auto` is hashed as that word, not as what it becomes. A run from before it, whose default was 32-true, is still found.
+    """
+    if is_auto(cfg) and predates_auto(former := folder_of(with_precision(cfg, EXACT))):
+        return former
+    return folder_of(cfg)
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    """The folder by the hash alone."""
     return Path(str(cfg.output_dir)) / str(cfg.study.name) / f"{cfg.name}-{run_hash(cfg)}" / f"seed-{cfg.seed}"
+
+
+def predates_auto(folder: Path) -> bool:
+    """Whether a folder has a run that was begun before trainer.precision=auto."""
+    return (folder / "config.yaml").is_file() and PRECISION not in read_object(folder / "status.json")
 
 
 def is_run(path: str) -> bool:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from opd_lightning.config import plain
 from opd_lightning.config.compatibility import check
+from opd_lightning.config.precision import with_precision
 from opd_lightning.data.score_files import Index, fingerprint_of_vocabulary, fingerprint_of_weights
 from opd_lightning.models import Pretrained, Student, is_run
 from opd_lightning.models.output_layers import without_blocks
@@ -40,6 +41,7 @@ def score(cfg: DictConfig, out: Path, kind: str = "topk", k: int = 20, passes: i
     """
     check_options(kind, k, passes, shard_size)
     check(cfg)
+    cfg = with_precision(cfg)  # no Trainer is made: scores are in the dtype of the weights, the same on every machine
     check_writable(out)
     with locked(out, "choose another out"):
         before = begun(out)

@@ -14,6 +14,7 @@ from opd_lightning.callbacks import Evaluation, Progress
 from opd_lightning.config import build, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.limits import limited
+from opd_lightning.config.precision import with_precision
 from opd_lightning.config.trainer_arguments import BY_LIGHTNING, check_optimization, ignored, refusal
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.token_budget import chosen
@@ -77,6 +78,7 @@ class Distillation:
             self._trainers: WeakSet[L.Trainer] = WeakSet()
             for warning in check(self.cfg):
                 log.warning(f"warning: {in_python(warning)}")
+            self.cfg = with_precision(self.cfg)  # the Trainer's precision is its maker's to choose
             self._parts: Components = assemble(self.cfg, None)
             with ExitStack() as stack:
                 stack.callback(self.close)

@@ -1,12 +1,12 @@
 """Training of one run: from a composed configuration to a run folder."""
 
+import gc
 import json
 import logging
 import os
 import pickle
-import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from opd_lightning.config import build, first_stage, plain
 from opd_lightning.config.compatibility import check
 from opd_lightning.config.labels import run_label
 from opd_lightning.config.limits import limited
+from opd_lightning.config.precision import EXACT, with_precision
 from opd_lightning.config.schema import leaves
 from opd_lightning.config.trainer_arguments import processes_of
+from opd_lightning.preflight.automatic_precision import precision_of, record
 from opd_lightning.preflight.components import Components, assemble
 from opd_lightning.preflight.devices import check_started, devices
 from opd_lightning.preflight.logger import check_logger
@@ -35,6 +37,8 @@ from opd_lightning.preflight.token_budget import with_token_budget
 from opd_lightning.reporting.results import Results
 from opd_lightning.runs.identity import run_folder
 from opd_lightning.runs.status import horizon, is_finished, is_worker, read_status, say, steps_of, write_status
+from opd_lightning.training.endings import Stopped, stopped, stopper
+from opd_lightning.training.first_step import BFloat16Differs, FirstStep
 from opd_lightning.training.loggers import close_loggers, loggers
 from opd_lightning.training.parts import checked, data_of, module_of, warn_of_near_duplicates
 from opd_lightning.training.result import Result, result_names
@@ -102,10 +106,8 @@ def follows_data(key: str, now: Mapping[str, Any]) -> bool:
 def make(cfg: DictConfig, folder: Path) -> Path:
     """Train, and write to status.json how it ended; see `run`."""
     try:
-        if cfg.init_from_run is not None:
-            cfg = starting_from(cfg, run_first_stage(cfg))
-        say("reading the data, and rendering its prompts ...")
-        trainer = fit(cfg, folder)
+        start = None if cfg.init_from_run is None else run_first_stage(cfg)
+        trainer = fit(cfg, folder, start)
     except KeyboardInterrupt:
         write_status(folder, "interrupted", reason="stopped by the user or a signal")
         raise
@@ -133,32 +135,45 @@ def make(cfg: DictConfig, folder: Path) -> Path:
     return folder
 
 
-def stopper(trainer: L.Trainer) -> str | None:
-    """What ended training before its last update, such as "callbacks.EarlyStopping"; None if nothing did."""
-    if not trainer.should_stop or trainer.global_step == trainer.max_steps:
-        return None
-    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
-    name = next((name for c in callbacks if (name := getattr(c, "stopped_by", None))), None)
-    return f"callbacks.{name}" if name else "callbacks"
+def fit(cfg: DictConfig, folder: Path, start: Path | None = None) -> L.Trainer:
+    """Train in the run's precision, or in float32 from its start where the first step does not confirm bfloat16.
 
-
-class Stopped(KeyboardInterrupt):
-    """A run stopped at a signal, after saving; `code` is the exit status that a shell gives to the signal."""
-
-    def __init__(self, sentence: str, number: int | None):
-        super().__init__(sentence)
-        self.code = 128 + (number or signal.SIGINT)
-
-
-def fit(cfg: DictConfig, folder: Path) -> L.Trainer:
-    """Instantiate the components and train."""
+    Args:
+        start: the run whose result is the start model; None takes `model.path`.
+    """
     quiet()
+    choice = precision_of(cfg, folder)
+    if choice.tentative:
+        say(f"trainer.precision={choice.precision}: {choice.reason}")
+    try:
+        return fit_in(choice.precision, cfg, folder, start, [FirstStep()] if choice.tentative else [])
+    except BFloat16Differs as difference:
+        reason = str(difference)
+    release_memory()  # outside of the handler, where nothing holds the models any more
+    if not is_worker():
+        log.warning(f"warning: {reason}; the run goes on in float32; trainer.precision=bf16-mixed takes bfloat16 all the same")
+    return fit_in(EXACT, cfg, folder, start, [])
+
+
+def fit_in(precision: str, cfg: DictConfig, folder: Path, start: Path | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """Instantiate the components and train; `callbacks` stand before all others."""
+    record(folder, precision)
+    cfg = with_precision(cfg, precision)
+    cfg = cfg if start is None else starting_from(cfg, start)
+    say("reading the data, and rendering its prompts ...")
     parts = assemble(cfg, folder)
     with closing(parts.generator):
-        return train(parts, cfg, folder)
+        return train(parts, cfg, folder, callbacks)
 
 
-def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
+def release_memory() -> None:
+    """Give back the memory of models that nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def train(parts: Components, cfg: DictConfig, folder: Path, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
     """Check the components, and train."""
     cfg = limited(cfg, parts.task.max_new_tokens)
     about = {"label": run_label(cfg), "start_model": parts.model.lineage(), "started": str(parts.renderer.template.today)}
@@ -195,7 +210,7 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
     trainer: L.Trainer = build(
         OmegaConf.create({"trainer": settings}).trainer,  # for the place in errors
         logger=loggers(cfg, folder),
-        callbacks=[*fixed, Result(result_names(cfg)), *chosen],
+        callbacks=[*callbacks, *fixed, Result(result_names(cfg)), *chosen],
         default_root_dir=str(folder),
     )
     if not is_worker():
@@ -220,15 +235,6 @@ def train(parts: Components, cfg: DictConfig, folder: Path) -> L.Trainer:
             if isinstance(callback, Checkpoint):
                 callback.restore_handlers()
     return trainer
-
-
-def stopped(trainer: L.Trainer, folder: Path) -> KeyboardInterrupt:
-    """The end of a run that a signal ended within a step."""
-    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
-    saver = next((c for c in callbacks if isinstance(c, Checkpoint) and c.stop_signal is not None), None)
-    if saver is None:
-        return KeyboardInterrupt()
-    return Stopped(f"interrupted; the same command goes on from update {saver.saved}: {folder}", saver.stop_signal)
 
 
 def run_first_stage(cfg: DictConfig) -> Path:
